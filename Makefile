@@ -1,0 +1,29 @@
+# `make run` and `make test` need Python 3.11 and nothing else; both make .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup run test check clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-embedded.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt torch
+	$(BIN)/pip install -c constraints.txt -e '.[dev,openvino,openai]' reasoning-gym
+	$(BIN)/pip install --no-deps -r requirements-embedded.txt
+	touch $@
+
+run: setup  ## the quickstart, into runs/quickstart
+	$(BIN)/fedsdr run examples/quickstart.toml --out runs/quickstart $(if $(wildcard runs/quickstart/config.toml),--resume)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info src/*.egg-info

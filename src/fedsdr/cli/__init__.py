@@ -1,0 +1,1 @@
+"""One file a command; `main.py` puts them together."""

@@ -1,0 +1,31 @@
+"""fedsdr distill: rewrite every client's data once, and the audit."""
+
+from pathlib import Path
+
+import click
+
+from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
+
+
+@click.command()
+@config_file
+@overrides
+@out_folder
+def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
+    """Rewrite every client's training answers once and count what became of them.
+
+    What was made before is taken from the cache, and a stopped command goes on.
+    """
+    from fedsdr.cli.progress import console_progress
+    from fedsdr.cli.table import print_audit
+    from fedsdr.config import load_config
+    from fedsdr.engines.distilling import distill_clients
+    from fedsdr.engines.experiment import clients_of
+    from fedsdr.engines.site import open_site
+
+    folder = folder_of(config, out)
+    settings = load_config(config, set_)
+    clients = clients_of(settings)
+    site = open_site(settings, folder)
+    print_audit(distill_clients(site, clients, console_progress()))
+    print(f"\nrewrites in {folder / 'distilled'}/")

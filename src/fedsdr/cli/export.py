@@ -1,0 +1,19 @@
+"""fedsdr export: a PEFT adapter or merged weights of the global model or of a client."""
+
+from pathlib import Path
+
+import click
+
+from fedsdr.cli.options import run_folder
+
+
+@click.command()
+@run_folder
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--client", default="", help="A client's model (R+S) instead of the global one.")
+@click.option("--merge", is_flag=True, help="Whole weights instead of an adapter.")
+def export(run: Path, out: Path, client: str, merge: bool) -> None:
+    """Write a model that plain PEFT (or, with --merge, plain transformers) loads."""
+    from fedsdr.engines.exporting import export_model
+
+    print(export_model(run, out, client_id=client, merge=merge))

@@ -1,0 +1,70 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsdr.distill.records import Audit
+from fedsdr.evaluation.results import rows_of
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Print scores and losses of base, global and client models, and what they cost."""
+    header, *body = rows_of(results)
+    table = Table(
+        title=f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
+        f"seed {results['seed']} (± 95 % interval over test rows; loss in nats a token)"
+    )
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for i, row in enumerate(body):
+        if i == len(results["clients"]):
+            table.add_section()
+        table.add_row(*row)
+    console = wide_console()
+    console.print(table)
+    cost = results["cost"]
+    tokens = ", ".join(f"{name} {count:,.0f}" for name, count in cost["tokens"].items())
+    seconds = ", ".join(f"{name} {count:,.0f}" for name, count in cost["seconds"].items())
+    console.print(f"tokens: {tokens}", highlight=False)
+    console.print(f"seconds: {seconds}", highlight=False)
+    console.print(
+        f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down",
+        highlight=False,
+    )
+
+
+def print_audit(audits: Mapping[str, Audit]) -> None:
+    """Print what became of each client's answers."""
+    table = Table(title="rewriting")
+    columns = (
+        "client",
+        "answers",
+        "rewritten",
+        "length",
+        "new tokens",
+        "cached",
+        "kept raw because",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name in (columns[0], columns[-1]) else "right")
+    for client, audit in audits.items():
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(audit.kept_raw.items()))
+        table.add_row(
+            client,
+            str(audit.answers),
+            f"{audit.rewritten} ({audit.share_rewritten:.0%})",
+            f"x{audit.length_ratio:.2f}",
+            str(audit.new_tokens),
+            str(audit.from_cache),
+            reasons,
+        )
+    wide_console().print(table)
+
+
+def wide_console() -> Console:
+    """Return a console as wide as the terminal. Piped into a file there is no width to fit into,
+    and a table that is cut would be useless."""
+    return Console() if Console().is_terminal else Console(width=160)

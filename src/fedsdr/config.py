@@ -1,0 +1,333 @@
+"""One TOML file -> frozen dataclasses. The keys, their defaults and their meaning are all here.
+
+Every problem is a UserError that names the file and the key, and the nearest key for a typo.
+Paths in a file are relative to that file; paths given by `--set` to the working directory.
+"""
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from fedsdr.errors import UserError, nearest
+from fedsdr.files import write_atomically
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "embedded:smollm2-135m-instruct"  # or a hub id, a folder, a .gguf file
+    revision: str = ""  # of a hub id
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    device: str = "auto"  # auto | cpu | cuda | cuda:1
+    template: Literal["auto", "chat", "alpaca"] = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    clients: str | list[str] = ""  # a folder with one file a client, or a list of files
+    include: list[str] = field(default_factory=list)  # names of clients to use; empty: all
+    source: str | list[str] = ""  # one file (or hub data set), split by:
+    partition: Literal["iid", "category", "dirichlet", "quantity"] = "dirichlet"
+    alpha: float = 0.5
+    num_clients: int = 8
+    test_fraction: float = 0.1
+    max_examples: int = 0  # training rows a client; 0: all
+    max_test_examples: int = 0  # test rows a client; 0: all
+    max_length: int = 512  # tokens a row
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    name: str = "fedsdr"
+    mixture: float = 1.0  # fedsd: the share of its rows that are rewrites; the rest stay raw
+    s_reset: bool = False  # start S anew every round instead of keeping it
+    s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    name: str = "fedavg"
+    lr: float | None = None  # server learning rate; unset: the rule's default
+    beta: float | None = None
+    b1: float | None = None
+    b2: float | None = None
+    tau: float | None = None
+    mu: float = 0.01  # fedprox
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    rounds: int = 20
+    clients_per_round: int = 0  # 0: all
+    min_updates: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    local_epochs: int = 3
+    smooth_epochs: int = 0  # 0: as local_epochs; else the epochs of the phases that train S
+    batch_size: int = 128  # examples an optimizer step
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # 0: no clipping
+    pack_tokens: int = 1024  # real tokens in one forward pass
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.05
+    frozen_dropout: bool = False  # dropout on the frozen branch too
+    target_modules: str | list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    engine: str = "auto"  # auto | transformers | openvino | vllm | openai
+    model: str = ""  # the name an endpoint knows it by; the seed model otherwise
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    max_new_tokens: int = 256
+    filter: Literal["none", "sdft"] = "sdft"
+    prompts: str = ""  # your own prompt file
+    batch_size: int = 32
+    url: str = ""  # engine openai
+    api_key_env: str = "OPENAI_API_KEY"
+    allow_remote: bool = False  # send raw data to an address that is not this machine
+    cache: str = ""  # where rewrites are kept between runs; empty: $FEDSDR_CACHE or ~/.cache/fedsdr
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    max_new_tokens: int = 128
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    name: Literal["in-process"] = "in-process"
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+# key -> (least, most, what is wrong otherwise)
+_BOUNDS: dict[str, tuple[float, float, str]] = {
+    "data.test_fraction": (0.0, 0.99, "a share from 0 to 0.99"),
+    "data.alpha": (1e-6, 1e9, "above 0"),
+    "data.num_clients": (1, 1e9, "at least 1"),
+    "data.max_examples": (0, 1e12, "0 (all) or more"),
+    "data.max_test_examples": (0, 1e12, "0 (all) or more"),
+    "data.max_length": (8, 1e9, "at least 8 tokens"),
+    "method.mixture": (0.0, 1.0, "a share from 0 to 1"),
+    "method.s_dropout": (0.0, 1.0, "a share from 0 to 1"),
+    "federation.rounds": (1, 1e9, "at least 1"),
+    "federation.clients_per_round": (0, 1e9, "0 (all) or more"),
+    "federation.min_updates": (1, 1e9, "at least 1"),
+    "train.local_epochs": (1, 1e6, "at least 1"),
+    "train.smooth_epochs": (0, 1e6, "0 (as local_epochs) or more"),
+    "train.batch_size": (1, 1e9, "at least 1"),
+    "train.lr": (1e-12, 1e3, "above 0"),
+    "train.weight_decay": (0.0, 1e3, "0 or more"),
+    "train.max_grad_norm": (0.0, 1e9, "0 (no clipping) or more"),
+    "train.pack_tokens": (1, 1e9, "at least 1"),
+    "lora.rank": (1, 1e5, "at least 1"),
+    "lora.alpha": (1e-9, 1e9, "above 0"),
+    "lora.dropout": (0.0, 0.99, "a share from 0 to 0.99"),
+    "algorithm.mu": (0.0, 1e9, "0 or more"),
+    "teacher.temperature": (0.0, 100.0, "0 (greedy) or more"),
+    "teacher.top_p": (1e-9, 1.0, "above 0, at most 1"),
+    "teacher.top_k": (0, 1e9, "0 (no cut) or more"),
+    "teacher.max_new_tokens": (1, 1e9, "at least 1"),
+    "teacher.batch_size": (1, 1e9, "at least 1"),
+    "evaluation.max_new_tokens": (1, 1e9, "at least 1"),
+    "evaluation.batch_size": (1, 1e9, "at least 1"),
+}
+# Keys that hold a path, which is relative to the file that names it.
+_PATHS = ("model.name", "data.clients", "data.source", "teacher.prompts", "teacher.cache")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `a.b=value` overrides (values are TOML; a bare word is text).
+
+    Raises UserError, naming the file or the override and the key, for anything that is not a
+    complete and sensible configuration.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (make one with: fedsdr init DIR)") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a configuration file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    config: Config = _build(Config, table, "", str(path))
+    config = _with_absolute_paths(config, path.parent)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        where = f"--set {override}"
+        if not equals:
+            raise UserError(f"{where}: expected key=value")
+        nested: Any = _parse_value(text)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        config = _with_absolute_paths(_merge(config, nested, where), Path.cwd())
+    _check_bounds(config, str(path))
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every value, resolved, so that running the file again repeats the run."""
+    write_atomically(path, tomli_w.dumps(_without_none(dataclasses.asdict(config))))
+
+
+def key_names(kind: type = Config, prefix: str = "") -> list[str]:
+    """Return every key that a user can set, as `a.b`."""
+    names: list[str] = []
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(f.type):
+            names += key_names(typing.cast(type, f.type), f"{prefix}{f.name}.")
+        else:
+            names.append(prefix + f.name)
+    return names
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: type, table: Mapping[str, Any], prefix: str, where: str) -> Any:
+    return _merge(kind(), table, where, prefix)
+
+
+def _merge(value: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    """Return the dataclass `value` with the keys of `table` put in; every key must exist."""
+    fields = {f.name: f for f in dataclasses.fields(value)}
+    changed: dict[str, Any] = {}
+    for name, new in table.items():
+        key = prefix + name
+        if name not in fields:
+            known = key_names()
+            by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name]
+            hint = f"; did you mean '{by_leaf[0]}'?" if by_leaf else nearest(key, known)
+            raise UserError(f"{where}: unknown key '{key}'{hint}")
+        kind = fields[name].type
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(new, Mapping):
+                raise UserError(f"{where}: '{key}' is a section: write [{key}] and its keys")
+            changed[name] = _merge(getattr(value, name), new, where, f"{key}.")
+        else:
+            changed[name] = _typed(new, kind, key, where)
+    return dataclasses.replace(value, **changed)
+
+
+def _typed(value: Any, kind: Any, key: str, where: str) -> Any:
+    """Return `value` if it is of the declared type, an integer widened to a float if need be."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in args:
+            return value
+        close = nearest(str(value), [str(a) for a in args])
+        raise UserError(f"{where}: '{key}' is {value!r}, not one of {', '.join(args)}{close}")
+    options = args if origin in (typing.Union, types.UnionType) else (kind,)
+    for option in options:
+        element = typing.get_args(option)
+        if element and isinstance(value, list) and all(type(v) is element[0] for v in value):
+            return value
+        if type(value) is option:
+            return value
+        if option is float and type(value) is int:
+            return float(value)
+    words = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+    wanted = " or ".join(words.get(o, "a list of texts") for o in options if o is not type(None))
+    raise UserError(f"{where}: '{key}' is {value!r}; it takes {wanted}")
+
+
+def value_of(config: Config, key: str) -> Any:
+    """Return the value of `a.b`."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def replace_value(config: Config, key: str, value: Any) -> Config:
+    """Return the configuration with `a.b` set, checked as if it stood in a file."""
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    changed: Config = _merge(config, nested, key)
+    _check_bounds(changed, key)
+    return changed
+
+
+def _check_bounds(config: Config, where: str) -> None:
+    for key, (least, most, wanted) in _BOUNDS.items():
+        value = value_of(config, key)
+        if not least <= value <= most:
+            raise UserError(f"{where}: '{key}' is {value}; it must be {wanted}")
+    if not config.lora.target_modules:
+        raise UserError(f"{where}: 'lora.target_modules' is empty; name modules or \"all-linear\"")
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    """Make the paths absolute that exist as files under `folder` or look like paths."""
+    for key in _PATHS:
+        value = value_of(config, key)
+        resolved: Any = (
+            [_absolute(v, folder, key) for v in value]
+            if isinstance(value, list)
+            else _absolute(value, folder, key)
+        )
+        if resolved != value:
+            section, name = key.split(".")
+            part = dataclasses.replace(getattr(config, section), **{name: resolved})
+            config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def _absolute(value: str, folder: Path, key: str) -> str:
+    """A hub id such as `org/name` and `embedded:...` stay; anything that is a path is resolved."""
+    if not value or value.startswith(("embedded:", "hub:")):
+        return value
+    path = Path(value).expanduser()
+    if key == "model.name" and not (folder / path).exists() and path.suffix != ".gguf":
+        looks_local = value.startswith((".", "/", "~"))
+        return os.path.abspath(folder / path) if looks_local else value
+    return os.path.abspath(folder / path)
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: _without_none(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None
+    }

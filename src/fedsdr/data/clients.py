@@ -1,0 +1,181 @@
+"""What each client holds: files, folders, hub and embedded sets -> `ClientData`."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from fedsdr.data.files import READERS, place, read_rows
+from fedsdr.data.formats import example_from_row
+from fedsdr.data.hub import hub_name, read_hub_rows
+from fedsdr.data.partition import PARTITIONERS, Partitioner
+from fedsdr.data.split import prompt_groups, split
+from fedsdr.errors import UserError, choose, nearest
+from fedsdr.types import ClientData, Example
+
+EMBEDDED = "embedded:five-domains"
+Read = Callable[[], list[Example]]  # nothing is read before it is known to be needed
+
+
+def load_clients(
+    *,
+    clients: str | Sequence[str] = "",
+    include: Sequence[str] = (),
+    source: str | Sequence[str] = "",
+    partition: str = "dirichlet",
+    alpha: float = 0.5,
+    num_clients: int = 8,
+    test_fraction: float = 0.1,
+    max_examples: int = 0,
+    max_test_examples: int = 0,
+    seed: int = 0,
+) -> list[ClientData]:
+    """Return what every client holds, sorted by client id, `rewritten` empty.
+
+    Either `clients`: a folder with one file a client, `embedded:five-domains`, or a list of files
+    and `hub:ORG/NAME[:config][@split]` names. Or `source`: the same, put together and dealt by
+    the partitioner to client-00, client-01, ...; rows of one prompt go to one client, so that
+    no client's test rows are another's training rows, and a row without a category takes the
+    name of its source where there are several. `include` names the clients to keep (empty: all).
+    UserError, one line, for all that the user can mend.
+    """
+    if bool(clients) == bool(source):
+        raise UserError(f"data: set {'only one' if clients else 'one'} of 'clients' and 'source'")
+    if clients:
+        reads = _reads(clients, "data.clients", seed)
+    else:
+        deal = choose(partition, PARTITIONERS, "data.partition")
+        pooled = _pooled(_reads(source, "data.source", seed))
+        reads = _dealt(pooled, deal, num_clients, alpha, seed)
+    for name in include:
+        if name not in reads:
+            known = f"clients: {', '.join(sorted(reads))}"
+            raise UserError(f"data.include: no client '{name}' ({known}){nearest(name, reads)}")
+    return [
+        _client(name, reads[name](), test_fraction, max_examples, max_test_examples, seed)
+        for name in sorted(set(include) or reads)
+    ]
+
+
+def load_one_client(
+    path: str,
+    name: str,
+    *,
+    test_fraction: float = 0.1,
+    max_examples: int = 0,
+    max_test_examples: int = 0,
+    seed: int = 0,
+) -> ClientData:
+    """Return what the site called `name` holds, as `load_clients` would, reading nothing else.
+
+    `path` is one file or hub name, whatever its own name; or a folder or embedded set, of which
+    the part called `name` is taken.
+    """
+    reads = _reads(path, "data.clients", seed)
+    several = path == EMBEDDED or Path(path).is_dir()
+    if several and name not in reads:
+        known = f"has {', '.join(sorted(reads))}"
+        raise UserError(f"{path}: no client '{name}' ({known}){nearest(name, reads)}")
+    read = reads[name] if several else next(iter(reads.values()))
+    return _client(name, read(), test_fraction, max_examples, max_test_examples, seed)
+
+
+def _client(
+    name: str,
+    examples: Sequence[Example],
+    test_fraction: float,
+    max_examples: int,
+    max_test_examples: int,
+    seed: int,
+) -> ClientData:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        allowed = "letters, digits and ._- with no dot in front"
+        raise UserError(f"client name {name!r} cannot name a folder; use {allowed}")
+    train, test = split(
+        _with_unique_ids(examples), test_fraction, seed, max_examples, max_test_examples, name
+    )
+    return ClientData(client_id=name, raw=tuple(train), rewritten=(), test=tuple(test))
+
+
+def _with_unique_ids(examples: Iterable[Example]) -> list[Example]:
+    """Call the second example of one id `id-2`, the third `id-3`, past the names in use."""
+    examples = list(examples)
+    taken = {example.id for example in examples}
+    copies: Counter[str] = Counter()
+    unique = []
+    for example in examples:
+        copies[example.id] += 1
+        if copies[example.id] > 1:
+            while f"{example.id}-{copies[example.id]}" in taken:
+                copies[example.id] += 1
+            example = replace(example, id=f"{example.id}-{copies[example.id]}")
+            taken.add(example.id)
+        unique.append(example)
+    return unique
+
+
+def _pooled(reads: Mapping[str, Read]) -> list[Example]:
+    default = {name: name if len(reads) > 1 else "" for name in reads}
+    return [
+        replace(example, category=example.category or default[name])
+        for name, read in reads.items()
+        for example in read()
+    ]
+
+
+def _dealt(
+    examples: Sequence[Example], deal: Partitioner, num_clients: int, alpha: float, seed: int
+) -> dict[str, Read]:
+    groups = prompt_groups(examples)
+    parts = deal([examples[group[0]] for group in groups], num_clients, alpha, seed)
+    width = max(2, len(str(num_clients - 1)))
+    dealt: dict[str, Read] = {}
+    for number, part in enumerate(parts):
+        indices = sorted(index for group in part for index in groups[group])
+        dealt[f"client-{number:0{width}d}"] = partial(list, [examples[i] for i in indices])
+    return dealt
+
+
+def _reads(specs: str | Sequence[str], key: str, seed: int) -> dict[str, Read]:
+    """Return name -> how to read it, for each file or set that `specs` name."""
+    reads: dict[str, Read] = {}
+    origins: dict[str, str] = {}
+    for spec in [specs] if isinstance(specs, str) else specs:
+        for name, origin, read in _named(spec, key, seed):
+            if name in reads:
+                both = f"{origins[name]} and {origin}"
+                raise UserError(f"{key}: two are called '{name}': {both}; rename or drop one")
+            reads[name], origins[name] = read, origin
+    return reads
+
+
+def _named(spec: str, key: str, seed: int) -> list[tuple[str, str, Read]]:
+    """Return (name, where it comes from, how to read it) for what one entry stands for."""
+    if spec.startswith("embedded:"):
+        if spec != EMBEDDED:
+            raise UserError(f"{key}: unknown data set '{spec}' (there is {EMBEDDED})")
+        from fedsdr.data.sources.embedded import five_domains
+
+        return [(name, spec, partial(list, rows)) for name, rows in five_domains(seed).items()]
+    if spec.startswith("hub:"):
+        return [(hub_name(spec), spec, partial(_read_hub, spec))]
+    path = Path(spec)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in READERS)
+        files = [p for p in files if not p.name.startswith(".")]
+        if not files:
+            raise UserError(f"{key}: no {', '.join(READERS)} file in the folder {path}")
+        return [(file.stem, str(file), partial(_read_file, file)) for file in files]
+    if not path.exists():
+        raise UserError(f"{key}: no such file or folder: {path}")
+    return [(path.stem, str(path), partial(_read_file, path))]
+
+
+def _read_file(path: Path) -> list[Example]:
+    return [example_from_row(row, place(path, number)) for number, row in read_rows(path)]
+
+
+def _read_hub(spec: str) -> list[Example]:
+    return [example_from_row(row, f"{spec}, row {number}") for number, row in read_hub_rows(spec)]

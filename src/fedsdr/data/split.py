@@ -1,0 +1,86 @@
+"""The held-out split of one client, made before anything else looks at its rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsdr.errors import UserError
+from fedsdr.seeds import seed_for
+from fedsdr.types import Example
+
+Prompt = tuple[tuple[str, ...], ...]  # the turns up to a user message, stripped
+
+
+def split(
+    examples: Sequence[Example],
+    test_fraction: float,
+    seed: int,
+    max_examples: int = 0,
+    max_test_examples: int = 0,
+    client: str = "",
+) -> tuple[list[Example], list[Example]]:
+    """Return (train, test), each in the file's order.
+
+    Test gets round(test_fraction * n) rows, fewer where groups of one prompt (`prompt_groups`),
+    which stay together, do not fit; at least one row if test_fraction > 0 and there are two
+    groups. Duplicates are kept: they are the weight that the data give. The caps then choose
+    rows at random (0: all); a larger cap keeps the rows of a smaller one. Depends on the rows,
+    `seed` and `client` alone, so that a site gets the same split alone as among others.
+    UserError, naming the client, when no training row is left.
+    """
+    if not examples:
+        raise UserError(f"client '{client}' has no rows; give it data or leave it out")
+    wanted = round(test_fraction * len(examples))
+    if wanted >= len(examples):
+        rows = f"client '{client}': data.test_fraction = {test_fraction} of {len(examples)} rows"
+        raise UserError(f"{rows} leaves no training row; lower it or add rows")
+    test = _held_out(prompt_groups(examples), max(wanted, 1), seed, client) if test_fraction else []
+    held = set(test)
+    train = [i for i in range(len(examples)) if i not in held]
+    train = _capped(train, max_examples, seed_for(seed, "cap-train", client))
+    test = _capped(test, max_test_examples, seed_for(seed, "cap-test", client))
+    return [examples[i] for i in train], [examples[i] for i in test]
+
+
+def prompt_groups(examples: Sequence[Example]) -> list[list[int]]:
+    """Return the indices that must stay on one side, each group by its first row's place.
+
+    Rows belong together when they have the same prompt (history, instruction, input, each without
+    outer white space), so exact duplicates do; and when one row's prompt begins the other's
+    conversation, as where a conversation is also given turn by turn.
+    """
+    prompts = [_prompts(example) for example in examples]
+    final = {chain[-1] for chain in prompts}
+    groups: dict[Prompt, list[int]] = {}
+    for index, chain in enumerate(prompts):
+        # The shortest beginning that is a row's own prompt names the group: all rows that begin
+        # with it find the same one.
+        first = next(prompt for prompt in chain if prompt in final)
+        groups.setdefault(first, []).append(index)
+    return list(groups.values())
+
+
+def _prompts(example: Example) -> list[Prompt]:
+    """Return what comes before each assistant turn, the shortest first."""
+    turns = [(turn.role, turn.content.strip(), "") for turn in example.history]
+    turns.append(("user", example.instruction.strip(), example.input.strip()))
+    return [tuple(turns[: i + 1]) for i, turn in enumerate(turns) if turn[0] == "user"]
+
+
+def _held_out(groups: list[list[int]], wanted: int, seed: int, client: str) -> list[int]:
+    """Return the rows of shuffled groups as long as they fit in `wanted`, else a smallest one."""
+    if len(groups) < 2:
+        return []
+    order = np.random.default_rng(seed_for(seed, "split", client)).permutation(len(groups))
+    test: list[int] = []
+    for g in order:
+        if len(test) + len(groups[g]) <= wanted:
+            test += groups[g]
+    return sorted(test or min((groups[g] for g in order), key=len))
+
+
+def _capped(indices: Sequence[int], most: int, seed: int) -> list[int]:
+    if not most or len(indices) <= most:
+        return list(indices)
+    chosen = np.random.default_rng(seed).permutation(len(indices))[:most]
+    return [indices[i] for i in sorted(chosen)]

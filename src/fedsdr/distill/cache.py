@@ -1,0 +1,100 @@
+"""Rewrites that were made before, kept by what they depend on, so that nothing is made twice.
+
+FOLDER/rewrites/<fingerprint>.json    which teacher: model, weights, template, engine, decoding
+FOLDER/rewrites/<fingerprint>.jsonl   its rewrites, one line each, only ever appended to
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from fedsdr.files import disk_errors_named, write_atomically
+from fedsdr.types import Decoding, Generation
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """All of a rewrite that does not depend on the example.
+
+    The engine belongs to it, because the text that one seed samples differs between engines.
+    """
+
+    model: str  # the name by which the user knows it
+    weights: str  # revision or hash of the weights
+    template: str  # fingerprint of the chat template
+    engine: str  # name and version
+    decoding: Decoding
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of SHA-256 over all fields."""
+        return _digest(json.dumps(dataclasses.asdict(self), sort_keys=True))[:16]
+
+
+def cache_key(request: str, seed: int) -> str:
+    """Return the key of one rewrite: SHA-256 of the prompt as the teacher reads it and the seed."""
+    return _digest(f"{seed}\n{request}")
+
+
+class RewriteCache:
+    """The rewrites of one teacher, in memory and on disk.
+
+    A row is appended by one `write` to a file opened with O_APPEND, so that an interrupted run
+    keeps every finished row and several processes can add at once. The torn line that a crash may
+    leave is ended by the next row and ignored on load. What one process adds, another sees when it
+    opens the cache anew. Where a key stands twice, the first row counts.
+    """
+
+    def __init__(self, folder: str | Path, teacher: Teacher) -> None:
+        """Load the teacher's rewrites from `folder`, which is made when it is missing.
+
+        Raises UserError when the disk refuses.
+        """
+        self.teacher = teacher
+        self.path = Path(folder) / "rewrites" / f"{teacher.fingerprint}.jsonl"
+        about = json.dumps(dataclasses.asdict(teacher), indent=2, sort_keys=True) + "\n"
+        if not self.path.with_suffix(".json").exists():
+            write_atomically(self.path.with_suffix(".json"), about)
+        with disk_errors_named(self.path):
+            content = self.path.read_bytes() if self.path.exists() else b""
+        self._torn = not content.endswith(b"\n") and content != b""
+        self._rows: dict[str, Generation] = {}
+        for line in content.splitlines():
+            if row := _row(line):
+                self._rows.setdefault(row.id, row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, key: str) -> Generation | None:
+        """Return the rewrite under a key, whose `id` is the key, or None."""
+        return self._rows.get(key)
+
+    def put(self, key: str, generation: Generation) -> None:
+        """Keep a rewrite, in memory and on disk. UserError when the disk refuses."""
+        row = dataclasses.replace(generation, id=key)
+        line = ("\n" if self._torn else "") + json.dumps(dataclasses.asdict(row)) + "\n"
+        with disk_errors_named(self.path):
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                if os.write(file, line.encode()) < len(line):
+                    self._torn = True
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(file)
+        self._torn = False
+        self._rows.setdefault(key, row)
+
+
+def _row(line: bytes) -> Generation | None:
+    try:
+        return Generation(**json.loads(line))
+    except (ValueError, TypeError):  # torn, or of another version
+        return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

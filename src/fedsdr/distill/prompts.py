@@ -1,0 +1,117 @@
+"""What the seed model is asked: the instruction, its gold answer as a guide, "in your own words".
+
+One prompt for each family of answers, in prompts.toml; a user's own file has the same form.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from fedsdr.answers import Kind, kind_of_one
+from fedsdr.errors import UserError, nearest
+from fedsdr.types import Example, Turn
+
+FAMILIES: dict[Kind, str] = {
+    "text": "general",
+    "number": "maths",
+    "code": "code",
+    "label": "classification",
+    "call": "functions",
+}
+_PLACEHOLDERS = ("instruction", "input", "history", "response")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def load_prompts(path: str | Path | None = None) -> Mapping[str, str]:
+    """Return a prompt for each family: the built-in ones, or those of a TOML file.
+
+    A family that the file leaves out takes the file's `general`, or else the built-in prompt of
+    that family. UserError names the file and the key of an unknown family, an unknown placeholder,
+    a prompt without {response}, or a value that is not text.
+    """
+    built_in = tomllib.loads(
+        resources.files(__package__).joinpath("prompts.toml").read_text("utf-8")
+    )
+    if path is None:
+        return built_in
+    own = {
+        family: _checked(prompt, f"{path}: {family}", family)
+        for family, prompt in _read(Path(path)).items()
+    }
+    return {family: own.get(family, own.get("general", built_in[family])) for family in built_in}
+
+
+def family_of(response: str, client_kind: Kind) -> str:
+    """Return the family whose prompt and checks an answer gets.
+
+    It follows the answer itself (`kind_of_one`), so that a mixed client is served well; but a short
+    answer is a label only where the client's answers as a whole are labels (`kind_of`), because
+    "I am fine" in a chat is not one.
+    """
+    kind = kind_of_one(response)
+    return FAMILIES["text" if kind == "label" and client_kind != "label" else kind]
+
+
+def placeholders_of(example: Example, turn: int) -> dict[str, str]:
+    """Return what the placeholders stand for when assistant turn number `turn` is rewritten.
+
+    instruction: the user's message that it answers; input: the example's, for its last turn alone;
+    history: what was said before, gold answers included, as lines "User: ...", "Assistant: ...";
+    response: its gold answer.
+    """
+    turns = (
+        *example.history,
+        Turn("user", example.instruction),
+        Turn("assistant", example.response),
+    )
+    place = [at for at, said in enumerate(turns) if said.role == "assistant"][turn]
+    asked = place - 1 if place and turns[place - 1].role == "user" else place
+    return {
+        "instruction": turns[asked].content if asked < place else "",
+        "input": example.input if place == len(turns) - 1 else "",
+        "history": "\n".join(f"{said.role.capitalize()}: {said.content}" for said in turns[:asked]),
+        "response": turns[place].content,
+    }
+
+
+def fill(prompt: str, values: Mapping[str, str]) -> str:
+    """Return the prompt with its placeholders replaced, without the paragraphs that would say
+    nothing because all their placeholders are empty."""
+    filled = []
+    for paragraph in re.split(r"\n\s*\n", prompt.strip()):
+        names = _PLACEHOLDER.findall(paragraph)
+        if not names or any(values[name] for name in names):
+            filled.append(_PLACEHOLDER.sub(lambda match: values[match[1]], paragraph))
+    return "\n\n".join(filled)
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (teacher.prompts names it)") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a TOML file with prompts") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def _checked(prompt: object, where: str, family: str) -> str:
+    families = list(FAMILIES.values())
+    if family not in families:
+        raise UserError(
+            f"{where}: no such family (one of: {', '.join(families)}){nearest(family, families)}"
+        )
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: must be text in quotes")
+    for name in _PLACEHOLDER.findall(prompt):
+        if name not in _PLACEHOLDERS:
+            known = ", ".join(f"{{{known}}}" for known in _PLACEHOLDERS)
+            raise UserError(f"{where}: unknown placeholder {{{name}}} (one of: {known})")
+    if "{response}" not in prompt:
+        raise UserError(f"{where}: must hold {{response}}, where the gold answer is shown")
+    return prompt

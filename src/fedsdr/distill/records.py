@@ -1,0 +1,131 @@
+"""What became of each answer, as a file that stays at the client, and in numbers."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedsdr.data.templates import responses_of, with_responses
+from fedsdr.errors import UserError
+from fedsdr.files import write_atomically
+from fedsdr.types import Example, Generation
+
+
+@dataclass(frozen=True)
+class RewriteRecord:
+    """One line of OUT/distilled/CLIENT.jsonl: one answer, which is one assistant turn.
+
+    `reason` is why the sdft filter refuses the rewrite, '' where it does not; with the filter
+    "none" a refused rewrite is used all the same, unless it is empty.
+    """
+
+    id: str
+    turn: int  # 0 is the first assistant turn of the example
+    instruction: str
+    raw: str
+    rewrite: str
+    used: Literal["rewrite", "raw"]
+    reason: str
+    family: str
+    seed: int
+    teacher: str  # fingerprint
+    new_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the rewriting of one client came to, counted in answers."""
+
+    answers: int
+    rewritten: int  # answers whose rewrite is used
+    kept_raw: Mapping[str, int]  # reason -> answers whose raw text is used
+    sdft_would_refuse: Mapping[str, int]  # reason -> answers, whatever the filter
+    length_ratio: float  # mean of words in the rewrite / words in the raw answer, where used
+    generated: int  # rewrites made now; the others were in the cache or stand twice in the data
+    new_tokens: int  # generated now
+    prompt_tokens: int  # read now
+
+    @property
+    def from_cache(self) -> int:
+        """Answers that cost nothing now."""
+        return self.answers - self.generated
+
+    @property
+    def share_rewritten(self) -> float:
+        """The share of answers whose rewrite is used; 0 of none."""
+        return self.rewritten / max(1, self.answers)
+
+
+def audit_of(records: Sequence[RewriteRecord], made: Sequence[Generation] = ()) -> Audit:
+    """Count the records of one client; `made` is what was generated for them now."""
+    used = [record for record in records if record.used == "rewrite"]
+    ratios = [len(r.rewrite.split()) / max(1, len(r.raw.split())) for r in used]
+    return Audit(
+        answers=len(records),
+        rewritten=len(used),
+        kept_raw=dict(Counter(r.reason for r in records if r.used == "raw")),
+        sdft_would_refuse=dict(Counter(r.reason for r in records if r.reason)),
+        length_ratio=sum(ratios) / max(1, len(ratios)),
+        generated=len(made),
+        new_tokens=sum(generation.new_tokens for generation in made),
+        prompt_tokens=sum(generation.prompt_tokens for generation in made),
+    )
+
+
+def with_rewrites(
+    examples: Sequence[Example], records: Iterable[RewriteRecord]
+) -> tuple[Example, ...]:
+    """Return the examples with the text that the records say is used, answer by answer in order."""
+    used = iter([record.raw if record.used == "raw" else record.rewrite for record in records])
+    return tuple(
+        with_responses(example, [next(used) for _ in responses_of(example)]) for example in examples
+    )
+
+
+def write_distilled(path: str | Path, records: Iterable[RewriteRecord]) -> None:
+    """Write the records as JSON lines, whole or not at all. UserError when the disk refuses."""
+    write_atomically(Path(path), "".join(json.dumps(asdict(r)) + "\n" for r in records))
+
+
+def read_distilled(path: str | Path, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the rewritten examples from a file of records made for these raw examples.
+
+    Records of other examples are passed over. UserError names the file, and the line or the
+    example, when the file is missing or broken, or when an answer has no record or was another
+    text when it was rewritten.
+    """
+    records = {(record.id, record.turn): record for record in read_records(path)}
+    chosen = []
+    for example in examples:
+        for turn, raw in enumerate(responses_of(example)):
+            record = records.get((example.id, turn))
+            if record is None or record.raw != raw:
+                wrong = "has no rewrite" if record is None else "has changed since its rewrite"
+                raise UserError(f"{path}: '{example.id}' {wrong}; make them with: fedsdr distill")
+            chosen.append(record)
+    return with_rewrites(examples, chosen)
+
+
+def read_records(path: str | Path) -> tuple[RewriteRecord, ...]:
+    """Return the records of a file. UserError names the file and the line that cannot be read."""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it with: fedsdr distill") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise UserError(f"{path}: not a file of rewrites; make it with: fedsdr distill") from None
+    return tuple(_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+
+
+def _record(line: str, where: str) -> RewriteRecord:
+    try:
+        record = RewriteRecord(**json.loads(line))
+    except (ValueError, TypeError):
+        raise UserError(f"{where}: not a rewrite; make the file with: fedsdr distill") from None
+    texts = (record.id, record.raw, record.rewrite)
+    if record.used not in ("raw", "rewrite") or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: not a rewrite; make the file with: fedsdr distill")
+    return record

@@ -1,0 +1,1 @@
+"""What runs the clients' tasks: this process, or a distributed engine."""

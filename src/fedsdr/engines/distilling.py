@@ -1,0 +1,143 @@
+"""Make the rewrites of clients with the teacher that the configuration names."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from fedsdr.distill.cache import RewriteCache, Teacher
+from fedsdr.distill.prompts import load_prompts
+from fedsdr.distill.records import Audit, write_distilled
+from fedsdr.distill.rewrite import rewrite_client
+from fedsdr.engines.progress import Progress
+from fedsdr.engines.site import Site
+from fedsdr.files import write_atomically
+from fedsdr.models.engines import choose_engine
+from fedsdr.models.load import Base, cache_folder
+from fedsdr.models.rows import device_of
+from fedsdr.types import ClientData, Decoding, Generate
+
+
+def distill_clients(
+    site: Site, clients: Sequence[ClientData], progress: Progress
+) -> dict[str, Audit]:
+    """Rewrite every client's training answers and write FOLDER/distilled/CLIENT.jsonl.
+
+    What the cache has is not made again. Returns the audit of each client, and keeps it with the
+    seconds taken in FOLDER/distilled/audit.json.
+    """
+    teacher, generate, why = make_teacher(site)
+    settings = site.config.teacher
+    progress.log(f"rewriting with {teacher.engine} ({why}), teacher {teacher.model}")
+    cache = RewriteCache(Path(settings.cache) if settings.cache else cache_folder(), teacher)
+    prompts = load_prompts(settings.prompts or None)
+    audits: dict[str, Audit] = {}
+    seconds: dict[str, float] = {}
+    for client in clients:
+        began = time.perf_counter()
+        with progress.bar(f"rewriting {client.client_id}", len(client.raw)) as advance:
+            done = 0
+
+            def on_progress(now: int, total: int) -> None:
+                nonlocal done
+                advance(now - done)
+                done = now
+
+            with site.model.using():
+                rewritten = rewrite_client(
+                    client.raw,
+                    generate=generate,
+                    cache=cache,
+                    prompts=prompts,
+                    filter_name=settings.filter,
+                    seed=site.config.seed,
+                    on_progress=on_progress,
+                )
+        write_distilled(site.distilled(client.client_id), rewritten.records)
+        audits[client.client_id] = rewritten.audit
+        seconds[client.client_id] = time.perf_counter() - began
+        progress.log(f"  {client.client_id}: {audit_line(rewritten.audit)}")
+    facts = {
+        "teacher": asdict(teacher) | {"fingerprint": teacher.fingerprint},
+        "filter": settings.filter,
+        "clients": {name: asdict(a) | {"seconds": seconds[name]} for name, a in audits.items()},
+    }
+    write_atomically(site.folder / "distilled" / "audit.json", json.dumps(facts, indent=2) + "\n")
+    return audits
+
+
+def audit_line(audit: Audit) -> str:
+    """Return one client's audit in words."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(audit.kept_raw.items()))
+    kept = f", kept raw: {reasons}" if reasons else ""
+    return (
+        f"{audit.rewritten} of {audit.answers} answers rewritten{kept}; "
+        f"length x{audit.length_ratio:.2f}; {audit.new_tokens} new tokens, "
+        f"{audit.from_cache} from the cache"
+    )
+
+
+def make_teacher(site: Site) -> tuple[Teacher, Generate, str]:
+    """Return the teacher, its generation, and why this engine was chosen."""
+    settings = site.config.teacher
+    base = site.base
+    engine, why = choose_engine(
+        settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
+    )
+    generate, package = _engine(site, engine)
+    decoding = Decoding(
+        settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
+    )
+    teacher = Teacher(
+        model=settings.model or base.name,
+        weights=settings.url if engine == "openai" else base.fingerprint,
+        template=site.renderer.fingerprint,
+        engine=f"{engine} {version(package)}" + _precision(site, engine),
+        decoding=decoding,
+    )
+    return teacher, generate, why
+
+
+def _model_path(base: Base) -> Path | None:
+    """The file or folder of the base on this disk, None for a model that came from the hub."""
+    folder = Path(base.name)
+    return base.gguf or (folder if folder.is_absolute() else None)
+
+
+def _precision(site: Site, engine: str) -> str:
+    """What the plain engine samples depends on the dtype of the base."""
+    return f" {next(site.model.model.parameters()).dtype}" if engine == "transformers" else ""
+
+
+def _engine(site: Site, engine: str) -> tuple[Generate, str]:
+    """Return an engine's generation and the package whose version identifies it."""
+    settings = site.config.teacher
+    if engine == "openvino":
+        from fedsdr.models.engines.openvino import openvino_generate
+
+        generate = openvino_generate(
+            _model_path(site.base) or site.base.name,
+            site.renderer.prompt,
+            batch_size=settings.batch_size,
+            stop_ids=site.renderer.stop_token_ids,
+        )
+        return generate, "openvino-genai"
+    if engine == "vllm":
+        from fedsdr.models.engines.vllm import vllm_generate
+
+        return vllm_generate(site.base.name, site.renderer.prompt), "vllm"
+    if engine == "openai":
+        from fedsdr.models.engines.openai import openai_generate
+
+        return (
+            openai_generate(
+                settings.url,
+                settings.model,
+                api_key_env=settings.api_key_env,
+                allow_remote=settings.allow_remote,
+            ),
+            "fedsdr",
+        )
+    return site.generate(settings.batch_size), "transformers"

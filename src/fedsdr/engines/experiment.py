@@ -1,0 +1,300 @@
+"""The whole job in one process: distill -> rounds -> evaluate, resumable at any moment."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr.algorithms import ALGORITHMS, server_rule
+from fedsdr.config import Config, key_names, load_config, save_config, value_of
+from fedsdr.data.clients import load_clients
+from fedsdr.engines.distilling import distill_clients
+from fedsdr.engines.in_process import in_process
+from fedsdr.engines.progress import Progress
+from fedsdr.engines.site import Site, check_supervised, evaluate_model, open_site, train_at
+from fedsdr.errors import UserError, choose
+from fedsdr.evaluation.evaluate import ClientScores
+from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.federation.checkpoint import load_state, save_state
+from fedsdr.federation.round import Plan, first_state, run_round
+from fedsdr.files import write_atomically
+from fedsdr.models.adapters import save_adapter
+from fedsdr.seeds import seed_for
+from fedsdr.training.methods import METHODS
+from fedsdr.types import (
+    ClientData,
+    ClientTask,
+    ClientUpdate,
+    LocalSettings,
+    R,
+    RoundRecord,
+    ServerState,
+)
+
+
+def clients_of(config: Config) -> list[ClientData]:
+    """Load what every client holds, as the configuration says."""
+    data = config.data
+    return load_clients(
+        clients=data.clients,
+        include=data.include,
+        source=data.source,
+        partition=data.partition,
+        alpha=data.alpha,
+        num_clients=data.num_clients,
+        test_fraction=data.test_fraction,
+        max_examples=data.max_examples,
+        max_test_examples=data.max_test_examples,
+        seed=config.seed,
+    )
+
+
+def settings_of(config: Config) -> LocalSettings:
+    """Return what the clients must know of the configuration."""
+    algorithm = choose(config.algorithm.name, ALGORITHMS, "algorithm.name")
+    train, method = config.train, config.method
+    return LocalSettings(
+        method=choose(method.name, METHODS, "method.name").name,
+        correction=algorithm.correction,
+        mu=config.algorithm.mu,
+        local_epochs=train.local_epochs,
+        smooth_epochs=train.smooth_epochs,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        pack_tokens=train.pack_tokens,
+        s_reset=method.s_reset,
+        s_dropout=method.s_dropout,
+        mixture=method.mixture,
+        lora_dropout=config.lora.dropout,
+        frozen_dropout=config.lora.frozen_dropout,
+    )
+
+
+def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
+    """Return what stays the same in every round."""
+    algorithm = config.algorithm
+    given = {key: getattr(algorithm, key) for key in ("lr", "beta", "b1", "b2", "tau")}
+    return Plan(
+        seed=config.seed,
+        clients=tuple(sorted(client_ids)),
+        clients_per_round=config.federation.clients_per_round,
+        min_updates=config.federation.min_updates,
+        rule=server_rule(algorithm.name, **{k: v for k, v in given.items() if v is not None}),
+        settings=settings_of(config),
+    )
+
+
+def run_experiment(
+    config: Config, out: Path, progress: Progress, *, resume: bool = False
+) -> dict[str, Any]:
+    """Run a configuration into the folder `out` and return what results.json holds.
+
+    With `resume`, go on from the last whole round; the result has the same bytes as that of an
+    uninterrupted run. Raises UserError for all that the user can mend, before `out` is touched
+    where that can be known.
+    """
+    check_folder(config, out, resume)
+    plan = plan_of(config, ())  # names are checked before anything slow happens
+    clients = clients_of(config)
+    plan = dataclasses.replace(plan, clients=tuple(c.client_id for c in clients))
+    progress.log(
+        f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
+        f"{sum(len(c.test) for c in clients)} test rows"
+    )
+    with progress.bar(f"loading {config.model.name}", 1) as advance:
+        site = open_site(config, out)
+        advance(1)
+    for client in clients:
+        check_supervised(client.client_id, site.encode(client.raw))
+    save_config(config, out / "config.toml")
+    if site.method.rewrites:
+        distill_clients(site, clients, progress)
+    state = run_rounds(site, clients, plan, progress)
+    return finish(site, clients, state, progress)
+
+
+def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Site, ServerState]:
+    """Open a run folder with its model and the state after its last whole round."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run}: not a run folder (no config.toml); make one with: fedsdr run")
+    state = load_state(run / "checkpoint")
+    if state is None:
+        raise UserError(f"{run}: no round is finished yet; go on with: fedsdr run --resume")
+    return open_site(load_config(run / "config.toml", overrides), run), state
+
+
+def check_folder(config: Config, out: Path, resume: bool) -> None:
+    """UserError when `out` holds another run, or a run that nobody asked to go on with."""
+    saved = out / "config.toml"
+    if not saved.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: exists and is not a run folder; choose another --out")
+        if resume:
+            raise UserError(f"{out}: no run to resume there; leave --resume out to start one")
+        return
+    if not resume:
+        raise UserError(
+            f"{out}: holds a run already; add --resume to go on, or choose another --out"
+        )
+    before = load_config(saved)
+    for key in key_names():
+        if key != "federation.rounds" and value_of(before, key) != value_of(config, key):
+            raise UserError(
+                f"{saved}: '{key}' was {value_of(before, key)!r} and is now "
+                f"{value_of(config, key)!r}; resume with the same value or choose another --out"
+            )
+
+
+def run_rounds(
+    site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
+) -> ServerState:
+    """Run the rounds that are still to be done, with a checkpoint after each."""
+    by_id = {client.client_id: client for client in clients}
+    state = load_state(site.folder / "checkpoint")
+    if state is None:
+        start = {
+            name: value
+            for branch in site.method.sent
+            for name, value in site.model.initial(branch, seed_for(plan.seed, "start")).items()
+        }
+        state = first_state(start, plan)
+    _keep_records(site.folder / "rounds.jsonl", state.round)
+    rounds = site.config.federation.rounds
+    while state.round < rounds:
+        number = state.round + 1
+        chosen = plan.clients_per_round or len(plan.clients)
+        with progress.bar(f"round {number} of {rounds}", chosen) as advance:
+
+            def train(task: ClientTask) -> ClientUpdate:
+                update = train_at(site, by_id[task.client_id], task)
+                advance(1)
+                return update
+
+            state, record = run_round(state, plan, in_process(train))
+        _append_record(site.folder / "rounds.jsonl", record)
+        save_state(site.folder / "checkpoint", state)
+        progress.log(_round_line(record))
+    return state
+
+
+def finish(
+    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
+) -> dict[str, Any]:
+    """Write the global adapter, measure all models, and write results.json."""
+    for branch in site.method.global_model:
+        folder = site.folder / ("global" if branch == R else "global-S")
+        lora = site.config.lora
+        save_adapter(folder, state.shared, branch, alpha=lora.alpha, base_name=site.base.name)
+    results = evaluate_clients(site, clients, state, progress)
+    write_atomically(site.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def evaluate_clients(
+    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
+) -> dict[str, Any]:
+    """Measure base, global and client models; each on every client's test rows."""
+    began = time.perf_counter()
+    method, config = site.method, site.config
+    measured: dict[str, ClientResult] = {}
+    tested = [client for client in clients if client.test]
+    if not tested:
+        raise UserError("data.test_fraction: no client has a test row to evaluate on; raise it")
+    with progress.bar("evaluating", 3 * len(tested)) as advance:
+        for client in tested:
+            site.model.set(state.shared)
+            base = evaluate_model(site, client, ())
+            advance(1)
+            shared = evaluate_model(site, client, method.global_model) if method.sent else base
+            advance(1)
+            own = _client_scores(site, client, state, shared)
+            advance(1)
+            measured[client.client_id] = ClientResult(
+                len(client.raw), {"base": base, "global": shared, "client": own}
+            )
+    return build_results(
+        method=method.name,
+        algorithm=config.algorithm.name,
+        seed=config.seed,
+        rounds=state.round,
+        clients=measured,
+        cost=cost_of(site.folder, measured, time.perf_counter() - began),
+    )
+
+
+def _client_scores(
+    site: Site, client: ClientData, state: ServerState, shared: ClientScores
+) -> ClientScores:
+    """A client that has no S of its own is served with the global model."""
+    method = site.method
+    store, last = site.store(client.client_id), state.accepted.get(client.client_id, 0)
+    private = store.load(last)[0] if method.private else {}
+    if not private:
+        return shared
+    store.publish(last)
+    site.model.set(private)
+    return evaluate_model(site, client, method.client_model, mixed=method.mixed)
+
+
+def cost_of(
+    folder: Path, measured: Mapping[str, ClientResult], evaluation_seconds: float
+) -> dict[str, Any]:
+    """Return tokens, seconds by phase and bytes each way, from the files of the run."""
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    trained = [client for record in records for client in record["clients"]]
+    tokens: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for client in trained:
+        for key, value in client.items():
+            phase, _, what = key.rpartition(".")
+            if what == "tokens":
+                tokens[f"train {phase}"] = tokens.get(f"train {phase}", 0) + value
+            elif what == "seconds":
+                seconds[f"train {phase}"] = seconds.get(f"train {phase}", 0.0) + value
+    audit = folder / "distilled" / "audit.json"
+    if audit.exists():
+        rewriting = json.loads(audit.read_text())["clients"].values()
+        tokens["rewrite"] = sum(c["new_tokens"] for c in rewriting)
+        tokens["rewrite prompts"] = sum(c["prompt_tokens"] for c in rewriting)
+        seconds["rewrite"] = sum(c["seconds"] for c in rewriting)
+    tokens["evaluate"] = sum(
+        row.new_tokens for c in measured.values() for s in c.models.values() for row in s.rows
+    )
+    seconds["evaluate"] = evaluation_seconds
+    return {
+        "tokens": tokens,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "bytes_down": sum(record["bytes_down"] for record in records),
+        "bytes_up": sum(record["bytes_up"] for record in records),
+    }
+
+
+def _append_record(path: Path, record: RoundRecord) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+def _keep_records(path: Path, rounds: int) -> None:
+    """Drop the lines of rounds that the checkpoint does not have, and a torn last line."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()[:rounds]
+        write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def _round_line(record: RoundRecord) -> str:
+    parts: dict[str, list[float]] = {}
+    for client in record.clients:
+        for key, value in client.items():
+            if key.endswith(".loss") and isinstance(value, float):
+                parts.setdefault(key.removesuffix(".loss"), []).append(value)
+    losses = ", ".join(f"loss {name} {sum(v) / len(v):.3f}" for name, v in parts.items())
+    refused = f", {len(record.refused)} refused" if record.refused else ""
+    return (
+        f"round {record.round}: {len(record.clients)} updates{refused}, {losses}, "
+        f"step {record.step_norm:.3f}, {record.bytes_up / 1e6:.1f} MB up, {record.seconds:.0f} s"
+    )

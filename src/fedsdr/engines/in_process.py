@@ -1,0 +1,31 @@
+"""The engine that needs nothing else: one process, one base model, one client after another."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from fedsdr.errors import UserError
+from fedsdr.federation.round import RunClients
+from fedsdr.types import ClientFault, ClientTask, ClientUpdate
+
+logger = logging.getLogger(__name__)
+
+
+def in_process(train: Callable[[ClientTask], ClientUpdate]) -> RunClients:
+    """Return an engine that calls `train` for each task in order, holding one update at a time.
+
+    A client that fails becomes a fault and the round goes on; the trace of a fault that no user
+    can mend goes to the log.
+    """
+
+    def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
+        for task in tasks:
+            try:
+                answer: ClientUpdate | ClientFault = train(task)
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    logger.exception("client %s failed in round %d", task.client_id, task.round)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                answer = ClientFault(task.client_id, task.round, reason)
+            yield answer
+
+    return run_clients

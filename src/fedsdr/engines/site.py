@@ -1,0 +1,156 @@
+"""What the client's side of any engine needs: model, template, private folder, and the work.
+
+A site may hold one client (a hospital) or all of them (a simulation): there is one base model
+either way, and what belongs to a client is read when its turn comes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedsdr.config import Config
+from fedsdr.data.templates import Renderer, render_for
+from fedsdr.distill.records import read_distilled
+from fedsdr.engines.mixing import MixedModel
+from fedsdr.errors import UserError, choose
+from fedsdr.evaluation.evaluate import ClientScores, Losses, evaluate_client
+from fedsdr.evaluation.metrics import metric_for
+from fedsdr.models.branches import BranchedModel
+from fedsdr.models.generation import transformers_generate
+from fedsdr.models.load import Base, load_base
+from fedsdr.models.rows import pack, row_losses, supervised_tokens
+from fedsdr.training.client import ClientRows, train_client
+from fedsdr.training.methods import METHODS, Method
+from fedsdr.training.store import ClientStore
+from fedsdr.types import (
+    Branch,
+    ClientData,
+    ClientTask,
+    ClientUpdate,
+    Example,
+    Generate,
+    TokenRow,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One loaded base with two branches, and the folder where clients keep what is private."""
+
+    config: Config
+    folder: Path
+    base: Base
+    model: BranchedModel
+    renderer: Renderer
+
+    @property
+    def method(self) -> Method:
+        return choose(self.config.method.name, METHODS, "method.name")
+
+    def store(self, client_id: str) -> ClientStore:
+        """Return where a client keeps its S."""
+        folder = self.folder / "clients" / client_id
+        return ClientStore(folder, self.config.lora.alpha, self.base.name)
+
+    def distilled(self, client_id: str) -> Path:
+        """Return where a client keeps its rewrites."""
+        return self.folder / "distilled" / f"{client_id}.jsonl"
+
+    def encode(self, examples: Sequence[Example]) -> tuple[TokenRow, ...]:
+        """Return the examples as token rows of at most `data.max_length` tokens."""
+        length = self.config.data.max_length
+        return tuple(self.renderer.encode(example, length) for example in examples)
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Return (summed loss in nats, supervised tokens) of each, with the forward as it is."""
+        rows = self.encode(examples)
+        sums = [0.0] * len(rows)
+        with torch.inference_mode():
+            for group in pack(rows, self.config.train.pack_tokens):
+                losses = row_losses(self.model.model, [rows[i] for i in group])
+                for i, loss in zip(group, losses.tolist(), strict=True):
+                    sums[i] = loss
+        return [(s, supervised_tokens(row)) for s, row in zip(sums, rows, strict=True)]
+
+    def generate(self, batch_size: int) -> Generate:
+        """Return a `Generate` over the model with the forward as it is when it is called."""
+        return transformers_generate(
+            self.model.model,
+            self.base.tokenizer,
+            self.renderer.prompt,
+            self.renderer.stop_token_ids,
+            batch_size,
+        )
+
+
+def open_site(config: Config, folder: Path) -> Site:
+    """Load the base model and put the branches on it. UserError for all that the user can mend."""
+    base = load_base(config.model)
+    lora = config.lora
+    model = BranchedModel(
+        base.model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
+    )
+    return Site(config, folder, base, model, render_for(base.tokenizer, config.model.template))
+
+
+def check_supervised(client_id: str, rows: Sequence[TokenRow]) -> None:
+    """UserError when no token of a client counts in the loss: there is nothing to learn."""
+    if not any(supervised_tokens(row) for row in rows):
+        cut = sum(row.cut > 0 for row in rows)
+        raise UserError(
+            f"client '{client_id}': no token of its {len(rows)} training rows is supervised "
+            f"({cut} are cut); raise data.max_length or look at: fedsdr data CONFIG"
+        )
+
+
+def train_at(
+    site: Site,
+    client: ClientData,
+    task: ClientTask,
+    on_step: Callable[[int], None] | None = None,
+) -> ClientUpdate:
+    """Do one client's work of one round; its rewrites are read from its own folder."""
+    method = choose(task.settings.method, METHODS, "method.name")
+    rewritten: tuple[Example, ...] = ()
+    if method.rewrites:
+        rewritten = read_distilled(site.distilled(client.client_id), client.raw)
+    rows = ClientRows(site.encode(client.raw), site.encode(rewritten))
+    check_supervised(client.client_id, rows.raw)
+    return train_client(task, rows, site.model, site.store(client.client_id), on_step)
+
+
+def evaluate_model(
+    site: Site, client: ClientData, branches: tuple[Branch, ...], *, mixed: bool = False
+) -> ClientScores:
+    """Measure the model of these branches, as they are set now, on a client's test rows."""
+    with forward_of(site, branches, client, mixed) as (losses, generate):
+        return evaluate_client(
+            client.test,
+            losses=losses,
+            generate=generate,
+            metric=metric_for((*client.raw, *client.test)),
+            max_new_tokens=site.config.evaluation.max_new_tokens,
+            seed=site.config.seed,
+        )
+
+
+@contextmanager
+def forward_of(
+    site: Site, branches: tuple[Branch, ...], client: ClientData, mixed: bool = False
+) -> Iterator[tuple[Losses, Generate]]:
+    """Give the losses and the generation of the model with these branches in its forward."""
+    generate = site.generate(site.config.evaluation.batch_size)
+    if mixed:
+        local = MixedModel(
+            model=site.model,
+            prompt=site.renderer.prompt,
+            examples=client.raw,
+            seed=site.config.seed,
+        )
+        yield local.losses(site.losses), local.generate(generate)
+        return
+    with site.model.using(*branches):
+        yield site.losses, generate

@@ -1,0 +1,28 @@
+"""The one error that a person can mend, and the way to say what they probably meant."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something that the user can fix, said in one line that names the place and the mend.
+
+    The command line prints it on standard error, without a traceback, and exits with code 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `'; did you mean X?'` for the choice closest to `name`, or '' when none is close."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def choose(name: str, choices: Mapping[str, T], what: str) -> T:
+    """Return `choices[name]`; raise UserError that lists the choices and the nearest one."""
+    if name not in choices:
+        listed = ", ".join(choices)
+        raise UserError(f"{what}: unknown name '{name}' (one of: {listed}){nearest(name, choices)}")
+    return choices[name]

@@ -1,0 +1,1 @@
+"""How good the answers are: metrics, one model on one client, all results, intervals."""

@@ -1,0 +1,88 @@
+"""One model on one client's test rows: the loss of the gold answers and the score of its own."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedsdr.data.templates import prompts_of
+from fedsdr.evaluation.metrics import Metric
+from fedsdr.seeds import seed_for
+from fedsdr.types import Decoding, Example, Generate, GenerationRequest
+
+# For each example: the summed loss of its assistant turns in nats, and their supervised tokens.
+Losses = Callable[[Sequence[Example]], Sequence[tuple[float, int]]]
+
+
+@dataclass(frozen=True)
+class ExampleScore:
+    """One test row. The text of the answer is not kept: it is as private as the row."""
+
+    id: str
+    loss_sum: float  # nats, over all assistant turns
+    tokens: int  # supervised tokens that loss_sum is over
+    score: float  # of the last turn, in [0, 1]
+    new_tokens: int
+    finished: bool  # the answer ended by itself, not at max_new_tokens
+
+
+@dataclass(frozen=True)
+class ClientScores:
+    """One model on the test rows of one client."""
+
+    metric: str
+    rows: tuple[ExampleScore, ...]
+
+    @property
+    def tokens(self) -> int:
+        """The supervised tokens of all rows."""
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def loss(self) -> float:
+        """Nats a token: all loss / all tokens, so that long rows weigh more. NaN without tokens."""
+        total = math.fsum(row.loss_sum for row in self.rows)
+        return total / self.tokens if self.tokens else math.nan
+
+    @property
+    def score(self) -> float:
+        """The mean over the rows."""
+        return math.fsum(row.score for row in self.rows) / len(self.rows)
+
+    @property
+    def finished(self) -> float:
+        """The share of answers that ended by themselves."""
+        return sum(row.finished for row in self.rows) / len(self.rows)
+
+
+def evaluate_client(
+    test: Sequence[Example],
+    *,
+    losses: Losses,
+    generate: Generate,
+    metric: Metric,
+    max_new_tokens: int,
+    seed: int,
+) -> ClientScores:
+    """Measure one model, given as its `losses` and `generate`, on one client's test rows.
+
+    Decoding is greedy. In a conversation the last answer is generated, with the gold ones before
+    it. ValueError when there are no rows, or not exactly one loss and one answer for each.
+    """
+    if not test:
+        raise ValueError("no test rows to evaluate on")
+    requests = [
+        GenerationRequest(row.id, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
+        for row in test
+    ]
+    greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
+    generations = list(generate(requests, greedy))
+    answers = {generation.id: generation for generation in generations}
+    counts = {len(generations), len(answers), len(test)}
+    if len(counts) > 1 or answers.keys() != {row.id for row in test}:
+        raise ValueError(f"{len(generations)} answers do not fit the ids of {len(test)} test rows")
+    rows = []
+    for row, (loss_sum, tokens) in zip(test, losses(test), strict=True):
+        made = answers[row.id]
+        score = metric.score(row.response, made.text)
+        rows.append(ExampleScore(row.id, loss_sum, tokens, score, made.new_tokens, made.finished))
+    return ClientScores(metric.name, tuple(rows))

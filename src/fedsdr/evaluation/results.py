@@ -1,0 +1,195 @@
+"""results.json: base, global and client model on each client's test rows, and their means."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fedsdr.evaluation.evaluate import ClientScores
+from fedsdr.evaluation.intervals import Means, percentile_interval, resampled_means
+from fedsdr.seeds import seed_for
+
+MODELS = ("base", "global", "client")
+HEADER = [
+    "client",
+    "test rows",
+    "metric",
+    *(f"{m} {what}" for what in ("score", "loss") for m in MODELS),
+]
+
+Resampled = Mapping[str, Mapping[str, Means]]  # client -> model -> its resampled mean scores
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What was measured on one client. Methods with one branch give the scores of the global model
+    as the client's too."""
+
+    num_train: int
+    models: Mapping[str, ClientScores]  # one for each of MODELS, over the same rows
+
+
+def build_results(
+    *,
+    method: str,
+    algorithm: str,
+    seed: int,
+    rounds: int,
+    clients: Mapping[str, ClientResult],
+    cost: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the content of results.json.
+
+    loss: nats a supervised token. score: by each client's own metric. score_ci: the 95 % bootstrap
+    interval of the score over test rows; of a mean, over the test rows of each client, the clients
+    being given. finished: the share of answers that ended by themselves. mean: every client counts
+    once. weighted_mean: scores by test rows, losses by supervised tokens.
+
+    Where clients have different metrics, the mean scores mix them: compare them between models on
+    the same clients, and read nothing else into them.
+
+    ValueError names the client whose models were not measured on the same rows, or the place of a
+    number that is not finite, which JSON cannot hold.
+    """
+    if not clients:
+        raise ValueError("results of no clients are not defined")
+    for name, client in clients.items():
+        _check_same_rows(name, client)
+    resampled = {
+        name: _resampled(client, seed_for(seed, "score_ci", name))
+        for name, client in clients.items()
+    }
+    results = {
+        "method": method,
+        "algorithm": algorithm,
+        "seed": seed,
+        "rounds": rounds,
+        "clients": {name: _client_entry(c, resampled[name]) for name, c in clients.items()},
+        "mean": {model: _mean(model, clients, resampled) for model in MODELS},
+        "weighted_mean": {model: _weighted_mean(model, clients, resampled) for model in MODELS},
+        "cost": dict(cost),
+        "examples": {name: _example_entries(client) for name, client in clients.items()},
+    }
+    _check_finite(results, "results")
+    return results
+
+
+def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the table of results.json as text: a header, a row a client, and the two means.
+
+    After a score stands half the width of its interval.
+    """
+    lines = [
+        (name, client["num_test"], client["metric"], client["models"])
+        for name, client in results["clients"].items()
+    ]
+    total = sum(rows for _, rows, _, _ in lines)
+    metrics = {metric for _, _, metric, _ in lines}
+    shared = metrics.pop() if len(metrics) == 1 else "mixed"
+    lines.append(("mean", total, shared, results["mean"]))
+    lines.append(("weighted mean", total, shared, results["weighted_mean"]))
+    return [HEADER] + [
+        [name, str(rows), metric]
+        + [_score_text(models[model]) for model in MODELS]
+        + [f"{models[model]['loss']:.3f}" for model in MODELS]
+        for name, rows, metric, models in lines
+    ]
+
+
+def to_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; the first row is its header, numbers are on the right."""
+    header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    rule = [":--", *("--:" for _ in header[1:])]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
+
+
+def _resampled(client: ClientResult, seed: int) -> dict[str, Means]:
+    """For each model, its mean score over the same draws of test rows."""
+    return {
+        model: resampled_means([row.score for row in scores.rows], seed)
+        for model, scores in client.models.items()
+    }
+
+
+def _client_entry(client: ClientResult, resampled: Mapping[str, Means]) -> dict[str, Any]:
+    base = client.models["base"]
+    return {
+        "num_train": client.num_train,
+        "num_test": len(base.rows),
+        "metric": base.metric,
+        "models": {
+            model: {
+                "loss": scores.loss,
+                "score": scores.score,
+                "score_ci": percentile_interval(resampled[model]),
+                "tokens": scores.tokens,
+                "finished": scores.finished,
+            }
+            for model, scores in client.models.items()
+        },
+    }
+
+
+def _mean(model: str, clients: Mapping[str, ClientResult], resampled: Resampled) -> dict[str, Any]:
+    scores = [client.models[model] for client in clients.values()]
+    means = [resampled[name][model] for name in clients]
+    return {
+        "loss": math.fsum(s.loss for s in scores) / len(scores),
+        "score": math.fsum(s.score for s in scores) / len(scores),
+        "score_ci": percentile_interval(np.mean(means, axis=0)),
+    }
+
+
+def _weighted_mean(
+    model: str, clients: Mapping[str, ClientResult], resampled: Resampled
+) -> dict[str, Any]:
+    rows = [client.models[model].rows for client in clients.values()]
+    pooled = ClientScores("", tuple(row for of_client in rows for row in of_client))
+    means = [resampled[name][model] for name in clients]
+    weights = [len(of_client) for of_client in rows]
+    return {
+        "loss": pooled.loss,
+        "score": pooled.score,
+        "score_ci": percentile_interval(np.average(means, axis=0, weights=weights)),
+    }
+
+
+def _example_entries(client: ClientResult) -> list[dict[str, Any]]:
+    entries = []
+    for rows in zip(*(client.models[model].rows for model in MODELS), strict=True):
+        measured = [asdict(row) for row in rows]
+        ids = {row.pop("id") for row in measured}
+        entries.append({"id": ids.pop(), **dict(zip(MODELS, measured, strict=True))})
+    return entries
+
+
+def _check_same_rows(name: str, client: ClientResult) -> None:
+    """Scores of other rows, or by another metric, must never stand side by side."""
+    if set(client.models) != set(MODELS):
+        raise ValueError(f"client '{name}': scores of {list(client.models)}, not of {list(MODELS)}")
+    measured = {
+        (scores.metric, tuple((row.id, row.tokens) for row in scores.rows))
+        for scores in client.models.values()
+    }
+    if len(measured) > 1 or not client.models["base"].rows:
+        raise ValueError(
+            f"client '{name}': its models were not measured by one metric on the same test rows"
+        )
+
+
+def _check_finite(value: object, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, not a finite number")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_finite(item, f"{where}[{index}]")
+
+
+def _score_text(entry: Mapping[str, Any]) -> str:
+    low, high = entry["score_ci"]
+    return f"{entry['score']:.3f} ± {(high - low) / 2:.3f}"

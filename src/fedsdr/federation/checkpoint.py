@@ -1,0 +1,72 @@
+"""The server's state on disk, one folder a round, written whole or not at all.
+
+    FOLDER/round-0003/{shared,memory.m,memory.v,control}.safetensors, state.json
+
+The newest whole round counts. An older one is removed only after the newer one is there, so a
+full disk or a kill leaves the last good one.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedsdr.errors import UserError
+from fedsdr.files import write_folder
+from fedsdr.tensors import Tensors
+from fedsdr.types import ServerState
+
+
+def save_state(folder: Path, state: ServerState) -> None:
+    """Write the state of `state.round`, then remove older rounds. UserError on a full disk."""
+
+    def write(target: Path) -> None:
+        for name, tensors in _parts(state).items():
+            save_file(tensors, target / f"{name}.safetensors")
+        facts = {
+            "round": state.round,
+            "accepted": dict(sorted(state.accepted.items())),
+            "parts": sorted(_parts(state)),
+        }
+        (target / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    newest = folder / f"round-{state.round:04d}"
+    write_folder(newest, write)
+    for old in folder.iterdir():  # older rounds, and what a kill left half written
+        if old != newest:
+            shutil.rmtree(old)
+
+
+def load_state(folder: Path) -> ServerState | None:
+    """Return the newest whole state, or None when there is none. UserError when it is broken."""
+    rounds = sorted(p for p in folder.glob("round-*") if (p / "state.json").is_file())
+    if not rounds:
+        return None
+    newest = rounds[-1]
+    try:
+        facts = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        parts = {name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}
+        return ServerState(
+            round=facts["round"],
+            shared=parts.get("shared", {}),
+            memory={
+                name.removeprefix("memory."): tensors
+                for name, tensors in parts.items()
+                if name.startswith("memory.")
+            },
+            control=parts.get("control", {}),
+            accepted=facts["accepted"],
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{newest}: the checkpoint cannot be read ({error}); "
+            "remove that folder to start from round 1"
+        ) from None
+
+
+def _parts(state: ServerState) -> dict[str, Tensors]:
+    parts = {"shared": state.shared, "control": state.control}
+    parts |= {f"memory.{name}": tensors for name, tensors in state.memory.items()}
+    return {name: tensors for name, tensors in parts.items() if tensors}

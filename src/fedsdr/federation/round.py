@@ -1,0 +1,124 @@
+"""START HERE: one federated round. Every engine goes through `run_round`.
+
+    choose clients -> send tasks -> gather updates -> check -> combine -> step
+
+The server sees names, tensors and counts. It knows no text, no model and no private branch.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from fedsdr.algorithms.corrections import new_server_control
+from fedsdr.algorithms.server_rules import ServerRule
+from fedsdr.errors import UserError
+from fedsdr.federation.guard import reason_to_refuse
+from fedsdr.federation.sampling import sample_clients
+from fedsdr.seeds import seed_for
+from fedsdr.tensors import Tensors, WeightedMean, add, norm, num_bytes, zeros_like
+from fedsdr.types import (
+    ClientFault,
+    ClientTask,
+    ClientUpdate,
+    LocalSettings,
+    RoundRecord,
+    ServerState,
+)
+
+# An engine: answers come in the order of the tasks, one at a time; a client may not answer.
+RunClients = Callable[[Sequence[ClientTask]], Iterable[ClientUpdate | ClientFault]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same in every round."""
+
+    seed: int
+    clients: tuple[str, ...]  # names, sorted
+    clients_per_round: int  # 0: all
+    min_updates: int
+    rule: ServerRule
+    settings: LocalSettings
+
+
+def first_state(shared: Tensors, plan: Plan) -> ServerState:
+    """Return the state before round 1: the initial shared tensors, empty memory, c = 0."""
+    scaffold = plan.settings.correction == "scaffold"
+    return ServerState(
+        round=0,
+        shared=shared,
+        memory=plan.rule.init(shared),
+        control=zeros_like(shared) if scaffold else {},
+        accepted={},
+    )
+
+
+def run_round(
+    state: ServerState, plan: Plan, run_clients: RunClients
+) -> tuple[ServerState, RoundRecord]:
+    """Return the next state and what happened.
+
+    R <- R + rule(sum_k (n_k / n) dR_k)                                     (paper, Eq. 10)
+
+    Updates are consumed one at a time, so server memory does not grow with the clients. One that
+    is refused, or a client that fails, is recorded and left out. Raises UserError when fewer than
+    `min_updates` remain.
+    """
+    began = time.perf_counter()
+    number = state.round + 1
+    tasks = [
+        ClientTask(
+            round=number,
+            client_id=client,
+            seed=seed_for(plan.seed, "client"),
+            shared=state.shared,
+            control=state.control,
+            settings=plan.settings,
+            accepted_round=state.accepted.get(client, 0),
+        )
+        for client in sample_clients(plan.clients, plan.clients_per_round, plan.seed, number)
+    ]
+    delta, control_delta = WeightedMean(), WeightedMean()
+    counted: list[ClientUpdate] = []
+    refused: list[dict[str, object]] = []
+    bytes_up = 0
+    waiting = iter(tasks)
+    for answer in run_clients(tasks):
+        # Sums are taken in the order of the tasks, so that arrival order cannot change a bit.
+        if not any(task.client_id == answer.client_id for task in waiting):
+            raise ValueError(f"the engine answered for {answer.client_id} out of turn")
+        reason = reason_to_refuse(answer, number, state)
+        if isinstance(answer, ClientFault) or reason:
+            refused.append({"id": answer.client_id, "reason": reason})
+            continue
+        delta.add(answer.delta, answer.num_examples)
+        if state.control:
+            control_delta.add(answer.control_delta, 1.0)
+        bytes_up += num_bytes(answer.delta) + num_bytes(answer.control_delta)
+        # Of a counted update only the numbers are kept.
+        counted.append(replace(answer, delta={}, control_delta={}))
+    if len(counted) < plan.min_updates:
+        why = "; ".join(f"{r['id']}: {r['reason']}" for r in refused) or "no client answered"
+        raise UserError(
+            f"round {number}: {len(counted)} of {len(tasks)} updates could be counted, "
+            f"federation.min_updates is {plan.min_updates} ({why})"
+        )
+    step, memory = plan.rule.update(delta.result(), dict(state.memory))
+    control = state.control
+    if control:
+        control = new_server_control(
+            control, control_delta.result(), len(counted), len(plan.clients)
+        )
+    record = RoundRecord(
+        round=number,
+        clients=tuple(
+            {"id": u.client_id, "num_examples": u.num_examples, **u.metrics} for u in counted
+        ),
+        refused=tuple(refused),
+        bytes_down=len(tasks) * (num_bytes(state.shared) + num_bytes(state.control)),
+        bytes_up=bytes_up,
+        step_norm=norm(step),
+        seconds=time.perf_counter() - began,
+    )
+    accepted = {**state.accepted, **{u.client_id: number for u in counted}}
+    return ServerState(number, add(state.shared, step), memory, control, accepted), record

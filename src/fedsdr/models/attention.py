@@ -1,0 +1,108 @@
+"""Attention that stays inside a row, so that many rows share one forward pass without padding.
+
+Hugging Face models look their attention up by name and hand it the keyword arguments of
+`forward`. `register` adds this one under ATTENTION; `row_lengths` or `kv_lengths` then say how
+the tokens fall into rows. Positions come from `position_ids`, so nothing else has to change.
+"""
+
+import torch
+from torch import Tensor, nn
+
+ATTENTION = "fedsdr_rows"
+
+
+def register() -> None:
+    """Make ATTENTION known to transformers (which keeps one table a process)."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, row_attention)
+
+
+def supports_rows(model: nn.Module) -> bool:
+    """Whether every layer of the model mixes tokens through the attention table alone.
+
+    Recurrent, convolutional and chunked layers would mix the rows of a pack; such a model gets
+    padded batches and its own attention.
+    """
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and not getattr(model, "_is_stateful", False)
+        and layers <= {"full_attention", "sliding_attention"}
+    )
+
+
+def uses_rows(model: nn.Module) -> bool:
+    """Whether the model's attention is ATTENTION, so that rows may share a forward pass."""
+    return getattr(model.config, "_attn_implementation", "") == ATTENTION
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    row_lengths: tuple[int, ...] | None = None,
+    kv_lengths: Tensor | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each row; returns (batch, tokens, heads, head size).
+
+    With `row_lengths`, query is (1, heads, tokens, size) and the rows lie one after the other.
+    With `kv_lengths` (batch,), query is (batch, heads, 1, size), one new token a row against the
+    first `kv_lengths[i]` cached positions of row i. Grouped key and value heads are not repeated.
+    Raises ValueError for attention sinks or when neither is given.
+    """
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("attention sinks are not supported in packed rows")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if row_lengths is not None:
+        rows = [
+            _attend(q, k, v, scale, softcap, _causal(q.shape[2], sliding_window, q.device))
+            for q, k, v in zip(
+                query.split(row_lengths, 2),
+                key.split(row_lengths, 2),
+                value.split(row_lengths, 2),
+                strict=True,
+            )
+        ]
+        out = torch.cat(rows, dim=2)
+    elif kv_lengths is not None:
+        at = torch.arange(key.shape[2], device=key.device)
+        hidden = at >= kv_lengths[:, None]
+        if sliding_window is not None:
+            hidden |= at < (kv_lengths - sliding_window)[:, None]
+        out = _attend(query, key, value, scale, softcap, hidden[:, None, None, None, :])
+    else:
+        raise ValueError("row attention needs row_lengths or kv_lengths")
+    return out.transpose(1, 2), None
+
+
+def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Return the (1, 1, 1, length, length) mask that is True where a query may not look."""
+    hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    if window is not None and window < length:
+        hidden |= torch.ones_like(hidden).tril(-window)
+    return hidden[None, None, None]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, hidden: Tensor
+) -> Tensor:
+    """Softmax attention with an fp32 softmax; q is (batch, heads, n, size), k and v may have
+    fewer heads. `hidden` broadcasts to (batch, kv heads, group, n, keys)."""
+    batch, heads, n, size = q.shape
+    groups = k.shape[1]
+    q = q.reshape(batch, groups, heads // groups, n, size)
+    flat = (q * scale).reshape(batch, groups, -1, size)
+    scores = (flat @ k.transpose(-1, -2)).view(batch, groups, heads // groups, n, -1).float()
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype)
+    out = weights.view(batch, groups, -1, weights.shape[-1]) @ v
+    return out.view(batch, heads, n, v.shape[-1])

@@ -1,0 +1,23 @@
+"""Packages that only some engines need: is one there, and what to type if it is not."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+from fedsdr.errors import UserError
+
+
+def is_installed(module: str) -> bool:
+    """Return whether `module` can be found, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def import_extra(module: str, engine: str) -> Any:
+    """Import `module`; raise UserError with the install command of the engine's extra."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise UserError(
+            f"teacher.engine: '{engine}' needs the package {module}, which is not installed: "
+            f"pip install 'fedsdr[{engine}]'"
+        ) from None

@@ -1,0 +1,238 @@
+"""Load the base model: a hub id, a folder, a .gguf file, or the embedded one."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fedsdr.config import ModelConfig
+from fedsdr.embedded import embedded_model_file
+from fedsdr.errors import UserError, nearest
+from fedsdr.files import write_folder
+from fedsdr.models.attention import ATTENTION, register, supports_rows
+
+EMBEDDED = "embedded:smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model and what identifies it. `gguf` is its .gguf file, if it came as one."""
+
+    name: str
+    fingerprint: str
+    model: nn.Module
+    tokenizer: Any
+    gguf: Path | None = None
+
+
+def cache_folder() -> Path:
+    """Return where converted models and rewrites are kept: $FEDSDR_CACHE or ~/.cache/fedsdr."""
+    return Path(os.environ.get("FEDSDR_CACHE") or Path.home() / ".cache" / "fedsdr")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device; "auto" is CUDA when there is one. UserError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"model.device: '{name}' is no device (auto, cpu, cuda, cuda:1)") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device: '{name}', but PyTorch sees no CUDA device here; use 'auto'")
+    return device
+
+
+def choose_dtype(
+    name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
+) -> torch.dtype:
+    """Return the dtype of the base; "auto" is bf16 where the device multiplies it in hardware.
+
+    On a GPU without bf16 it is fp16, on a CPU without it fp32.
+    """
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name != "auto":
+        return named[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def gguf_of(name: str) -> Path | None:
+    """Return the .gguf file that a model name stands for, or None when it is something else."""
+    if name.startswith("embedded:"):
+        if name != EMBEDDED:
+            raise UserError(f"model.name: unknown '{name}'{nearest(name, [EMBEDDED])}")
+        return embedded_model_file()
+    if name.endswith(".gguf"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"model.name: {path}: no such file")
+        return path
+    return None
+
+
+def load_base(config: ModelConfig) -> Base:
+    """Load model and tokenizer, frozen and in eval mode.
+
+    Raises UserError for a missing folder, a folder without weights, an unknown hub id, an
+    architecture that transformers does not know, or a quantisation that this machine cannot do.
+    """
+    _quiet()
+    gguf = gguf_of(config.name)
+    device = choose_device(config.device)
+    source = str(_converted(gguf)) if gguf else config.name
+    folder = Path(source)
+    if not gguf and (folder.is_absolute() or folder.exists()):
+        _check_folder(folder)
+    model, tokenizer = _from_pretrained(source, config, device)
+    model.requires_grad_(False).eval()
+    if supports_rows(model):
+        register()
+        model.set_attn_implementation(ATTENTION)
+    if gguf:
+        fingerprint = _hash_file(gguf)
+    elif folder.is_dir():
+        fingerprint = _hash_folder(folder)
+    else:
+        fingerprint = str(getattr(model.config, "_commit_hash", None) or config.revision)
+    return Base(config.name, fingerprint, model, tokenizer, gguf)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load the tokenizer alone (quick: no weights)."""
+    gguf = gguf_of(config.name)
+    source = str(_converted(gguf)) if gguf else config.name
+    if not gguf and Path(source).is_absolute():
+        _check_folder(Path(source))
+    from transformers import AutoTokenizer
+
+    with _loading(config.name):
+        return AutoTokenizer.from_pretrained(source, **_hub_arguments(config))
+
+
+def _quiet() -> None:
+    """Keep transformers' own bars off the screen: ours say what is loading."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision or None, "trust_remote_code": config.trust_remote_code}
+
+
+def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    arguments: dict[str, Any] = {
+        "dtype": choose_dtype(config.dtype, device),
+        "device_map": {"": device} if config.quantize != "none" else None,
+        **_hub_arguments(config),
+    }
+    if config.quantize != "none":
+        arguments["quantization_config"] = _quantization(config.quantize, arguments["dtype"])
+    with _loading(config.name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **_hub_arguments(config))
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    return (model if config.quantize != "none" else model.to(device)), tokenizer
+
+
+class _loading:
+    """Turn what transformers says of a model that is not there into one line."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | ValueError) and not isinstance(error, UserError):
+            reason = " ".join(str(error).split())
+            raise UserError(f"model.name: '{self.name}' cannot be loaded: {reason}") from error
+
+
+def _quantization(kind: str, compute: torch.dtype) -> Any:
+    """Return bitsandbytes' settings: int8, or 4-bit NF4 with double quantisation (QLoRA)."""
+    if not torch.cuda.is_available():
+        raise UserError(f"model.quantize: '{kind}' needs a CUDA device; use 'none' on this machine")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"model.quantize: '{kind}' needs bitsandbytes: pip install 'fedsdr[quantize]'"
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"model.name: {folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.name: {folder}: has no config.json, so it is not a model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model.name: {folder}: has no *.safetensors weights (other formats are not read)"
+        )
+
+
+def _converted(gguf: Path) -> Path:
+    """Return a safetensors copy of a .gguf file, made once (fp32, exactly its dequantised values).
+
+    Reading a .gguf takes transformers some 15 s each time; the copy under a second.
+    """
+    folder = cache_folder() / "models" / f"{gguf.stem}-{_hash_file(gguf)[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _loading(str(gguf)):
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    # What remains is a plain fp32 model: transformers refuses to save it while it is marked so.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    for mark in ("is_quantized", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+    write_folder(folder, write)
+    return folder
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_folder(folder: Path) -> str:
+    """Hash the configuration whole, and of each weight file its name, size and first and last MB:
+    enough to tell models apart without reading tens of GB at each start."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()

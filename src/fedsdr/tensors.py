@@ -1,0 +1,74 @@
+"""Arithmetic over named tensors. Sums are fp64, results fp32, whatever the training dtype."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def map_tensors(f: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> Tensors:
+    """Apply `f` name by name; all trees must have the same names (else ValueError)."""
+    first = trees[0]
+    for other in trees[1:]:
+        if other.keys() != first.keys():
+            raise ValueError(f"names differ: {sorted(other.keys() ^ first.keys())[:3]}")
+    return {name: f(*(tree[name] for tree in trees)) for name in first}
+
+
+def zeros_like(a: Mapping[str, Tensor]) -> Tensors:
+    """Return fp32 zeros of the same names and shapes."""
+    return map_tensors(lambda x: torch.zeros_like(x, dtype=torch.float32), a)
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensors:
+    """Return a + b."""
+    return map_tensors(torch.add, a, b)
+
+
+def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensors:
+    """Return a - b."""
+    return map_tensors(torch.sub, a, b)
+
+
+def scale(a: Mapping[str, Tensor], by: float) -> Tensors:
+    """Return by * a."""
+    return map_tensors(lambda x: x * by, a)
+
+
+def norm(a: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean norm over all elements, summed in fp64."""
+    return sum(float(x.double().square().sum()) for x in a.values()) ** 0.5
+
+
+def num_bytes(a: Mapping[str, Tensor]) -> int:
+    """Return the size of the values in bytes, without names or framing."""
+    return sum(x.numel() * x.element_size() for x in a.values())
+
+
+class WeightedMean:
+    """A running sum_k w_k x_k / sum_k w_k in fp64, so that one update at a time is in memory.
+
+    The result is fp32 and depends on the order of the additions in the last bit: feed it in a
+    fixed order. Exact for fp32 values and integer weights up to one final rounding per addition.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensors = {}
+        self.total_weight = 0.0
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Add one term; names and shapes must be those of the first (else ValueError)."""
+        weighted = map_tensors(lambda x: x.double() * weight, values)
+        if self.total_weight == 0.0:
+            self._sums = weighted
+        else:
+            map_tensors(Tensor.add_, self._sums, weighted)
+        self.total_weight += weight
+
+    def result(self) -> Tensors:
+        """Return the mean in fp32; ValueError when nothing was added."""
+        if self.total_weight <= 0.0:
+            raise ValueError("the mean of no updates is not defined")
+        return map_tensors(lambda x: (x / self.total_weight).float(), self._sums)

@@ -1,0 +1,1 @@
+"""Methods as values, one optimizer step, and one client's local work."""

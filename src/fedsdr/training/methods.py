@@ -1,0 +1,86 @@
+"""A method is a value: phases that run in order, what is sent, and which models result.
+
+To add one, add a line to METHODS and a test to tests/training/test_methods.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsdr.types import Branch, R, S
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Train one branch on one kind of data, with these branches in the forward.
+
+    `share` scales each branch's output (1 in the paper's Eq. 6). A phase with `first_round = 2`
+    is left out of a client's first round.
+    """
+
+    data: Literal["raw", "rewritten", "mixture"]
+    forward: tuple[Branch, ...]
+    train: Branch
+    share: float = 1.0
+    first_round: int = 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a client trains, what it sends, and which branches make the resulting models.
+
+    `mixed`: the client's model weighs R and S for each instance (FedDPA) instead of adding both.
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    sent: tuple[Branch, ...]
+    global_model: tuple[Branch, ...]
+    client_model: tuple[Branch, ...]
+    mixed: bool = False
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether any phase reads rewritten data."""
+        return any(phase.data != "raw" for phase in self.phases)
+
+    @property
+    def private(self) -> tuple[Branch, ...]:
+        """The branches that a client trains and keeps for itself."""
+        trained = {phase.train for phase in self.phases}
+        return tuple(b for b in (R, S) if b in trained and b not in self.sent)
+
+
+def _two_stages(
+    smooth: Literal["raw", "rewritten"], rectify: Literal["raw", "rewritten"]
+) -> tuple[Phase, ...]:
+    """Eqs. 7 to 9: S first with R frozen in the forward, then R with S frozen in it."""
+    return (Phase(smooth, (R, S), train=S), Phase(rectify, (R, S), train=R))
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("plain", (Phase("raw", (R,), train=R),), (R,), (R,), (R,)),
+        Method("fedsd", (Phase("mixture", (R,), train=R),), (R,), (R,), (R,)),
+        Method("fedsdr", _two_stages("rewritten", "raw"), (R,), (R,), (R, S)),
+        Method("dual-raw", _two_stages("raw", "raw"), (R,), (R,), (R, S)),
+        Method("distill-rect", _two_stages("rewritten", "rewritten"), (R,), (R,), (R, S)),
+        Method("dual-upload", _two_stages("rewritten", "raw"), (R, S), (R, S), (R, S)),
+        # Yang et al., NeurIPS 2024, variant T: from a client's second round on, S learns beside
+        # the frozen global R, each at half weight; R learns alone from the round's global R.
+        # Their code detaches the frozen adapter, keeps its dropout and counts clients equally;
+        # none of that is copied.
+        Method(
+            "feddpa",
+            (
+                Phase("raw", (R, S), train=S, share=0.5, first_round=2),
+                Phase("raw", (R,), train=R),
+            ),
+            (R,),
+            (R,),
+            (R, S),
+            mixed=True,
+        ),
+        Method("local", (Phase("raw", (S,), train=S),), (), (), (S,)),
+    )
+}

@@ -1,0 +1,87 @@
+"""What a client keeps on its own disk between rounds: S, and SCAFFOLD's c_k.
+
+    FOLDER/round-0003/adapter_model.safetensors   S after round 3, as a PEFT adapter
+    FOLDER/round-0003/control.safetensors         c_k after round 3
+    FOLDER/adapter_model.safetensors              the last S
+
+Two rounds are kept: the one just made, and the one that the server last counted. A client whose
+result was lost goes on from the latter.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedsdr.errors import UserError
+from fedsdr.files import disk_errors_named, write_folder
+from fedsdr.models.adapters import (
+    CONFIG,
+    WEIGHTS,
+    load_adapter,
+    peft_config,
+    peft_tensors,
+    write_adapter_files,
+)
+from fedsdr.tensors import Tensors
+from fedsdr.types import S
+
+
+@dataclass(frozen=True)
+class ClientStore:
+    """A client's folder, and what PEFT's configuration file needs to name."""
+
+    folder: Path
+    alpha: float
+    base_name: str
+
+    def round_folder(self, round: int) -> Path:
+        """Return where the state after `round` is."""
+        return self.folder / f"round-{round:04d}"
+
+    def load(self, round: int) -> tuple[Tensors, Tensors]:
+        """Return (S, c_k) after `round`; both empty for round 0 or when none was kept.
+
+        UserError when the round's folder is gone: S would silently start anew.
+        """
+        folder = self.round_folder(round)
+        if round == 0:
+            return {}, {}
+        if not folder.is_dir():
+            raise UserError(f"{folder}: missing; it holds this client's S after round {round}")
+        private = load_adapter(folder, S) if (folder / WEIGHTS).exists() else {}
+        try:
+            path = folder / "control.safetensors"
+            control = load_file(path) if path.exists() else {}
+        except SafetensorError as error:
+            raise UserError(f"{path}: cannot be read ({error})") from None
+        return private, control
+
+    def save(self, round: int, private: Tensors, control: Tensors, *, accepted: int) -> None:
+        """Keep the state after `round` and after `accepted`, and nothing else."""
+
+        def write(folder: Path) -> None:
+            if private:
+                config = peft_config(private, S, alpha=self.alpha, base_name=self.base_name)
+                write_adapter_files(folder, peft_tensors(private, S), config)
+            if control:
+                save_file(control, folder / "control.safetensors")
+
+        write_folder(self.round_folder(round), write)
+        self.publish(round)
+        for folder in self.folder.glob("round-*"):
+            if folder not in (self.round_folder(round), self.round_folder(accepted)):
+                shutil.rmtree(folder)
+
+    def publish(self, round: int) -> None:
+        """Make the S after `round` the one that lies at the top of the folder."""
+        for name in (WEIGHTS, CONFIG):
+            source, target = self.round_folder(round) / name, self.folder / name
+            if source.exists():
+                temporary = target.with_name(f".{name}.tmp{os.getpid()}")
+                with disk_errors_named(target):
+                    shutil.copyfile(source, temporary)
+                    os.replace(temporary, target)

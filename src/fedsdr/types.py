@@ -1,0 +1,182 @@
+"""The frozen values that pass between rooms.
+
+What crosses an engine is `ClientTask` one way and `ClientUpdate` or `ClientFault` the other.
+None of them has a field that could hold a private branch, raw text or rewrites.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedsdr.tensors import Tensors
+
+Branch = Literal["R", "S"]  # R is shared and aggregated, S is private and stays
+R: Branch = "R"
+S: Branch = "S"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One instruction (c), its input (x) and the gold response (y).
+
+    A conversation of several turns keeps the earlier ones in `history`; `instruction` is then its
+    last user message and `response` its last assistant message. Every assistant turn is trained.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    response: str
+    category: str = ""
+    history: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What one client holds. `rewritten` is empty until it has been distilled; else it has one
+    example for each of `raw`, with the same ids in the same order."""
+
+    client_id: str
+    raw: tuple[Example, ...]
+    rewritten: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """What a client must know to do its work: scalars only, so that any wire can carry it."""
+
+    method: str = "fedsdr"
+    correction: Literal["none", "fedprox", "scaffold"] = "none"
+    mu: float = 0.01  # FedProx: weight of (mu / 2) ||R - R_global||^2
+    local_epochs: int = 3  # passes over the data in each phase
+    smooth_epochs: int = 0  # 0: as local_epochs; else the epochs of the phases that train S
+    batch_size: int = 128  # examples an optimizer step
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # 0: no clipping
+    pack_tokens: int = 1024  # real tokens in one forward pass
+    s_reset: bool = False  # start S anew every round
+    s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
+    mixture: float = 1.0  # share of rewrites where a phase reads "mixture"
+    lora_dropout: float = 0.05
+    frozen_dropout: bool = False
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """What the server asks of one client in one round.
+
+    `accepted_round` is the last round in which the server counted an update of this client (0:
+    none yet): the client goes on from the S that it had then, so that a lost result is not
+    learnt twice.
+    """
+
+    round: int
+    client_id: str
+    seed: int
+    shared: Tensors
+    control: Tensors  # SCAFFOLD's c; empty otherwise
+    settings: LocalSettings
+    accepted_round: int = 0
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client answers: dR = R_after - R_before over the names of `ClientTask.shared`."""
+
+    client_id: str
+    round: int
+    num_examples: int
+    delta: Tensors
+    control_delta: Tensors  # SCAFFOLD's c_k+ - c_k; empty otherwise
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientFault:
+    """A client that could not answer, and why, in one line."""
+
+    client_id: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that the server remembers between rounds. `round` counts the finished ones."""
+
+    round: int
+    shared: Tensors
+    memory: Mapping[str, Tensors]  # the server rule's m and v
+    control: Tensors  # SCAFFOLD's c
+    accepted: Mapping[str, int]  # client id -> the last round whose update was counted
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of rounds.jsonl."""
+
+    round: int
+    clients: tuple[Mapping[str, object], ...]
+    refused: tuple[Mapping[str, object], ...]
+    bytes_down: int
+    bytes_up: int
+    step_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How new tokens are chosen. Temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A conversation that wants an answer. The same seed gives the same answer in any batch."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answer to the request of the same id. `finished`: it ended by itself, not at the
+    limit of new tokens."""
+
+    id: str
+    text: str
+    finished: bool
+    prompt_tokens: int
+    new_tokens: int
+
+
+# Answers come in any order; each request gets exactly one.
+Generate = Callable[[Sequence[GenerationRequest], Decoding], Iterator[Generation]]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One example as tokens. `supervised[i]`: the loss counts the prediction of `tokens[i]`.
+
+    `cut` counts the tokens that `max_length` took away at the end.
+    """
+
+    id: str
+    tokens: tuple[int, ...]
+    supervised: tuple[bool, ...]
+    cut: int = 0

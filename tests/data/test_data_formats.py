@@ -1,0 +1,180 @@
+"""A row becomes an Example by what its columns are, or one line says why it cannot."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsdr.data.formats import example_from_row
+from fedsdr.errors import UserError
+from fedsdr.types import Example, Turn
+
+WHERE = "a.jsonl, line 7"
+text = st.text(st.characters(exclude_categories=["Cs"]))
+filled = text.filter(str.strip)
+
+
+def parsed(row):
+    return example_from_row(row, WHERE)
+
+
+def problem(row):
+    with pytest.raises(UserError) as caught:
+        parsed(row)
+    message = str(caught.value)
+    assert message.startswith(WHERE)
+    assert "\n" not in message
+    return message
+
+
+@given(filled, text, filled)
+def test_every_single_turn_layout_gives_the_same_example_with_its_text_untouched(c, x, y):
+    alpaca = parsed({"instruction": c, "input": x, "output": y})
+    assert (alpaca.instruction, alpaca.input, alpaca.response) == (c, x, y)
+    assert alpaca == parsed({"instruction": c, "context": x, "response": y})
+    plain = parsed({"prompt": c, "completion": y})
+    assert plain == parsed({"instruction": c, "output": y})
+    assert (plain.instruction, plain.input, plain.response, plain.history) == (c, "", y, ())
+
+
+@given(st.lists(st.tuples(filled, filled), min_size=1, max_size=4), filled)
+def test_both_conversation_layouts_put_the_last_exchange_in_front_and_the_rest_in_history(
+    exchanges, system
+):
+    roles = [("system", system)]
+    for question, answer in exchanges:
+        roles += [("user", question), ("assistant", answer)]
+    sharegpt = {"system": "system", "user": "human", "assistant": "gpt"}
+    openai = parsed({"messages": [{"role": r, "content": c} for r, c in roles]})
+    assert openai == parsed(
+        {"conversations": [{"from": sharegpt[r], "value": c} for r, c in roles]}
+    )
+    assert [(t.role, t.content) for t in openai.history] == roles[:-2]
+    assert (openai.instruction, openai.response) == exchanges[-1]
+    assert openai.input == ""
+
+
+def test_the_keys_of_the_turns_decide_not_the_name_of_the_column():
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    assert parsed({"messages": turns}) == parsed({"conversations": turns})
+
+
+def test_a_conversation_written_as_json_text_is_read_as_csv_files_need_it():
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert parsed({"messages": json.dumps(turns)}) == parsed({"messages": turns})
+
+
+def turns_of(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+def test_turns_after_the_last_assistant_and_before_the_first_user_are_dropped():
+    example = parsed(
+        turns_of(("assistant", "Welcome"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    )
+    assert (example.history, example.instruction, example.response) == ((), "a", "b")
+
+
+def test_tool_results_are_user_turns_and_function_calls_assistant_turns():
+    example = parsed(
+        turns_of(
+            ("system", "s"), ("user", "q"), ("function_call", "f(1)"), ("tool", "2"),
+            ("assistant", "It is 2"),
+        )
+    )  # fmt: skip
+    assert example.history == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", "f(1)"))
+    assert (example.instruction, example.response) == ("2", "It is 2")
+
+
+def test_neighbours_of_one_role_are_joined_and_later_system_turns_join_the_user():
+    example = parsed(
+        turns_of(("user", "a"), ("system", "b"), ("assistant", "c"), ("assistant", "d"))
+    )
+    assert (example.history, example.instruction, example.response) == ((), "a\n\nb", "c\n\nd")
+
+
+def test_null_and_nan_columns_are_empty():
+    example = parsed(
+        {"instruction": "a", "input": None, "category": float("nan"), "id": None, "output": "b"}
+    )
+    assert (example.input, example.category) == ("", "")
+    assert len(example.id) == 16
+
+
+def test_a_union_of_layouts_is_read_by_the_columns_that_are_not_null():
+    example = parsed({"messages": None, "instruction": "a", "output": "b"})
+    assert (example.instruction, example.response) == ("a", "b")
+
+
+def test_id_category_and_numbers_are_kept_as_text():
+    example = parsed({"id": 12, "category": " qa ", "prompt": "one or two?", "completion": 1})
+    assert (example.id, example.category, example.response) == ("12", "qa", "1")
+
+
+def test_the_id_of_a_row_without_one_is_a_hash_of_its_content_alone():
+    row = {"instruction": "é", "output": "b"}
+    # printf '[[], "\\u00e9", "", "b"]' | sha256sum
+    assert parsed(row).id == "bdd1c08bd87ae768"
+    assert parsed(row).id == parsed({**row, "category": "x", "url": "y"}).id
+    assert parsed(row).id != parsed({**row, "output": "c"}).id
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "a", "input": "b"}, "row without a response"),
+        ({"instruction": "a", "output": None}, "row without a response"),
+        ({"instruction": "a", "output": " \n"}, "'output' is blank"),
+        ({"instruction": " ", "output": "a"}, "'instruction' is blank"),
+        ({"instruction": "a", "output": ["b"]}, "'output' must be text, not list"),
+        ({"instruction": "a", "output": True}, "'output' must be text, not bool"),
+        ({"instruction": "a", "output": "\ud83d"}, "surrogate"),
+        ({"question": "a", "answer": "b"}, "columns question, answer fit no layout"),
+        ({"a\nb": "c"}, "columns a b fit no layout"),
+        (turns_of(("a\nb", "c")), "unknown role 'a b'"),
+        ({}, "columns none fit no layout"),
+        ({"messages": []}, "no assistant turn"),
+        ({"messages": "Hi"}, "not JSON"),
+        ({"messages": '{"role": "user"}'}, "must be a list of turns, not dict"),
+        ({"messages": 3}, "must be a list of turns, not int"),
+        ({"messages": ["Hi"]}, "turn 1: expected an object"),
+        (turns_of(("user", "a")), "no assistant turn"),
+        (turns_of(("assistant", "a")), "no assistant turn that answers a user turn"),
+        (turns_of(("user", "a"), ("assistent", "b")), "did you mean 'assistant'?"),
+        (turns_of(("user", "a"), ("assistant", None)), "a turn without text"),
+        (turns_of(("user", "a"), ("assistant", "b"), ("user", [])), "'content' must be text"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_refused_in_one_line_that_says_why(row, said):
+    assert said in problem(row)
+
+
+def test_an_unknown_layout_lists_the_columns_found_and_the_layouts_known():
+    message = problem({"question": "a", "answer": "b"})
+    for part in ("question, answer", "instruction, [input], output", "prompt, completion"):
+        assert part in message
+
+
+turn_keys = st.sampled_from(["role", "content", "from", "value", "x"])
+words = st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", " "])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(turn_keys, inner, max_size=3),
+    max_leaves=8,
+)
+columns = st.sampled_from(
+    ["instruction", "input", "output", "prompt", "completion", "messages", "id", "category", "x"]
+)
+
+
+@given(st.dictionaries(columns, values))
+def test_any_row_gives_an_example_with_a_prompt_and_a_response_or_a_user_error(row):
+    try:
+        example = parsed(row)
+    except UserError:
+        return
+    assert isinstance(example, Example)
+    assert example.id
+    assert example.response.strip()
+    assert (example.instruction + example.input).strip()

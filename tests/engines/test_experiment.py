@@ -1,0 +1,237 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedsdr.algorithms import ALGORITHMS
+from fedsdr.engines import experiment
+from fedsdr.engines.distilling import distill_clients
+from fedsdr.engines.experiment import clients_of, plan_of, run_experiment, run_rounds
+from fedsdr.engines.exporting import export_model
+from fedsdr.engines.progress import SILENT
+from fedsdr.engines.site import open_site
+from fedsdr.errors import UserError
+from fedsdr.federation.checkpoint import load_state
+from fedsdr.training.methods import METHODS
+
+
+def learned_bytes(out: Path) -> dict[str, bytes]:
+    """Every file of a run that holds what was learned."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.suffix == ".safetensors" or path.name in ("state.json", "adapter_config.json")
+    }
+
+
+def test_a_run_leaves_every_file_that_the_design_names(write_config, tmp_path):
+    out = tmp_path / "run"
+    results = run_experiment(write_config(), out, SILENT)
+    for name in ("config.toml", "rounds.jsonl", "results.json", "distilled/bank.jsonl",
+                 "clients/bank/adapter_model.safetensors", "clients/bank/round-0003",
+                 "clients/bank/round-0002", "global/adapter_config.json",
+                 "checkpoint/round-0003/state.json"):  # fmt: skip
+        assert (out / name).exists(), name
+    assert not (out / "clients/bank/round-0001").exists()
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in records] == [1, 2, 3]
+    assert {c["id"] for c in records[0]["clients"]} == {"bank", "clinic", "school"}
+    bank = records[0]["clients"][0]
+    assert bank["num_examples"] == 9
+    assert {"S.rewritten.loss", "R.raw.loss", "S.rewritten.tokens", "R.raw.seconds"} <= bank.keys()
+    read = json.loads((out / "results.json").read_text())
+    assert read == json.loads(json.dumps(results))
+    assert read["clients"]["bank"]["models"].keys() == {"base", "global", "client"}
+    assert read["cost"]["bytes_up"] == sum(r["bytes_up"] for r in records) > 0
+    assert read["mean"]["client"]["loss"] < read["mean"]["base"]["loss"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("moment", ["in a client", "before the checkpoint", "after the checkpoint"])
+@pytest.mark.parametrize("algorithm", ["fedadam", "scaffold"])
+def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
+    moment, algorithm, write_config, tmp_path, monkeypatch
+):
+    config = write_config(
+        f"algorithm.name={algorithm}", "federation.clients_per_round=2", "method.s_dropout=0.5"
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_experiment(config, whole, SILENT)
+    calls = {"train": 0, "save": 0}
+    real_train, real_save = experiment.train_at, experiment.save_state
+
+    def train(*args, **kwargs):
+        calls["train"] += 1
+        answer = real_train(*args, **kwargs)
+        if moment == "in a client" and calls["train"] == 4:  # S of round 2 is written already
+            raise Killed
+        return answer
+
+    def save(folder, state):
+        calls["save"] += 1
+        if moment == "before the checkpoint" and calls["save"] == 2:
+            raise Killed
+        real_save(folder, state)
+        if moment == "after the checkpoint" and calls["save"] == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train_at", train)
+        patch.setattr(experiment, "save_state", save)
+        with pytest.raises(Killed):
+            run_experiment(config, broken, SILENT)
+    run_experiment(config, broken, SILENT, resume=True)
+    assert learned_bytes(broken) == learned_bytes(whole)
+    rounds = [json.loads(x)["round"] for x in (broken / "rounds.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3]
+    results = [json.loads((out / "results.json").read_text()) for out in (whole, broken)]
+    assert results[0]["clients"] == results[1]["clients"]
+
+
+def test_a_second_run_and_another_method_rewrite_nothing_again(write_config, tmp_path, monkeypatch):
+    first = run_experiment(write_config(), tmp_path / "a", SILENT)
+    assert first["cost"]["tokens"]["rewrite"] > 0
+    for name, method in (("b", "fedsdr"), ("c", "fedsd")):
+        again = run_experiment(write_config(f"method.name={method}"), tmp_path / name, SILENT)
+        assert again["cost"]["tokens"]["rewrite"] == 0
+    assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_every_algorithm(method, algorithm, write_config, tmp_path):
+    config = write_config(
+        f"method.name={method}",
+        f"algorithm.name={algorithm}",
+        "federation.rounds=2",
+        "data.max_examples=4",
+    )
+    clients = clients_of(config)
+    site = open_site(config, tmp_path / "run")
+    if METHODS[method].rewrites:
+        distill_clients(site, clients, SILENT)
+    start = run_rounds(site, clients, plan_of(config, [c.client_id for c in clients]), SILENT)
+    assert start.round == 2
+    moved = [n for n, v in start.shared.items() if n.endswith("lora_B") and v.any()]
+    assert len(moved) == len([n for n in start.shared if n.endswith("lora_B")])
+    assert {n[0] for n in start.shared} == set(METHODS[method].sent)
+    has_s = (tmp_path / "run/clients/bank/adapter_model.safetensors").exists()
+    assert has_s == bool(METHODS[method].private)
+
+
+def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypatch, caplog):
+    real = experiment.train_at
+
+    def train(site, client, task, on_step=None):
+        if client.client_id == "clinic" and task.round == 2:
+            raise RuntimeError("the disk of the clinic is gone")
+        return real(site, client, task, on_step)
+
+    monkeypatch.setattr(experiment, "train_at", train)
+    run_experiment(write_config(), tmp_path / "run", SILENT)
+    lines = (tmp_path / "run/rounds.jsonl").read_text().splitlines()
+    refused = [json.loads(line)["refused"] for line in lines]
+    assert refused[0] == refused[2] == []
+    assert refused[1] == [
+        {"id": "clinic", "reason": "RuntimeError: the disk of the clinic is gone"}
+    ]
+    assert load_state(tmp_path / "run/checkpoint").accepted["clinic"] == 3
+    assert "the disk of the clinic is gone" in caplog.text
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
+    out = tmp_path / "run"
+    run_experiment(write_config("federation.rounds=1"), out, SILENT)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="--resume"):
+        run_experiment(write_config("federation.rounds=1"), out, SILENT)
+    with pytest.raises(UserError, match=r"train\.lr.*was 0\.01 and is now 0\.5"):
+        run_experiment(write_config("train.lr=0.5"), out, SILENT, resume=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    with pytest.raises(UserError, match="no run to resume"):
+        run_experiment(write_config(), tmp_path / "new", SILENT, resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a run folder"):
+        run_experiment(write_config(), tmp_path / "full", SILENT)
+
+
+def test_more_rounds_go_on_from_a_finished_run(write_config, tmp_path):
+    run_experiment(write_config("federation.rounds=1"), tmp_path / "a", SILENT)
+    run_experiment(write_config("federation.rounds=3"), tmp_path / "a", SILENT, resume=True)
+    run_experiment(write_config("federation.rounds=3"), tmp_path / "b", SILENT)
+    assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lora.target_modules=['qproj']"], "matches no layer"),
+        (["data.max_length=8"], "no token of its .* training rows is supervised"),
+        (["model.name=./nowhere"], "no such folder"),
+        (["data.include=['banc']"], "did you mean 'bank'"),
+        (["method.name=fedsrd"], "did you mean 'fedsdr'"),
+        (["algorithm.name=fedavgg"], "did you mean 'fedavg'"),
+        (["algorithm.beta=0.5"], "no such hyperparameter"),
+        (["teacher.engine=opnvino"], "did you mean 'openvino'"),
+        (["model.quantize=4bit"], "needs a CUDA device"),
+        (["model.device=cuda"], "no CUDA device"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_before_anything_is_written(
+    overrides, words, write_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=words) as error:
+        run_experiment(write_config(*overrides), tmp_path / "run", SILENT)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_folder_without_weights_is_named(write_config, tmp_path, model_folder):
+    hollow = tmp_path / "hollow"
+    hollow.mkdir()
+    (hollow / "config.json").write_text((model_folder / "config.json").read_text())
+    with pytest.raises(UserError, match=r"hollow.*no \*\.safetensors"):
+        run_experiment(write_config(f"model.name={hollow}"), tmp_path / "run", SILENT)
+
+
+def logits_of(model, tokenizer):
+    ids = tokenizer("the patient takes 3 tablets", return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_exports_load_in_plain_peft_and_plain_transformers(write_config, tmp_path, model_folder):
+    out = tmp_path / "run"
+    run_experiment(write_config(), out, SILENT)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+
+    def base():
+        return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+    export_model(out, tmp_path / "adapter", client_id="bank")
+    export_model(out, tmp_path / "merged", client_id="bank", merge=True)
+    export_model(out, tmp_path / "global")
+    # R+S by PEFT's own means: the two adapters of the run, both active.
+    both = PeftModel.from_pretrained(base(), out / "global", adapter_name="R")
+    both.load_adapter(out / "clients" / "bank", adapter_name="S")
+    both.base_model.set_adapter(["R", "S"])
+    expected = logits_of(both.eval(), tokenizer)
+    one = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits_of(one, tokenizer), expected, rtol=1e-4, atol=1e-4)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits_of(merged, tokenizer), expected, rtol=1e-4, atol=1e-4)
+    shared = PeftModel.from_pretrained(base(), tmp_path / "global").eval()
+    alone = PeftModel.from_pretrained(base(), out / "global").eval()
+    torch.testing.assert_close(logits_of(shared, tokenizer), logits_of(alone, tokenizer))
+    with pytest.raises(UserError, match="did you mean 'bank'"):
+        export_model(out, tmp_path / "x", client_id="banc")
+    with pytest.raises(UserError, match="exists already"):
+        export_model(out, tmp_path / "global")

@@ -1,0 +1,176 @@
+import json
+import math
+
+import pytest
+
+from fedsdr.evaluation.evaluate import ClientScores, ExampleScore
+from fedsdr.evaluation.results import MODELS, ClientResult, build_results, rows_of, to_markdown
+
+
+def scores(*rows, metric="rouge_l"):
+    """Each row: (loss_sum, tokens, score)."""
+    return ClientScores(
+        metric,
+        tuple(
+            ExampleScore(f"row{i}", loss, tokens, score, new_tokens=3, finished=i == 0)
+            for i, (loss, tokens, score) in enumerate(rows)
+        ),
+    )
+
+
+ANN = ClientResult(
+    num_train=9,
+    models={
+        "base": scores((8.0, 2, 0.2), (12.0, 8, 0.4)),
+        "global": scores((4.0, 2, 0.4), (6.0, 8, 0.6)),
+        "client": scores((2.0, 2, 0.5), (3.0, 8, 0.9)),
+    },
+)
+BOB = ClientResult(
+    num_train=4,
+    models={
+        "base": scores((90.0, 30, 0.0), metric="exact_label"),
+        "global": scores((60.0, 30, 1.0), metric="exact_label"),
+        "client": scores((60.0, 30, 1.0), metric="exact_label"),
+    },
+)
+COST = {"tokens": 1234, "seconds": {"smooth": 1.5}, "bytes_up": 10, "bytes_down": 20}
+
+
+def build(clients=None, cost=COST):
+    return build_results(
+        method="fedsdr",
+        algorithm="fedavg",
+        seed=3,
+        rounds=2,
+        clients={"ann": ANN, "bob": BOB} if clients is None else clients,
+        cost=cost,
+    )
+
+
+@pytest.fixture(scope="module")
+def results():
+    return build()
+
+
+def test_a_client_has_its_counts_its_metric_and_three_models(results):
+    ann = results["clients"]["ann"]
+    assert (ann["num_train"], ann["num_test"], ann["metric"]) == (9, 2, "rouge_l")
+    assert list(ann["models"]) == list(MODELS)
+    base = ann["models"]["base"]
+    assert base["loss"] == pytest.approx(2.0)  # 20 nats over 10 tokens
+    assert base["score"] == pytest.approx(0.3)
+    assert (base["tokens"], base["finished"]) == (10, 0.5)
+
+
+def test_the_mean_counts_every_client_once(results):
+    mean = results["mean"]
+    assert mean["base"]["loss"] == pytest.approx((2.0 + 3.0) / 2)
+    assert mean["base"]["score"] == pytest.approx((0.3 + 0.0) / 2)
+    assert mean["client"]["loss"] == pytest.approx((0.5 + 2.0) / 2)
+    assert mean["client"]["score"] == pytest.approx((0.7 + 1.0) / 2)
+
+
+def test_the_weighted_mean_counts_rows_in_the_score_and_tokens_in_the_loss(results):
+    mean = results["weighted_mean"]
+    assert mean["base"]["loss"] == pytest.approx((10 * 2.0 + 30 * 3.0) / 40)
+    assert mean["global"]["score"] == pytest.approx((2 * 0.5 + 1 * 1.0) / 3)
+
+
+def test_every_score_stands_in_its_interval(results):
+    entries = [
+        *(model for client in results["clients"].values() for model in client["models"].values()),
+        *results["mean"].values(),
+        *results["weighted_mean"].values(),
+    ]
+    assert len(entries) == 12
+    for entry in entries:
+        low, high = entry["score_ci"]
+        assert low <= entry["score"] <= high
+
+
+def test_the_intervals_are_those_of_the_two_rows_of_ann(results):
+    # Two rows of 0.2 and 0.4 give means 0.2, 0.3, 0.4; bob's one row gives always 0.
+    ann = results["clients"]["ann"]["models"]["base"]
+    assert ann["score_ci"] == pytest.approx([0.2, 0.4])
+    assert results["mean"]["base"]["score_ci"] == pytest.approx([0.1, 0.2])
+    assert results["weighted_mean"]["base"]["score_ci"] == pytest.approx([0.4 / 3, 0.8 / 3])
+
+
+def test_test_rows_are_drawn_for_each_client_apart():
+    draws = ClientResult(9, dict.fromkeys(MODELS, scores(*[(1.0, 1, s / 9) for s in range(10)])))
+    results = build({"ann": draws, "bob": draws})
+    low, high = results["clients"]["ann"]["models"]["base"]["score_ci"]
+    mean_low, mean_high = results["mean"]["base"]["score_ci"]
+    # The mean of two independent means has 1 / sqrt(2) of their spread.
+    assert (mean_high - mean_low) / (high - low) == pytest.approx(0.5**0.5, abs=0.07)
+
+
+def test_each_example_stands_once_with_what_each_model_made_of_it(results):
+    ann = results["examples"]["ann"]
+    assert [row["id"] for row in ann] == ["row0", "row1"]
+    assert ann[1]["global"] == {
+        "loss_sum": 6.0, "tokens": 8, "score": 0.6, "new_tokens": 3, "finished": False,
+    }  # fmt: skip
+
+
+def test_results_are_json_and_the_same_each_time(results):
+    text = json.dumps(results, allow_nan=False)
+    assert text == json.dumps(build(), allow_nan=False)
+    assert json.loads(text) == results
+    assert json.loads(text)["cost"] == COST
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused_with_the_name_of_its_client(bad):
+    models = dict(ANN.models) | {"global": scores((bad, 2, 0.4), (6.0, 8, 0.6))}
+    with pytest.raises(ValueError, match=r"clients\.ann\.models\.global\.loss"):
+        build({"bob": BOB, "ann": ClientResult(9, models)})
+    with pytest.raises(ValueError, match=r"cost\.seconds\.smooth"):
+        build(cost={"seconds": {"smooth": bad}})
+
+
+def test_a_client_without_supervised_tokens_is_refused_by_name():
+    none = ClientResult(1, dict.fromkeys(MODELS, scores((0.0, 0, 0.0))))
+    with pytest.raises(ValueError, match=r"clients\.eve\.models\.base\.loss is nan"):
+        build({"ann": ANN, "eve": none})
+
+
+def test_models_measured_on_other_rows_are_refused_by_the_name_of_the_client():
+    for odd in (BOB.models["base"], scores((4.0, 2, 0.4)), scores((1, 2, 0), metric="exact_label")):
+        with pytest.raises(ValueError, match="'ann'"):
+            build({"ann": ClientResult(9, dict(ANN.models) | {"global": odd})})
+    with pytest.raises(ValueError, match="'ann'"):
+        build({"ann": ClientResult(9, {"base": ANN.models["base"]})})
+    with pytest.raises(ValueError, match="'ann'"):
+        build({"ann": ClientResult(9, dict.fromkeys(MODELS, scores()))})
+
+
+def test_results_of_no_client_are_refused():
+    with pytest.raises(ValueError, match="no clients"):
+        build({})
+
+
+def test_the_table_has_a_header_a_row_a_client_and_the_means(results):
+    rows = rows_of(json.loads(json.dumps(results)))
+    assert rows[0] == [
+        "client", "test rows", "metric",
+        "base score", "global score", "client score", "base loss", "global loss", "client loss",
+    ]  # fmt: skip
+    assert rows[1] == [
+        "ann", "2", "rouge_l",
+        "0.300 ± 0.100", "0.500 ± 0.100", "0.700 ± 0.200", "2.000", "1.000", "0.500",
+    ]  # fmt: skip
+    assert [row[0] for row in rows] == ["client", "ann", "bob", "mean", "weighted mean"]
+    assert rows[3][1:4] == ["3", "mixed", "0.150 ± 0.050"]
+    assert {len(row) for row in rows} == {9}
+
+
+def test_the_means_name_the_metric_that_all_clients_share():
+    assert rows_of(build({"ann": ANN, "eve": ANN}))[-1][2] == "rouge_l"
+
+
+def test_markdown_escapes_the_bars_of_a_name():
+    assert to_markdown([["client", "n"], ["a|b", "1"]]) == (
+        "| client | n |\n| :-- | --: |\n| a\\|b | 1 |\n"
+    )

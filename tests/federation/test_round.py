@@ -1,0 +1,221 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedsdr.algorithms import server_rule
+from fedsdr.errors import UserError
+from fedsdr.federation.checkpoint import load_state, save_state
+from fedsdr.federation.round import Plan, first_state, run_round
+from fedsdr.federation.sampling import sample_clients
+from fedsdr.types import ClientFault, ClientUpdate, LocalSettings
+
+SHARED = {"R/a.lora_A": torch.zeros(2), "R/a.lora_B": torch.ones(1, 2)}
+
+
+def plan_for(rule="fedavg", clients=("a", "b", "c"), correction="none", **changes):
+    plan = Plan(0, clients, 0, 1, server_rule(rule), LocalSettings(correction=correction))
+    return replace(plan, **changes)
+
+
+def update_of(task, value, count, **changes):
+    delta = {name: torch.full_like(v, value) for name, v in task.shared.items()}
+    control = {name: torch.full_like(v, value) for name, v in task.control.items()}
+    return replace(
+        ClientUpdate(task.client_id, task.round, count, delta, control, {"R.raw.loss": 1.0}),
+        **changes,
+    )
+
+
+def engine(**answers):
+    """client -> (value, examples), a ready answer, or a function of the task."""
+
+    def run(tasks):
+        for task in tasks:
+            answer = answers[task.client_id]
+            yield answer(task) if callable(answer) else update_of(task, *answer)
+
+    return run
+
+
+def test_the_global_tensors_move_by_the_mean_weighted_by_examples():
+    state = first_state(SHARED, plan_for())
+    after, record = run_round(state, plan_for(), engine(a=(1.0, 10), b=(2.0, 30), c=(4.0, 60)))
+    # (10 * 1 + 30 * 2 + 60 * 4) / 100 = 3.1
+    torch.testing.assert_close(after.shared["R/a.lora_A"], torch.tensor([3.1, 3.1]))
+    torch.testing.assert_close(after.shared["R/a.lora_B"], torch.tensor([[4.1, 4.1]]))
+    assert after.round == record.round == 1
+    assert after.accepted == {"a": 1, "b": 1, "c": 1}
+    assert record.bytes_down == record.bytes_up == 3 * 4 * 4
+    assert record.step_norm == pytest.approx(2 * 3.1)
+    assert [c["num_examples"] for c in record.clients] == [10, 30, 60]
+
+
+def test_the_state_that_went_in_is_not_changed():
+    state = first_state(SHARED, plan_for("fedadam"))
+    run_round(state, plan_for("fedadam"), engine(a=(1.0, 1), b=(2.0, 1), c=(3.0, 1)))
+    assert torch.equal(state.shared["R/a.lora_A"], torch.zeros(2))
+    assert torch.equal(state.memory["m"]["R/a.lora_A"], torch.zeros(2))
+
+
+def bad(**changes):
+    return lambda task: update_of(task, 1.0, 5, **changes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (bad(delta={"R/a.lora_A": torch.full((2,), torch.nan), "R/a.lora_B": torch.ones(1, 2)}),
+         "not finite"),
+        (bad(delta={"R/a.lora_A": torch.full((2,), torch.inf), "R/a.lora_B": torch.ones(1, 2)}),
+         "not finite"),
+        (bad(delta={"R/a.lora_A": torch.ones(3), "R/a.lora_B": torch.ones(1, 2)}), "shape"),
+        (bad(delta={"R/a.lora_A": torch.ones(2)}), "lacks 'R/a.lora_B'"),
+        (bad(delta={**SHARED, "S/a.lora_A": torch.ones(2)}), "too many: 'S/a.lora_A'"),
+        (bad(delta={n: v.half() for n, v in SHARED.items()}), "not float32"),
+        (bad(round=7), "of round 7"),
+        (bad(num_examples=0), "0 examples"),
+        (bad(control_delta=SHARED), "control has a tensor too many"),
+        (lambda task: ClientFault(task.client_id, task.round, "out of memory"), "out of memory"),
+    ],
+)  # fmt: skip
+def test_a_bad_update_is_refused_recorded_and_left_out(answer, reason):
+    plan = plan_for()
+    after, record = run_round(
+        first_state(SHARED, plan), plan, engine(a=(1.0, 10), b=answer, c=(3.0, 10))
+    )
+    torch.testing.assert_close(after.shared["R/a.lora_A"], torch.tensor([2.0, 2.0]))
+    assert [r["id"] for r in record.refused] == ["b"]
+    assert reason in record.refused[0]["reason"]
+    assert "b" not in after.accepted
+
+
+def test_too_few_good_updates_end_the_round_with_the_reasons():
+    plan = plan_for(min_updates=2)
+    with pytest.raises(UserError, match=r"1 of 3 updates.*min_updates is 2.*b: .*not finite"):
+        run_round(
+            first_state(SHARED, plan),
+            plan,
+            engine(
+                a=(1.0, 1), b=(float("nan"), 1), c=lambda t: ClientFault(t.client_id, 1, "gone")
+            ),
+        )
+
+
+def test_answers_out_of_turn_are_an_error_because_order_changes_the_last_bit():
+    plan = plan_for()
+    with pytest.raises(ValueError, match="out of turn"):
+        run_round(
+            first_state(SHARED, plan),
+            plan,
+            lambda tasks: [update_of(task, 1.0, 1) for task in reversed(tasks)],
+        )
+
+
+def test_updates_are_consumed_one_at_a_time():
+    alive = []
+
+    def run(tasks):
+        for task in tasks:
+            assert len(alive) == 0 or alive[-1] == "taken"
+            alive.append("given")
+            yield update_of(task, 1.0, 1)
+            alive[-1] = "taken"
+
+    plan = plan_for()
+    run_round(first_state(SHARED, plan), plan, run)
+    assert alive == ["taken"] * 3
+
+
+def test_scaffolds_control_moves_by_the_mean_times_the_share_that_took_part():
+    plan = plan_for("scaffold", correction="scaffold", clients=("a", "b", "c", "d"))
+    state = first_state(SHARED, plan)
+    silent = lambda t: ClientFault(t.client_id, t.round, "gone")  # noqa: E731
+    after, _ = run_round(state, plan, engine(a=(1.0, 90), b=(3.0, 10), c=silent, d=silent))
+    # mean(1, 3) * 2 / 4 = 1, not weighted by examples
+    torch.testing.assert_close(after.control["R/a.lora_A"], torch.tensor([1.0, 1.0]))
+
+
+def test_a_task_says_when_the_client_was_last_counted():
+    plan = plan_for()
+    state = first_state(SHARED, plan)
+    lost = lambda t: ClientFault(t.client_id, t.round, "gone")  # noqa: E731
+    state, _ = run_round(state, plan, engine(a=(1.0, 1), b=lost, c=(1.0, 1)))
+    seen = {}
+
+    def run(tasks):
+        for task in tasks:
+            seen[task.client_id] = task.accepted_round
+            yield update_of(task, 1.0, 1)
+
+    run_round(state, plan, run)
+    assert seen == {"a": 1, "b": 0, "c": 1}
+
+
+def test_every_client_is_chosen_equally_often_and_by_the_seed_alone():
+    clients = [f"c{i}" for i in range(10)]
+    counts = dict.fromkeys(clients, 0)
+    for round in range(2000):
+        chosen = sample_clients(clients, 3, 1, round)
+        assert len(set(chosen)) == 3
+        assert chosen == sorted(chosen) == sample_clients(clients[::-1], 3, 1, round)
+        for client in chosen:
+            counts[client] += 1
+    # 2,000 draws at 0.3: standard deviation 20.5; five of them.
+    assert all(abs(count - 600) < 103 for count in counts.values())
+    assert sample_clients(clients, 3, 1, 5) != sample_clients(clients, 3, 2, 5)
+    assert sample_clients(clients, 0, 1, 1) == sorted(clients)
+
+
+def test_a_checkpoint_gives_back_the_same_state(tmp_path):
+    plan = plan_for("fedyogi", correction="scaffold")
+    state = first_state(SHARED, plan)
+    assert load_state(tmp_path) is None
+    for _ in range(2):
+        state, _ = run_round(state, plan, engine(a=(1.0, 1), b=(0.5, 2), c=(3.0, 1)))
+        save_state(tmp_path, state)
+    read = load_state(tmp_path)
+    assert (read.round, read.accepted) == (2, state.accepted)
+    for got, want in (
+        (read.shared, state.shared),
+        (read.control, state.control),
+        (read.memory["m"], state.memory["m"]),
+        (read.memory["v"], state.memory["v"]),
+    ):
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[n], want[n]) for n in got)
+    assert [p.name for p in tmp_path.iterdir()] == ["round-0002"]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    import errno
+
+    from fedsdr.federation import checkpoint
+
+    plan = plan_for("fedadam")
+    state = first_state(SHARED, plan)
+    one, _ = run_round(state, plan, engine(a=(1.0, 1), b=(0.5, 2), c=(3.0, 1)))
+    save_state(tmp_path, one)
+    two, _ = run_round(one, plan, engine(a=(1.0, 1), b=(0.5, 2), c=(3.0, 1)))
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="round-0002: cannot be written: No space left"):
+        save_state(tmp_path, two)
+    assert load_state(tmp_path).round == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["round-0001"]
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    plan = plan_for()
+    one, _ = run_round(first_state(SHARED, plan), plan, engine(a=(1.0, 1), b=(1.0, 1), c=(1.0, 1)))
+    save_state(tmp_path, one)
+    (tmp_path / "round-0001" / "shared.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="round-0001: the checkpoint cannot be read"):
+        load_state(tmp_path)

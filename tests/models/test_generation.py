@@ -1,0 +1,138 @@
+import random
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tiny import VOCABULARY, branched, tiny_llama
+
+from fedsdr.models.generation import choose_tokens, transformers_generate
+from fedsdr.types import Decoding, GenerationRequest, Turn
+
+
+class Numbers:
+    """A tokenizer whose text is the token ids themselves."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(map(str, ids))
+
+
+def requests(count=9, seed=0):
+    rng = random.Random(seed)
+    made = []
+    for i in range(count):
+        ids = [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(2, 30))]
+        made.append(GenerationRequest(f"r{i}", (Turn("user", " ".join(map(str, ids))),), seed=i))
+    return made
+
+
+def render(turns):
+    return [int(t) for t in turns[0].content.split()]
+
+
+def run(model, asked, decoding, batch_size, stops=(2,)):
+    generate = transformers_generate(model, Numbers(), render, stops, batch_size)
+    answers = list(generate(asked, decoding))
+    assert sorted(a.id for a in answers) == sorted(r.id for r in asked)
+    return {a.id: a for a in answers}
+
+
+GREEDY = Decoding(temperature=0.0, max_new_tokens=12)
+SAMPLED = Decoding(temperature=1.0, top_p=0.95, max_new_tokens=12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_greedy_text_equals_that_of_transformers_generate(batch_size):
+    ours, theirs = tiny_llama(), tiny_llama(packed=False)
+    stops = list(range(40, 60))  # many stop tokens, so that rows end at different steps
+    got = run(ours, requests(), GREEDY, batch_size, stops)
+    ended = 0
+    for request in requests():
+        prompt = torch.tensor([render(request.turns)])
+        out = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=stops,
+            pad_token_id=0,
+        )[0, prompt.shape[1] :].tolist()
+        answer = got[request.id]
+        ended += out[-1] in stops
+        assert answer.finished == (out[-1] in stops)
+        assert answer.new_tokens == len(out)
+        assert answer.text == " ".join(str(t) for t in out if t not in stops)
+    assert 0 < ended < len(requests())
+
+
+def test_the_same_seed_gives_the_same_text_in_any_batch_and_order():
+    model = tiny_llama()
+    asked = requests(12)
+    expected = {i: a.text for i, a in run(model, asked, SAMPLED, 32).items()}
+    for batch_size in (1, 3, 5):
+        shuffled = random.Random(batch_size).sample(asked, len(asked))
+        assert {i: a.text for i, a in run(model, shuffled, SAMPLED, batch_size).items()} == expected
+    other = [GenerationRequest(r.id, r.turns, r.seed + 100) for r in asked]
+    assert {i: a.text for i, a in run(model, other, SAMPLED, 32).items()} != expected
+
+
+def test_models_that_cannot_share_a_forward_give_the_same_text():
+    asked = requests(5)
+    fast, plain = tiny_llama(), tiny_llama(packed=False)
+    for decoding in (GREEDY, SAMPLED):
+        one = {i: a.text for i, a in run(fast, asked, decoding, 4).items()}
+        assert {i: a.text for i, a in run(plain, asked, decoding, 4).items()} == one
+
+
+def test_generation_uses_the_branches_in_the_forward():
+    ours = branched(tiny_llama())
+    base = run(ours.model, requests(), GREEDY, 4)
+    with ours.using("R", "S"):
+        adapted = run(ours.model, requests(), GREEDY, 4)
+    assert {i: a.text for i, a in base.items()} != {i: a.text for i, a in adapted.items()}
+
+
+def test_a_window_of_attention_is_kept_while_generating():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from fedsdr.models.attention import ATTENTION, register
+
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        initializer_range=0.2,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    plain = {i: a.text for i, a in run(model, requests(4), GREEDY, 4).items()}
+    register()
+    model.set_attn_implementation(ATTENTION)
+    assert {i: a.text for i, a in run(model, requests(4), GREEDY, 4).items()} == plain
+
+
+def test_tokens_are_drawn_with_the_probabilities_of_temperature_top_k_and_top_p():
+    logits = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    uniforms = ((torch.arange(4000) + 0.5) / 4000).tolist()
+    many = logits.expand(4000, -1)
+
+    def shares(**decoding):
+        picks = choose_tokens(many, uniforms, Decoding(**decoding))
+        return torch.bincount(torch.tensor(picks), minlength=4).double()
+
+    full = shares(temperature=1.0, top_p=1.0)
+    assert chisquare(full, [1600, 1200, 800, 400]).pvalue > 0.5
+    # Temperature 0.5 squares the probabilities: 16, 9, 4 and 1 thirtieths.
+    cold = shares(temperature=0.5, top_p=1.0)
+    assert chisquare(cold, [n * 4000 / 30 for n in (16, 9, 4, 1)]).pvalue > 0.5
+    # The smallest set that reaches 0.6 is the first two: 4/7 and 3/7.
+    assert shares(temperature=1.0, top_p=0.6).tolist() == pytest.approx([2286, 1714, 0, 0], abs=2)
+    assert shares(temperature=1.0, top_p=1.0, top_k=1).tolist() == [4000, 0, 0, 0]
+
+
+def test_no_request_gives_no_answer():
+    assert run(tiny_llama(), [], GREEDY, 4) == {}

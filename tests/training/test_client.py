@@ -1,0 +1,182 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import rows, tiny_llama
+
+from fedsdr.errors import UserError
+from fedsdr.models.adapters import load_adapter
+from fedsdr.models.branches import BranchedModel
+from fedsdr.models.rows import row_losses
+from fedsdr.tensors import norm, subtract, zeros_like
+from fedsdr.training.client import ClientRows, phase_rows, train_client
+from fedsdr.training.methods import METHODS, Phase
+from fedsdr.training.store import ClientStore
+from fedsdr.types import ClientTask, LocalSettings
+
+SETTINGS = LocalSettings(local_epochs=2, batch_size=4, lr=1e-2, lora_dropout=0.0)
+DATA = ClientRows(tuple(rows(8, seed=1)), tuple(rows(8, seed=2)))
+
+
+@pytest.fixture
+def model():
+    return BranchedModel(tiny_llama(), rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
+
+
+def task_for(model, method="fedsdr", round=1, accepted=0, **changes):
+    sent = METHODS[method].sent
+    shared = {n: v for b in sent for n, v in model.initial(b, 5).items()}
+    settings = replace(SETTINGS, method=method, **changes)
+    control = zeros_like(shared) if settings.correction == "scaffold" else {}
+    return ClientTask(round, "bank", 11, shared, control, settings, accepted)
+
+
+def store_at(path):
+    return ClientStore(path / "bank", alpha=8, base_name="tiny")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_sends_exactly_what_it_shares_and_keeps_what_is_private(name, model, tmp_path):
+    method = METHODS[name]
+    update = train_client(task_for(model, name), DATA, model, store_at(tmp_path))
+    assert {key[0] for key in update.delta} == set(method.sent)
+    assert all(torch.isfinite(v).all() for v in update.delta.values())
+    if method.sent:
+        assert norm(update.delta) > 0
+    kept = (tmp_path / "bank" / "adapter_model.safetensors").exists()
+    assert kept == (method.private == ("S",))
+    # feddpa trains S from a client's second round on.
+    trained = {key.split(".")[0] for key in update.metrics}
+    expected = {p.train for p in method.phases if p.first_round == 1}
+    assert trained == expected
+    assert update.num_examples == 8
+
+
+def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_forward(
+    model, tmp_path
+):
+    update = train_client(task_for(model), DATA, model, store_at(tmp_path))
+    # The two stages by hand, with plain AdamW and the same orders.
+    twin = BranchedModel(tiny_llama(), rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
+    twin.set(task_for(twin).shared)
+    from fedsdr.seeds import seed_for
+    from fedsdr.training.step import batches
+
+    twin.set(twin.initial("S", seed_for(11, "start", "bank")))
+    start = twin.get("R")
+    for trained, data, kind in (("S", DATA.rewritten, "rewritten"), ("R", DATA.raw, "raw")):
+        with twin.using("R", "S", trained=trained):
+            parameters = list(twin.parameters(trained).values())
+            optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+            for _, batch in batches(data, 4, 2, seed_for(11, 1, "bank", trained, kind)):
+                optimizer.zero_grad()
+                count = sum(sum(row.supervised[1:]) for row in batch)
+                (row_losses(twin.model, batch).sum() / count).backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+    after = twin.get("R")
+    # AdamW's first steps are nearly signs, so a gradient close to zero may differ: compare norms.
+    moved = {name: after[name] - start[name] for name in update.delta}
+    assert norm(subtract(update.delta, moved)) < 1e-3 * norm(moved)
+    kept = load_adapter(tmp_path / "bank", "S")
+    assert norm(subtract(kept, twin.get("S"))) < 1e-3 * norm(kept)
+
+
+def test_the_same_task_gives_the_same_bytes_whatever_ran_before(model, tmp_path):
+    task = task_for(model, lora_dropout=0.1, s_dropout=0.5)
+    first = train_client(task, DATA, model, store_at(tmp_path / "a"))
+    train_client(task_for(model, "dual-raw"), DATA, model, store_at(tmp_path / "b"))
+    again = train_client(task, DATA, model, store_at(tmp_path / "c"))
+    assert all(torch.equal(first.delta[n], again.delta[n]) for n in first.delta)
+    files = [(tmp_path / x / "bank" / "adapter_model.safetensors").read_bytes() for x in ("a", "c")]
+    assert files[0] == files[1]
+
+
+def test_a_lost_result_is_not_learnt_twice(model, tmp_path):
+    """Round 2 was trained but never counted: round 3 goes on from the S of round 1."""
+    store = store_at(tmp_path)
+    train_client(task_for(model), DATA, model, store)
+    s1 = store.load(1)[0]
+    train_client(task_for(model, round=2, accepted=1), DATA, model, store)
+    assert not torch.equal(next(iter(store.load(2)[0].values())), next(iter(s1.values())))
+    after_loss = train_client(task_for(model, round=3, accepted=1), DATA, model, store)
+    other = store_at(tmp_path / "other")
+    train_client(task_for(model), DATA, model, other)
+    without_loss = train_client(task_for(model, round=3, accepted=1), DATA, model, other)
+    assert all(
+        torch.equal(after_loss.delta[n], without_loss.delta[n]) for n in s1 if n in after_loss.delta
+    )
+    assert after_loss.delta.keys() == without_loss.delta.keys()
+    assert all(torch.equal(after_loss.delta[n], without_loss.delta[n]) for n in after_loss.delta)
+    kept = sorted(p.name for p in (tmp_path / "bank").glob("round-*"))
+    assert kept == ["round-0001", "round-0003"]
+
+
+def test_s_is_kept_across_rounds_unless_it_is_reset(model, tmp_path):
+    deltas = []
+    for reset in (False, True):
+        store = store_at(tmp_path / str(reset))
+        train_client(task_for(model), DATA, model, store)
+        deltas.append(
+            train_client(
+                task_for(model, round=2, accepted=1, s_reset=reset), DATA, model, store
+            ).delta
+        )
+    name = next(iter(deltas[0]))
+    assert not torch.equal(deltas[0][name], deltas[1][name])
+
+
+def test_a_missing_s_is_an_error_and_not_a_new_start(model, tmp_path):
+    with pytest.raises(UserError, match=r"round-0004.*missing"):
+        train_client(task_for(model, round=5, accepted=4), DATA, model, store_at(tmp_path))
+
+
+def test_s_dropout_of_one_trains_r_as_if_there_were_no_s(model, tmp_path):
+    beside = train_client(task_for(model, s_dropout=1.0), DATA, model, store_at(tmp_path / "a"))
+    alone = train_client(task_for(model, "plain"), DATA, model, store_at(tmp_path / "b"))
+    for name in beside.delta:
+        torch.testing.assert_close(beside.delta[name], alone.delta[name], rtol=1e-5, atol=1e-8)
+
+
+def test_fedprox_with_a_huge_mu_holds_the_client_near_the_global_model(model, tmp_path):
+    free = train_client(task_for(model, "plain"), DATA, model, store_at(tmp_path))
+    held = train_client(
+        task_for(model, "plain", correction="fedprox", mu=1e4), DATA, model, store_at(tmp_path)
+    )
+    assert norm(held.delta) < 0.8 * norm(free.delta)
+
+
+def test_scaffold_sends_the_change_of_its_control_and_keeps_it(model, tmp_path):
+    store = store_at(tmp_path)
+    task = task_for(model, "plain", correction="scaffold")
+    update = train_client(task, DATA, model, store)
+    steps = update.metrics["R.raw.steps"]
+    for name, delta in update.delta.items():  # c_k = c = 0: c_k+ = -dR / (steps * lr)
+        torch.testing.assert_close(
+            update.control_delta[name], -delta / (steps * 1e-2), rtol=1e-5, atol=1e-7
+        )
+    assert store.load(1)[1].keys() == update.control_delta.keys()
+
+
+def test_a_mixture_takes_the_asked_share_of_rewrites_of_distinct_rows():
+    mixed = phase_rows(Phase("mixture", ("R",), "R"), DATA, replace(SETTINGS, mixture=0.25), "bank")
+    rewritten = [i for i in range(8) if mixed[i] is DATA.rewritten[i]]
+    assert len(rewritten) == 2
+    assert all(mixed[i] is DATA.raw[i] for i in range(8) if i not in rewritten)
+
+
+def test_training_on_rewrites_that_were_never_made_is_an_error(model, tmp_path):
+    with pytest.raises(ValueError, match="no rewrites"):
+        train_client(task_for(model), ClientRows(DATA.raw), model, store_at(tmp_path))
+
+
+def test_training_lowers_the_loss_of_the_trained_rows(model, tmp_path):
+    task = task_for(model, "plain", local_epochs=20)
+    short = train_client(
+        replace(task, settings=replace(task.settings, local_epochs=1)),
+        DATA,
+        model,
+        store_at(tmp_path),
+    )
+    long = train_client(task, DATA, model, store_at(tmp_path))
+    assert long.metrics["R.raw.loss"] < short.metrics["R.raw.loss"] - 0.1
