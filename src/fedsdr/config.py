@@ -28,7 +28,7 @@ class ModelConfig:
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"  # auto | cpu | cuda | cuda:1
     template: Literal["auto", "chat", "alpaca"] = "auto"
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run code that comes with a hub model
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class DataConfig:
     include: list[str] = field(default_factory=list)  # names of clients to use; empty: all
     source: str | list[str] = ""  # one file (or hub data set), split by:
     partition: Literal["iid", "category", "dirichlet", "quantity"] = "dirichlet"
-    alpha: float = 0.5
-    num_clients: int = 8
-    test_fraction: float = 0.1
+    alpha: float = 0.5  # of dirichlet and quantity; smaller: the clients differ more
+    num_clients: int = 8  # that the source is split into
+    test_fraction: float = 0.1  # held out at each client before anything else
     max_examples: int = 0  # training rows a client; 0: all
     max_test_examples: int = 0  # test rows a client; 0: all
     max_length: int = 512  # tokens a row
@@ -47,7 +47,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    name: str = "fedsdr"
+    name: str = "fedsdr"  # plain | fedsd | fedsdr | dual-raw | ... (see docs/method.md)
     mixture: float = 1.0  # fedsd: the share of its rows that are rewrites; the rest stay raw
     s_reset: bool = False  # start S anew every round instead of keeping it
     s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
@@ -55,28 +55,28 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    name: str = "fedavg"
+    name: str = "fedavg"  # fedavgm | fedprox | scaffold | fedadagrad | fedadam | fedyogi
     lr: float | None = None  # server learning rate; unset: the rule's default
-    beta: float | None = None
-    b1: float | None = None
-    b2: float | None = None
-    tau: float | None = None
+    beta: float | None = None  # fedavgm
+    b1: float | None = None  # fedadam, fedyogi
+    b2: float | None = None  # fedadam, fedyogi
+    tau: float | None = None  # fedadagrad, fedadam, fedyogi
     mu: float = 0.01  # fedprox
 
 
 @dataclass(frozen=True)
 class FederationConfig:
-    rounds: int = 20
+    rounds: int = 20  # in all; a finished run goes on when it is raised
     clients_per_round: int = 0  # 0: all
-    min_updates: int = 1
+    min_updates: int = 1  # fewer good updates than this end the run
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    local_epochs: int = 3
-    smooth_epochs: int = 0  # 0: as local_epochs; else the epochs of the phases that train S
+    local_epochs: int = 3  # in each stage of a round
+    smooth_epochs: int = 0  # 0: as local_epochs; else the epochs of the stages that train S
     batch_size: int = 128  # examples an optimizer step
-    lr: float = 3e-4
+    lr: float = 3e-4  # of AdamW at the client
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
     pack_tokens: int = 1024  # real tokens in one forward pass
@@ -85,9 +85,10 @@ class TrainConfig:
 @dataclass(frozen=True)
 class LoraConfig:
     rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.05
+    alpha: float = 16  # a branch is scaled by alpha / rank
+    dropout: float = 0.05  # on the input of the trained branch
     frozen_dropout: bool = False  # dropout on the frozen branch too
+    # names of linear layers, or "all-linear"
     target_modules: str | list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
 
 
@@ -95,22 +96,22 @@ class LoraConfig:
 class TeacherConfig:
     engine: str = "auto"  # auto | transformers | openvino | vllm | openai
     model: str = ""  # the name an endpoint knows it by; the seed model otherwise
-    temperature: float = 0.7
+    temperature: float = 0.7  # 0: greedy
     top_p: float = 0.9
-    top_k: int = 0
+    top_k: int = 0  # 0: no cut
     max_new_tokens: int = 256
-    filter: Literal["none", "sdft"] = "sdft"
+    filter: Literal["none", "sdft"] = "sdft"  # what happens to a bad rewrite
     prompts: str = ""  # your own prompt file
-    batch_size: int = 32
+    batch_size: int = 32  # answers in the making at once
     url: str = ""  # engine openai
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
     allow_remote: bool = False  # send raw data to an address that is not this machine
-    cache: str = ""  # where rewrites are kept between runs; empty: $FEDSDR_CACHE or ~/.cache/fedsdr
+    cache: str = ""  # of rewrites; empty: $FEDSDR_CACHE or ~/.cache/fedsdr
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  # of an answer that is scored
     batch_size: int = 32
 
 

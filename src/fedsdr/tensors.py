@@ -47,6 +47,12 @@ def num_bytes(a: Mapping[str, Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in a.values())
 
 
+def _add_in_place(total: Tensor, term: Tensor) -> Tensor:
+    if total.shape != term.shape:  # a smaller one would be broadcast without a word
+        raise ValueError(f"shape {tuple(term.shape)}, not {tuple(total.shape)}")
+    return total.add_(term)
+
+
 class WeightedMean:
     """A running sum_k w_k x_k / sum_k w_k in fp64, so that one update at a time is in memory.
 
@@ -64,7 +70,7 @@ class WeightedMean:
         if self.total_weight == 0.0:
             self._sums = weighted
         else:
-            map_tensors(Tensor.add_, self._sums, weighted)
+            map_tensors(_add_in_place, self._sums, weighted)
         self.total_weight += weight
 
     def result(self) -> Tensors:

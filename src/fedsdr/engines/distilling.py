@@ -1,8 +1,9 @@
 """Make the rewrites of clients with the teacher that the configuration names."""
 
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +16,10 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.files import write_atomically
 from fedsdr.models.engines import choose_engine
+from fedsdr.models.engines.extras import import_extra
 from fedsdr.models.load import Base, cache_folder
 from fedsdr.models.rows import device_of
-from fedsdr.types import ClientData, Decoding, Generate
+from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest
 
 
 def distill_clients(
@@ -80,23 +82,33 @@ def audit_line(audit: Audit) -> str:
 
 
 def make_teacher(site: Site) -> tuple[Teacher, Generate, str]:
-    """Return the teacher, its generation, and why this engine was chosen."""
+    """Return the teacher, its generation, and why this engine was chosen.
+
+    The engine is built when the first rewrite is asked for: often the cache has them all.
+    """
     settings = site.config.teacher
     base = site.base
     engine, why = choose_engine(
         settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
     )
-    generate, package = _engine(site, engine)
-    decoding = Decoding(
-        settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
-    )
+    module, package, build = ENGINES[engine]
+    import_extra(module, engine)
+    # What the plain engine samples depends on the dtype of the base.
+    precision = f" {next(base.model.parameters()).dtype}" if engine == "transformers" else ""
     teacher = Teacher(
         model=settings.model or base.name,
         weights=settings.url if engine == "openai" else base.fingerprint,
         template=site.renderer.fingerprint,
-        engine=f"{engine} {version(package)}" + _precision(site, engine),
-        decoding=decoding,
+        engine=f"{engine} {version(package)}{precision}",
+        decoding=Decoding(
+            settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
+        ),
     )
+    built = functools.cache(lambda: build(site))
+
+    def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
+        yield from built()(requests, decoding)
+
     return teacher, generate, why
 
 
@@ -106,38 +118,50 @@ def _model_path(base: Base) -> Path | None:
     return base.gguf or (folder if folder.is_absolute() else None)
 
 
-def _precision(site: Site, engine: str) -> str:
-    """What the plain engine samples depends on the dtype of the base."""
-    return f" {next(site.model.model.parameters()).dtype}" if engine == "transformers" else ""
+def _transformers(site: Site) -> Generate:
+    return site.generate(site.config.teacher.batch_size)
 
 
-def _engine(site: Site, engine: str) -> tuple[Generate, str]:
-    """Return an engine's generation and the package whose version identifies it."""
-    settings = site.config.teacher
-    if engine == "openvino":
-        from fedsdr.models.engines.openvino import openvino_generate
+def _openvino(site: Site) -> Generate:
+    from fedsdr.models.engines.openvino import openvino_generate
 
-        generate = openvino_generate(
-            _model_path(site.base) or site.base.name,
-            site.renderer.prompt,
-            batch_size=settings.batch_size,
-            stop_ids=site.renderer.stop_token_ids,
-        )
-        return generate, "openvino-genai"
-    if engine == "vllm":
-        from fedsdr.models.engines.vllm import vllm_generate
+    return openvino_generate(
+        _model_path(site.base) or site.base.name,
+        site.renderer.prompt,
+        batch_size=site.config.teacher.batch_size,
+        stop_ids=site.renderer.stop_token_ids,
+    )
 
-        return vllm_generate(site.base.name, site.renderer.prompt), "vllm"
-    if engine == "openai":
-        from fedsdr.models.engines.openai import openai_generate
 
-        return (
-            openai_generate(
-                settings.url,
-                settings.model,
-                api_key_env=settings.api_key_env,
-                allow_remote=settings.allow_remote,
-            ),
-            "fedsdr",
-        )
-    return site.generate(settings.batch_size), "transformers"
+def _vllm(site: Site) -> Generate:
+    from fedsdr.models.engines.vllm import vllm_generate
+
+    model = site.config.model
+    return vllm_generate(
+        str(site.base.gguf or site.base.name),
+        site.renderer.prompt,
+        revision=model.revision or None,
+        trust_remote_code=model.trust_remote_code,
+        stop_ids=site.renderer.stop_token_ids,
+    )
+
+
+def _openai(site: Site) -> Generate:
+    from fedsdr.models.engines.openai import openai_generate
+
+    teacher = site.config.teacher
+    return openai_generate(
+        teacher.url,
+        teacher.model,
+        api_key_env=teacher.api_key_env,
+        allow_remote=teacher.allow_remote,
+    )
+
+
+# engine -> (module that it needs, package whose version identifies it, how to build it)
+ENGINES: dict[str, tuple[str, str, Callable[[Site], Generate]]] = {
+    "transformers": ("transformers", "transformers", _transformers),
+    "openvino": ("openvino_genai", "openvino-genai", _openvino),
+    "vllm": ("vllm", "vllm", _vllm),
+    "openai": ("httpx", "fedsdr", _openai),
+}

@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 def in_process(train: Callable[[ClientTask], ClientUpdate]) -> RunClients:
     """Return an engine that calls `train` for each task in order, holding one update at a time.
 
-    A client that fails becomes a fault and the round goes on; the trace of a fault that no user
-    can mend goes to the log.
+    A client that fails becomes a fault and the round goes on. What the server is told of an
+    unforeseen error is its type alone, since its text may quote the data; the log here has it all.
     """
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
@@ -22,9 +22,10 @@ def in_process(train: Callable[[ClientTask], ClientUpdate]) -> RunClients:
             try:
                 answer: ClientUpdate | ClientFault = train(task)
             except Exception as error:
+                reason = str(error)
                 if not isinstance(error, UserError):
                     logger.exception("client %s failed in round %d", task.client_id, task.round)
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    reason = f"{type(error).__name__} (the client's log has more)"
                 answer = ClientFault(task.client_id, task.round, reason)
             yield answer
 

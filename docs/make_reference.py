@@ -1,0 +1,60 @@
+"""Write docs/reference.md from the program itself: `python docs/make_reference.py`."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import click
+
+from fedsdr import config
+from fedsdr.cli.main import cli
+
+HEAD = """# Commands and keys
+
+Made by `python docs/make_reference.py`; a test fails when it is stale.
+
+Exit codes: 0 done; 2 what you can fix, said in one line; 130 stopped by you, with the state saved;
+1 a fault of ours.
+"""
+
+
+def commands() -> str:
+    parts = ["\n## Commands\n"]
+    for name in sorted(cli.commands):
+        command = cli.commands[name]
+        context = click.Context(command, info_name=f"fedsdr {name}", max_content_width=90)
+        parts.append(f"\n```\n{command.get_help(context)}\n```\n")
+    return "".join(parts)
+
+
+def keys() -> str:
+    parts = ["\n## Keys of the configuration\n\n`--set section.key=value` sets any of them.\n"]
+    parts.append("\n`seed = 0` stands before the sections.\n")
+    for section in dataclasses.fields(config.Config):
+        if not dataclasses.is_dataclass(section.type):
+            continue
+        parts.append(f"\n### [{section.name}]\n\n| key | default | |\n|---|---|---|\n")
+        comments = dict(
+            re.findall(r"^    (\w+): .*?(?:  # (.*))?$", inspect.getsource(section.type), re.M)
+        )
+        default = section.type()
+        for field in dataclasses.fields(default):
+            value = getattr(default, field.name)
+            shown = "unset" if value is None else repr(value)
+            choices = (
+                re.findall(r"'([\w-]+)'", str(field.type)) if "Literal" in str(field.type) else ()
+            )
+            note = "; ".join(part for part in (" \\| ".join(choices), comments[field.name]) if part)
+            note = re.sub(r"(?<!\\)\|", r"\\|", note)
+            parts.append(f"| `{field.name}` | `{shown}` | {note} |\n")
+    return "".join(parts)
+
+
+def reference() -> str:
+    """Return the whole page."""
+    return HEAD + commands() + keys()
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("reference.md").write_text(reference(), encoding="utf-8")

@@ -1,0 +1,142 @@
+import json
+import sys
+
+import pytest
+
+from fedsdr.cli import main as cli_main
+from fedsdr.config import Config, load_config
+
+
+@pytest.fixture
+def fedsdr(monkeypatch, capsys):
+    """Run the command in this process; return (exit code, standard output, standard error)."""
+
+    def run(*arguments: object):
+        monkeypatch.setattr(sys, "argv", ["fedsdr", *map(str, arguments)])
+        try:
+            cli_main.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_init_makes_a_configuration_that_loads_with_every_default(fedsdr, tmp_path):
+    code, out, _ = fedsdr("init", tmp_path / "study")
+    assert code == 0
+    assert "fedsdr run" in out
+    loaded = load_config(tmp_path / "study" / "fedsdr.toml")
+    clients = str(tmp_path / "study" / "data" / "clients")
+    assert loaded == load_config(tmp_path / "study" / "fedsdr.toml", [f"data.clients={clients}"])
+    # What the template writes out is the default, so that leaving a line out changes nothing.
+    from dataclasses import replace
+
+    assert replace(loaded, data=Config().data) == Config()
+    assert replace(loaded.data, clients="") == Config().data
+    assert (tmp_path / "study" / "data" / "clients").is_dir()
+    assert fedsdr("init", tmp_path / "study")[0] == 2
+
+
+def config_file(tmp_path, data: dict[str, str | bytes], extra: str = ""):
+    folder = tmp_path / "clients"
+    folder.mkdir()
+    for name, content in data.items():
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    path = tmp_path / "c.toml"
+    path.write_text(f'[data]\nclients = "clients"\n{extra}')
+    return path
+
+
+GOOD = "".join(
+    json.dumps({"instruction": f"q{i}", "input": "", "output": f"a{i}"}) + "\n" for i in range(6)
+)
+ROW = json.dumps({"instruction": "q", "input": "", "output": "a"})
+
+BAD_DATA = {
+    "a broken line": ({"a.jsonl": GOOD + '{"instruction": \n'}, "", r"a.jsonl.*line 7"),
+    "a late broken line": ({"a.jsonl": f"{ROW}\n" * 2000 + "{\n"}, "", r"line 2001"),
+    "a row without a response": (
+        {"a.jsonl": GOOD + '{"instruction": "q", "output": " "}\n'}, "", r"a.jsonl.*line 7.*"),
+    "an unknown layout": ({"a.jsonl": '{"foo": 1, "bar": 2}\n'}, "", r"foo.*bar"),
+    "a wrong encoding": ({"a.jsonl": b'{"instruction": "\xff\xfe"}\n'}, "", r"UTF-8"),
+    "an empty file": ({"a.jsonl": ""}, "", r"a.jsonl.*no rows"),
+    "an empty folder": ({}, "", r"no .*file in the folder"),
+    "two clients of one name": ({"a.jsonl": GOOD, "a.json": "[]"}, "", r"two .*'a'"),
+    "no training row left": (
+        {"a.jsonl": ROW + "\n"}, "test_fraction = 0.9\n", r"data.test_fraction"),
+    "a missing folder": ({"a.jsonl": GOOD}, '[model]\nname = "./none"\n', r"no such folder"),
+    "a mistyped key": ({"a.jsonl": GOOD}, "max_lenght = 3\n", r"did you mean 'data.max_length'"),
+    "a wrong type": ({"a.jsonl": GOOD}, 'max_length = "long"\n', r"takes a whole number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_what_is_wrong_with_the_input_is_said_in_one_line(case, fedsdr, tmp_path):
+    data, extra, words = BAD_DATA[case]
+    path = config_file(tmp_path, data, extra)
+    code, out, err = fedsdr("run", path, "--out", tmp_path / "run")
+    assert code == 2
+    assert out == ""
+    lines = err.strip().splitlines()
+    said = [line for line in lines if line.startswith("fedsdr: ")]
+    assert len(said) == 1
+    assert said == lines[-1:]
+    assert "Traceback" not in err
+    import re
+
+    assert re.search(words, said[0]), said[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "missing.toml"],
+        ["runn", "x.toml"],
+        ["export", "nowhere", "--out", "x"],
+        ["evaluate", "nowhere"],
+        ["run", "x.toml", "--unknown"],
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line(arguments, fedsdr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = fedsdr(*arguments)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_names_what_is_missing_and_the_command_that_mends_it(fedsdr, monkeypatch):
+    from fedsdr import embedded
+
+    monkeypatch.setattr(
+        embedded, "find_spec", lambda name: None if name == "bfcl_eval" else object()
+    )
+    code, out, _ = fedsdr("doctor")
+    assert code == 0
+    assert "missing bfcl-eval" in out
+    assert embedded.MEND in out
+
+
+def test_ctrl_c_ends_with_130_and_one_line(fedsdr, monkeypatch, tmp_path):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsdr.config.load_config", stopped)
+    code, _, err = fedsdr("run", tmp_path / "c.toml")
+    assert code == 130
+    assert "--resume" in err
+    assert "Traceback" not in err
+
+
+def test_a_fault_of_ours_is_not_hidden(fedsdr, monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("fedsdr.config.load_config", broken)
+    with pytest.raises(ZeroDivisionError):
+        fedsdr("run", tmp_path / "c.toml")

@@ -1,0 +1,33 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsdr.config import load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_reference_is_that_of_the_program():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from make_reference import reference
+    finally:
+        sys.path.pop(0)
+    assert (ROOT / "docs" / "reference.md").read_text() == reference(), (
+        "stale: run python docs/make_reference.py"
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)
+def test_every_example_loads(path):
+    assert load_config(path).federation.rounds >= 1
+
+
+def test_every_file_that_the_readme_names_is_there():
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"\((docs/[\w./-]+)\)|^(src/[\w./]+)", text, re.M)
+    paths = [first or second for first, second in named]
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsdr.seeds import seed_for
+from fedsdr.tensors import WeightedMean, add, norm, num_bytes, scale, subtract
+
+parts = st.lists(st.one_of(st.text(max_size=5), st.integers(-5, 5)), max_size=4)
+
+
+@given(parts, parts)
+def test_seeds_are_equal_only_for_equal_parts(a, b):
+    assert (seed_for(*a) == seed_for(*b)) == (
+        [(type(x), x) for x in a] == [(type(x), x) for x in b]
+    )
+    assert 0 <= seed_for(*a) < 2**63
+
+
+def test_a_seed_is_the_same_in_another_process():
+    code = "from fedsdr.seeds import seed_for; print(seed_for(0, 'init', 'R/a'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == seed_for(0, "init", "R/a")
+
+
+def test_the_weighted_mean_is_fp64_inside_and_fp32_outside():
+    mean = WeightedMean()
+    # In fp32, 1e8 + 1 is 1e8: the sum must not lose the ones.
+    for value, weight in ((1e8, 1), (1.0, 1), (1.0, 1), (-1e8, 1)):
+        mean.add({"a": torch.tensor([value])}, weight)
+    assert mean.result()["a"].dtype == torch.float32
+    assert mean.result()["a"].item() == 0.5
+
+
+def test_a_mean_of_nothing_and_of_other_names_or_shapes_is_an_error():
+    mean = WeightedMean()
+    with pytest.raises(ValueError, match="not defined"):
+        mean.result()
+    mean.add({"a": torch.ones(2, 3)}, 1)
+    with pytest.raises(ValueError, match="names differ"):
+        mean.add({"b": torch.ones(2, 3)}, 1)
+    with pytest.raises(ValueError, match="shape"):
+        mean.add({"a": torch.ones(1, 3)}, 1)
+
+
+def test_arithmetic_over_names():
+    a, b = {"x": torch.tensor([3.0, 4.0])}, {"x": torch.tensor([1.0, 1.0])}
+    assert add(a, b)["x"].tolist() == [4.0, 5.0]
+    assert subtract(a, b)["x"].tolist() == [2.0, 3.0]
+    assert scale(a, 2.0)["x"].tolist() == [6.0, 8.0]
+    assert norm(a) == 5.0
+    assert num_bytes(a) == 8
