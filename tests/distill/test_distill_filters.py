@@ -72,6 +72,7 @@ def test_an_unfinished_rewrite_is_truncated():
         "Your turn: it rains.",
         "Here is the rewritten answer: it rains.",
         "In my own words, it rains.",
+        "Here is a good answer:\n\nIt rains.",
     ],
 )
 def test_talk_about_answering_is_a_meta_phrase(rewrite):

@@ -16,7 +16,7 @@ from fedsdr.errors import UserError
 from fedsdr.types import Decoding, Example, Generation, Turn
 
 TEACHER = Teacher("tiny", "abc123", "chatml", "fake 1", Decoding())
-PROMPTS = load_prompts()
+PROMPTS = load_prompts() | {"general": "{instruction} {input} Gold: {response}"}
 EXAMPLES = (
     Example("a", "Name a colour.", "", "the sea is often blue in summer"),
     Example("b", "Name a tree.", "in a park", "an oak is a tree that grows old"),
@@ -50,7 +50,7 @@ class Echo:
             if count == self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(request.id)
-            gold = request.turns[-1].content.split("Reference answer: ")[1].split("\n\n")[0]
+            gold = request.turns[-1].content.split("Gold: ")[1]
             text = f"{gold.upper()} {request.seed}" if self.text is None else self.text
             yield Generation(request.id, text, self.finished, 9, 5)
 
@@ -125,7 +125,7 @@ def test_the_same_row_twice_is_asked_once(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"prompts": PROMPTS | {"general": "Anew. Reference answer: {response}"}}],
+    [{"seed": 1}, {"prompts": PROMPTS | {"general": "Anew. Gold: {response}"}}],
 )
 def test_another_seed_or_prompt_asks_anew(tmp_path, changes):
     rewrite(tmp_path, Echo())

@@ -12,7 +12,7 @@ from fedsdr.engines.distilling import distill_clients
 from fedsdr.engines.experiment import clients_of, plan_of, run_experiment, run_rounds
 from fedsdr.engines.exporting import export_model
 from fedsdr.engines.progress import SILENT
-from fedsdr.engines.site import open_site
+from fedsdr.engines.site import evaluate_model, open_site
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.training.methods import METHODS
@@ -233,3 +233,20 @@ def test_exports_load_in_plain_peft_and_plain_transformers(write_config, tmp_pat
         export_model(out, tmp_path / "x", client_id="banc")
     with pytest.raises(UserError, match="exists already"):
         export_model(out, tmp_path / "global")
+
+
+def test_a_run_without_test_rows_ends_with_its_cost_alone(write_config, tmp_path):
+    config = write_config("data.test_fraction=0", "federation.rounds=1")
+    results = run_experiment(config, tmp_path / "run", SILENT)
+    assert results["clients"] == {}
+    assert results["cost"]["tokens"]["train R.raw"] > 0
+    assert (tmp_path / "run/global/adapter_model.safetensors").exists()
+
+
+def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
+    config = write_config()
+    site, client = open_site(config, tmp_path), clients_of(config)[0]
+    site.model.set({n: torch.full_like(v, torch.nan) for n, v in site.model.get("S").items()})
+    evaluate_model(site, client, ("R",))
+    with pytest.raises(UserError, match=r"client 'bank': the loss of base\+R\+S .* not finite"):
+        evaluate_model(site, client, ("R", "S"))

@@ -15,7 +15,8 @@ def evaluate(run: Path, set_: tuple[str, ...]) -> None:
     """Measure base, global and every client on their test rows, and write results.json."""
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
-    from fedsdr.engines.experiment import clients_of, evaluate_clients, open_run
+    from fedsdr.engines.evaluating import evaluate_clients
+    from fedsdr.engines.experiment import clients_of, open_run
     from fedsdr.files import write_atomically
 
     site, state = open_run(run, set_)

@@ -12,6 +12,23 @@ from fedsdr.evaluation.results import rows_of
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print scores and losses of base, global and client models, and what they cost."""
+    console = wide_console()
+    if results["clients"]:
+        console.print(_table_of(results))
+    else:
+        console.print("no test rows, so nothing was measured (data.test_fraction)")
+    cost = results["cost"]
+    tokens = ", ".join(f"{name} {count:,.0f}" for name, count in cost["tokens"].items())
+    seconds = ", ".join(f"{name} {count:,.0f}" for name, count in cost["seconds"].items())
+    console.print(f"tokens: {tokens}", highlight=False)
+    console.print(f"seconds: {seconds}", highlight=False)
+    console.print(
+        f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down",
+        highlight=False,
+    )
+
+
+def _table_of(results: Mapping[str, Any]) -> Table:
     header, *body = rows_of(results)
     table = Table(
         title=f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
@@ -23,17 +40,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         if i == len(results["clients"]):
             table.add_section()
         table.add_row(*row)
-    console = wide_console()
-    console.print(table)
-    cost = results["cost"]
-    tokens = ", ".join(f"{name} {count:,.0f}" for name, count in cost["tokens"].items())
-    seconds = ", ".join(f"{name} {count:,.0f}" for name, count in cost["seconds"].items())
-    console.print(f"tokens: {tokens}", highlight=False)
-    console.print(f"seconds: {seconds}", highlight=False)
-    console.print(
-        f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down",
-        highlight=False,
-    )
+    return table
 
 
 def print_audit(audits: Mapping[str, Audit]) -> None:

@@ -26,8 +26,8 @@ FILTERS: dict[str, Callable[[str], bool]] = {
 }
 
 _META_PHRASES = re.compile(
-    r"reference answer|\b(?:your|my)(?: own)? response\b|\A\W*your turn\b|"
-    r"now it['\u2019]s your turn|"
+    r"reference answer|\b(?:your|my)(?: own)? response\b|"
+    r"\A\W*your turn\b|now it['\u2019]s your turn|\bhere is (?:a )?good (?:answer|solution|code)\b|"
     r"\b(?:re-?written|re-?phrased|revised) (?:answer|response)\b|\bin (?:my|your) own words\b",
     re.I,
 )

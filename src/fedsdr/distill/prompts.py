@@ -24,7 +24,7 @@ _PLACEHOLDERS = ("instruction", "input", "history", "response")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-def load_prompts(path: str | Path | None = None) -> Mapping[str, str]:
+def load_prompts(path: str | Path | None = None) -> dict[str, str]:
     """Return a prompt for each family: the built-in ones, or those of a TOML file.
 
     A family that the file leaves out takes the file's `general`, or else the built-in prompt of

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from fedsdr.algorithms import ALGORITHMS, server_rule
 from fedsdr.config import Config, key_names, load_config, save_config, value_of
 from fedsdr.data.clients import load_clients
 from fedsdr.engines.distilling import distill_clients
+from fedsdr.engines.evaluating import evaluate_clients
 from fedsdr.engines.in_process import in_process
 from fedsdr.engines.progress import Progress
-from fedsdr.engines.site import Site, check_supervised, evaluate_model, open_site, train_at
+from fedsdr.engines.site import Site, check_supervised, open_site, train_at
 from fedsdr.errors import UserError, choose
-from fedsdr.evaluation.evaluate import ClientScores
-from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.round import Plan, first_state, run_round
 from fedsdr.files import write_atomically
@@ -192,85 +190,6 @@ def finish(
     results = evaluate_clients(site, clients, state, progress)
     write_atomically(site.folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
-
-
-def evaluate_clients(
-    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
-) -> dict[str, Any]:
-    """Measure base, global and client models; each on every client's test rows."""
-    began = time.perf_counter()
-    method, config = site.method, site.config
-    measured: dict[str, ClientResult] = {}
-    tested = [client for client in clients if client.test]
-    if not tested:
-        raise UserError("data.test_fraction: no client has a test row to evaluate on; raise it")
-    with progress.bar("evaluating", 3 * len(tested)) as advance:
-        for client in tested:
-            site.model.set(state.shared)
-            base = evaluate_model(site, client, ())
-            advance(1)
-            shared = evaluate_model(site, client, method.global_model) if method.sent else base
-            advance(1)
-            own = _client_scores(site, client, state, shared)
-            advance(1)
-            measured[client.client_id] = ClientResult(
-                len(client.raw), {"base": base, "global": shared, "client": own}
-            )
-    return build_results(
-        method=method.name,
-        algorithm=config.algorithm.name,
-        seed=config.seed,
-        rounds=state.round,
-        clients=measured,
-        cost=cost_of(site.folder, measured, time.perf_counter() - began),
-    )
-
-
-def _client_scores(
-    site: Site, client: ClientData, state: ServerState, shared: ClientScores
-) -> ClientScores:
-    """A client that has no S of its own is served with the global model."""
-    method = site.method
-    store, last = site.store(client.client_id), state.accepted.get(client.client_id, 0)
-    private = store.load(last)[0] if method.private else {}
-    if not private:
-        return shared
-    store.publish(last)
-    site.model.set(private)
-    return evaluate_model(site, client, method.client_model, mixed=method.mixed)
-
-
-def cost_of(
-    folder: Path, measured: Mapping[str, ClientResult], evaluation_seconds: float
-) -> dict[str, Any]:
-    """Return tokens, seconds by phase and bytes each way, from the files of the run."""
-    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    trained = [client for record in records for client in record["clients"]]
-    tokens: dict[str, float] = {}
-    seconds: dict[str, float] = {}
-    for client in trained:
-        for key, value in client.items():
-            phase, _, what = key.rpartition(".")
-            if what == "tokens":
-                tokens[f"train {phase}"] = tokens.get(f"train {phase}", 0) + value
-            elif what == "seconds":
-                seconds[f"train {phase}"] = seconds.get(f"train {phase}", 0.0) + value
-    audit = folder / "distilled" / "audit.json"
-    if audit.exists():
-        rewriting = json.loads(audit.read_text())["clients"].values()
-        tokens["rewrite"] = sum(c["new_tokens"] for c in rewriting)
-        tokens["rewrite prompts"] = sum(c["prompt_tokens"] for c in rewriting)
-        seconds["rewrite"] = sum(c["seconds"] for c in rewriting)
-    tokens["evaluate"] = sum(
-        row.new_tokens for c in measured.values() for s in c.models.values() for row in s.rows
-    )
-    seconds["evaluate"] = evaluation_seconds
-    return {
-        "tokens": tokens,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "bytes_down": sum(record["bytes_down"] for record in records),
-        "bytes_up": sum(record["bytes_up"] for record in records),
-    }
 
 
 def _append_record(path: Path, record: RoundRecord) -> None:

@@ -4,6 +4,7 @@ A site may hold one client (a hospital) or all of them (a simulation): there is 
 either way, and what belongs to a client is read when its turn comes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def evaluate_model(
 ) -> ClientScores:
     """Measure the model of these branches, as they are set now, on a client's test rows."""
     with forward_of(site, branches, client, mixed) as (losses, generate):
-        return evaluate_client(
+        scores = evaluate_client(
             client.test,
             losses=losses,
             generate=generate,
@@ -135,6 +136,16 @@ def evaluate_model(
             max_new_tokens=site.config.evaluation.max_new_tokens,
             seed=site.config.seed,
         )
+    if not math.isfinite(scores.loss):
+        model = "+".join(("base", *branches))
+        raise UserError(
+            f"client '{client.client_id}': the loss of {model} on its test rows is not finite; "
+            "lower train.lr"
+            if scores.tokens
+            else f"client '{client.client_id}': no token of its test rows is supervised; "
+            "raise data.max_length"
+        )
+    return scores
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""Measure base, global and client models, and what the run has cost."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr.engines.progress import Progress
+from fedsdr.engines.site import Site, evaluate_model
+from fedsdr.evaluation.evaluate import ClientScores
+from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.types import ClientData, ServerState
+
+
+def evaluate_clients(
+    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
+) -> dict[str, Any]:
+    """Measure base, global and client models, each on every client's test rows.
+
+    Without any test row (data.test_fraction = 0) there is nothing but the cost.
+    """
+    began = time.perf_counter()
+    method, config = site.method, site.config
+    measured: dict[str, ClientResult] = {}
+    tested = [client for client in clients if client.test]
+    with progress.bar("evaluating", 3 * len(tested)) as advance:
+        for client in tested:
+            site.model.set(state.shared)
+            base = evaluate_model(site, client, ())
+            advance(1)
+            shared = evaluate_model(site, client, method.global_model) if method.sent else base
+            advance(1)
+            own = _client_scores(site, client, state, shared)
+            advance(1)
+            measured[client.client_id] = ClientResult(
+                len(client.raw), {"base": base, "global": shared, "client": own}
+            )
+    facts: dict[str, Any] = {
+        "method": method.name,
+        "algorithm": config.algorithm.name,
+        "seed": config.seed,
+        "rounds": state.round,
+        "cost": cost_of(site.folder, measured, time.perf_counter() - began),
+    }
+    return build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
+
+
+def _client_scores(
+    site: Site, client: ClientData, state: ServerState, shared: ClientScores
+) -> ClientScores:
+    """A client that has no S of its own is served with the global model."""
+    method = site.method
+    store, last = site.store(client.client_id), state.accepted.get(client.client_id, 0)
+    private = store.load(last)[0] if method.private else {}
+    if not private:
+        return shared
+    store.publish(last)
+    site.model.set(private)
+    return evaluate_model(site, client, method.client_model, mixed=method.mixed)
+
+
+def cost_of(
+    folder: Path, measured: Mapping[str, ClientResult], evaluation_seconds: float
+) -> dict[str, Any]:
+    """Return tokens, seconds by phase and bytes each way, from the files of the run."""
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    trained = [client for record in records for client in record["clients"]]
+    tokens: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for client in trained:
+        for key, value in client.items():
+            phase, _, what = key.rpartition(".")
+            if what == "tokens":
+                tokens[f"train {phase}"] = tokens.get(f"train {phase}", 0) + value
+            elif what == "seconds":
+                seconds[f"train {phase}"] = seconds.get(f"train {phase}", 0.0) + value
+    audit = folder / "distilled" / "audit.json"
+    if audit.exists():
+        rewriting = json.loads(audit.read_text())["clients"].values()
+        tokens["rewrite"] = sum(c["new_tokens"] for c in rewriting)
+        tokens["rewrite prompts"] = sum(c["prompt_tokens"] for c in rewriting)
+        seconds["rewrite"] = sum(c["seconds"] for c in rewriting)
+    tokens["evaluate"] = sum(
+        row.new_tokens for c in measured.values() for s in c.models.values() for row in s.rows
+    )
+    seconds["evaluate"] = evaluation_seconds
+    return {
+        "tokens": tokens,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "bytes_down": sum(record["bytes_down"] for record in records),
+        "bytes_up": sum(record["bytes_up"] for record in records),
+    }
