@@ -223,3 +223,28 @@ def test_a_clients_kind_is_that_of_more_than_half_of_its_answers():
 def test_short_answers_are_labels_only_where_they_repeat():
     assert kind_of(["yes", "no", "Yes", "no"]) == "label"
     assert kind_of(["Hello", "I am fine", "Of course", "Not today"]) == "text"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 5 (a = 2, b = 3).", 5),
+        ("The answer is 7, since x = 3", 7),
+        ("The answer is 48/2 = 24.", 24),
+        ("The answer is x = 5*3 = 15", 15),
+    ],
+)
+def test_an_equals_sign_leads_to_the_result_only_after_a_sum(text, number):
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Import of the drug: allowed (see note)",
+        "from here on: rest and fluids.",
+        "return to clinic in 2 weeks; call if worse",
+    ],
+)
+def test_prose_that_begins_like_code_is_text(text):
+    assert kind_of_one(text) == "text"

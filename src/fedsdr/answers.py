@@ -33,12 +33,15 @@ _ANSWER_MARK = re.compile(
 )
 _CLAUSE = re.compile(r"(?:[^.\n]|\.(?=[0-9]))*")  # up to the end of the line or the sentence
 _ENDS_AT_NUMBER = re.compile(rf"(?:{_ANSWER_MARK.pattern}){_CLAUSE.pattern}[0-9]", re.I)
+_SUM = re.compile(r"\s*(?:[A-Za-z]\s*=)?[^A-Za-z]*\Z")  # what may stand before "= the result"
 _VARIABLE = re.compile(r"\A[A-Za-z]\s*=\s*")  # x = 7
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n?[ \t]*```|\Z)", re.S)
 _CODE_LINE = re.compile(
     r"[{}]\s*$|[=()\[\]].*;\s*$|^\s*(?:</?[A-Za-z!][^>]*>|#include\b|//|\$\w+\s*=|"
     r"(?:SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE|ALTER TABLE|FROM|WHERE|GROUP BY|ORDER BY)\b|"
-    r"(?:import|from|def|class|function|const|let|var|public|private|return|print)\b.*[({=;:]|"
+    r"import\s+[\w.]+(?:\s+as\s+\w+)?\s*;?$|from\s+[\w.]+\s+import\b|import\s.*\bfrom\s*['\"]|"
+    r"(?:def|class|function)\s+\w+\s*[({:]|(?:const|let|var)\s+\w+\s*[=:;]|"
+    r"(?:public|private|protected)\s+\w.*[({;=]|return\b[^ ]*\s+\S+;\s*$|print\s*\(|"
     r"(?:for|if|while)\b(?:\s*\(|.*:\s*$))"
 )
 # What only code has: prose such as "positive", "Answer: yes" or "well-known" is valid Python too.
@@ -72,7 +75,8 @@ def final_number(text: str) -> Decimal | None:
     """
     for mark in reversed(list(_ANSWER_MARK.finditer(text))):
         clause = _CLAUSE.match(text, mark.end())
-        said = _numbers(clause.group().rpartition("=")[2]) if clause else []
+        left, _, result = (clause.group() if clause else "").rpartition("=")
+        said = _numbers(result if _SUM.match(left) else left + result)
         if said:
             return said[0]
     numbers = _numbers(text)

@@ -185,6 +185,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: no such file (make one with: fedsdr init DIR)") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a configuration file") from None
+    except (PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
@@ -280,16 +282,6 @@ def value_of(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
-
-
-def replace_value(config: Config, key: str, value: Any) -> Config:
-    """Return the configuration with `a.b` set, checked as if it stood in a file."""
-    nested: Any = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    changed: Config = _merge(config, nested, key)
-    _check_bounds(changed, key)
-    return changed
 
 
 def _check_bounds(config: Config, where: str) -> None:

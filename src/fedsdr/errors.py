@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class DiskError(UserError):
+    """The disk refuses. It ends a run, where other faults of one client do not."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `'; did you mean X?'` for the choice closest to `name`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)

@@ -7,23 +7,34 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedsdr.errors import UserError
+from fedsdr.errors import DiskError
+
+_REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
 def disk_errors_named(path: Path) -> Iterator[None]:
-    """Turn a full disk, a missing right or a read-only disk into one line that names `path`."""
+    """Turn a full disk, a missing right or an impossible path into one line that names `path`."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in _REFUSALS:
             raise
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
+    except SafetensorError as error:  # it reports a full disk in its own way
+        if "I/O" not in str(error) and "os error" not in str(error).lower():
+            raise
+        raise DiskError(f"{path}: cannot be written: {error}") from error
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,19 +46,22 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path`, whole or not at all. UserError when the disk refuses."""
+    """Write UTF-8 text to `path`, whole or not at all. DiskError when the disk refuses."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a new temporary folder, then put it in the place of `path`.
 
-    A folder that is already there is moved aside first and removed last, so that at no moment
-    both are gone.
+    A folder that is already there is moved aside first and removed last; if the new one cannot
+    take its place, it is put back. What a kill left behind is cleared away.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    old = path.with_name(f".{path.name}.old{os.getpid()}")
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     with disk_errors_named(path):
+        if old.exists() and not path.exists():  # killed between the two renames
+            os.replace(old, path)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             write(temporary)
@@ -57,6 +71,8 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
                 os.replace(path, old)
             os.replace(temporary, path)
         finally:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 

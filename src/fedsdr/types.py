@@ -146,7 +146,8 @@ class Decoding:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A conversation that wants an answer. The same seed gives the same answer in any batch."""
+    """A conversation that wants an answer. In fp32 the same seed gives the same answer in any
+    batch; in bf16 and fp16 the rounding of a product can depend on the size of the batch."""
 
     id: str
     turns: tuple[Turn, ...]

@@ -198,7 +198,7 @@ def test_hub_faults_are_one_line_that_names_the_set(monkeypatch):
     assert problem(clients="hub:org/x").startswith("hub:org/x, row 1: columns q fit no layout")
     assert "hub:ORG/NAME" in problem(clients="hub:org")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'fedsdr[hub]'" in problem(clients="hub:org/x")
+    assert "pip install -e '.[hub]'" in problem(clients="hub:org/x")
 
 
 def test_both_and_neither_of_clients_and_source_are_refused(folder):

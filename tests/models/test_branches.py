@@ -53,7 +53,7 @@ def test_packed_losses_and_gradients_equal_those_of_peft_with_two_active_adapter
     theirs = {n: p.grad for n, p in twin.named_parameters() if p.grad is not None}
     with ours.using("R", "S", trained=trained):
         torch.testing.assert_close(row_losses(ours.model, data), expected, rtol=1e-5, atol=1e-6)
-        accumulate_gradients(ours.model, data, pack_tokens=40)
+        accumulate_gradients(ours.model, ours.parameters(trained).values(), data, pack_tokens=40)
         grads = {n: p.grad for n, p in ours.parameters(trained).items()}
         other = "S" if trained == "R" else "R"
         assert all(p.grad is None for p in ours.parameters(other).values())
@@ -102,7 +102,7 @@ def test_a_fresh_branch_adds_nothing_and_does_not_depend_on_other_layers():
 
 def test_a_saved_branch_loads_in_plain_peft_with_the_same_losses(tmp_path):
     ours = branched(tiny_llama())
-    save_adapter(tmp_path / "R", ours.get("R"), "R", alpha=ours.alpha, base_name="tiny")
+    save_adapter(tmp_path / "R", ours.get("R"), ["R"], alpha=ours.alpha, base_name="tiny")
     loaded = PeftModel.from_pretrained(tiny_llama(packed=False), tmp_path / "R").eval()
     with ours.using("R"), torch.no_grad():
         got = row_losses(ours.model, rows())

@@ -88,7 +88,7 @@ def test_auto_takes_openvino_on_the_cpu_for_a_file_that_it_reads(
     installed()
     name, reason = choose_engine("auto", model_path=gguf_file("llama"), cuda=False)
     assert name == "transformers"
-    assert "pip install 'fedsdr[openvino]'" in reason
+    assert "pip install -e '.[openvino]'" in reason
 
 
 def test_a_named_engine_is_taken_and_a_mistyped_one_names_the_nearest() -> None:

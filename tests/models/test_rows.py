@@ -23,7 +23,9 @@ def test_packing_changes_neither_loss_nor_gradient():
     found = []
     for pack_tokens in (1, 30, 10_000):
         with ours.using("R", "S", trained="R"):
-            loss, count = accumulate_gradients(ours.model, rows(), pack_tokens)
+            loss, count = accumulate_gradients(
+                ours.model, ours.parameters("R").values(), rows(), pack_tokens
+            )
             grads = [p.grad.clone() for p in ours.parameters("R").values()]
         found.append((torch.tensor(loss), count, grads))
     for loss, count, grads in found[1:]:

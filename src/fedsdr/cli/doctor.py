@@ -10,12 +10,12 @@ import click
 
 # package on PyPI -> what it is for and how to get it
 EXTRAS = {
-    "openvino-genai": ("fast rewriting on a CPU", "pip install 'fedsdr[openvino]'"),
-    "vllm": ("fast rewriting on CUDA", "pip install 'fedsdr[vllm]'"),
-    "httpx": ("rewriting by an endpoint", "pip install 'fedsdr[openai]'"),
-    "bitsandbytes": ("4- and 8-bit bases on CUDA", "pip install 'fedsdr[quantize]'"),
-    "pyarrow": (".parquet files", "pip install 'fedsdr[parquet]'"),
-    "datasets": ("hub data sets", "pip install 'fedsdr[hub]'"),
+    "openvino-genai": ("fast rewriting on a CPU", "pip install -e '.[openvino]'"),
+    "vllm": ("fast rewriting on CUDA", "pip install -e '.[vllm]'"),
+    "httpx": ("rewriting by an endpoint", "pip install -e '.[openai]'"),
+    "bitsandbytes": ("4- and 8-bit bases on CUDA", "pip install -e '.[quantize]'"),
+    "pyarrow": (".parquet files", "pip install -e '.[parquet]'"),
+    "datasets": ("hub data sets", "pip install -e '.[hub]'"),
     "peft": ("loading the adapters elsewhere", "pip install peft"),
 }
 

@@ -16,10 +16,13 @@ def evaluate(run: Path, set_: tuple[str, ...]) -> None:
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.engines.evaluating import evaluate_clients
-    from fedsdr.engines.experiment import clients_of, open_run
+    from fedsdr.engines.experiment import clients_of
+    from fedsdr.engines.run_folder import check_data, open_run
     from fedsdr.files import write_atomically
 
     site, state = open_run(run, set_)
-    results = evaluate_clients(site, clients_of(site.config), state, console_progress())
+    clients = clients_of(site.config)
+    check_data(run, clients)
+    results = evaluate_clients(site, clients, state, console_progress())
     write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
     print_results(results)

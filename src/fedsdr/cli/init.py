@@ -11,7 +11,7 @@ import click
 def init(folder: Path) -> None:
     """Make a folder with a commented configuration and a place for data."""
     from fedsdr.errors import UserError
-    from fedsdr.files import write_atomically
+    from fedsdr.files import disk_errors_named, write_atomically
 
     target = folder / "fedsdr.toml"
     if target.exists():
@@ -19,7 +19,8 @@ def init(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another folder")
     template = resources.files("fedsdr.cli").joinpath("template.toml").read_text("utf-8")
-    (folder / "data" / "clients").mkdir(parents=True, exist_ok=True)
+    with disk_errors_named(folder):
+        (folder / "data" / "clients").mkdir(parents=True, exist_ok=True)
     write_atomically(target, template)
     print(f"made {target} and {folder / 'data' / 'clients'}/")
     print("put one file a client there (.jsonl, .json, .csv or .parquet), then:")

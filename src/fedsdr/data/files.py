@@ -66,7 +66,10 @@ def _json(path: Path) -> Rows:
 def _csv(path: Path) -> Rows:
     csv.field_size_limit(2**31 - 1)  # the default refuses a field of more than 128 KiB
     text = _utf8(path.read_bytes(), path)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = text.partition("\n")[0]
+    # Excel writes semicolons where the comma is the decimal sign.
+    delimiter = max(",;\t", key=lambda sign: (first.count(sign), sign == ","))
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     begin = 1
     header: list[str] = []
     try:
@@ -75,7 +78,7 @@ def _csv(path: Path) -> Rows:
                 header = [name.strip() for name in values]
                 if len(set(header)) < len(header):
                     raise UserError(f"{path}, line {begin}: two columns have one name")
-            elif values:
+            elif any(value.strip() for value in values):
                 if len(values) != len(header):
                     counts = f"{len(values)} fields where the header has {len(header)}"
                     raise UserError(f"{path}, line {begin}: {counts}")
@@ -90,7 +93,7 @@ def _parquet(path: Path) -> Rows:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError(f"{path}: needs pyarrow: pip install 'fedsdr[parquet]'") from None
+        raise UserError(f"{path}: needs pyarrow: pip install -e '.[parquet]'") from None
     number = 0
     try:
         with pq.ParquetFile(path) as file:

@@ -62,8 +62,9 @@ def prompt_groups(examples: Sequence[Example]) -> list[list[int]]:
 
 def _prompts(example: Example) -> list[Prompt]:
     """Return what comes before each assistant turn, the shortest first."""
-    turns = [(turn.role, turn.content.strip(), "") for turn in example.history]
-    turns.append(("user", example.instruction.strip(), example.input.strip()))
+    turns = [(turn.role, turn.content.strip()) for turn in example.history]
+    # Joined as the template joins them: the model sees no border between the two.
+    turns.append(("user", f"{example.instruction.strip()}\n\n{example.input.strip()}".strip()))
     return [tuple(turns[: i + 1]) for i, turn in enumerate(turns) if turn[0] == "user"]
 
 

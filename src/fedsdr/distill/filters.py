@@ -125,15 +125,16 @@ FAMILY_CHECKS: dict[str, tuple[Check, ...]] = {
 }
 
 
-def sdft_reason(family: str, prompt: str, raw: str, rewrite: str, finished: bool) -> str:
+def sdft_reason(family: str, shown: str, raw: str, rewrite: str, finished: bool) -> str:
     """Return the first reason for which the sdft filter keeps the raw answer, or ''.
 
-    `prompt` is all that the model was shown; `finished` tells whether it stopped by itself.
+    `shown` is all of the example that the model was shown, without our own words around it;
+    `finished` tells whether it stopped by itself.
     """
     reasons = itertools.chain(
         (check(raw, rewrite) for check in GENERAL_CHECKS),
         [None if finished else "truncated"],
-        [has_other_script(prompt, rewrite)],
+        [has_other_script(shown, rewrite)],
         (check(raw, rewrite) for check in FAMILY_CHECKS[family]),
     )
     return next(filter(None, reasons), "")

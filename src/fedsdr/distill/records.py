@@ -44,6 +44,7 @@ class Audit:
     kept_raw: Mapping[str, int]  # reason -> answers whose raw text is used
     sdft_would_refuse: Mapping[str, int]  # reason -> answers, whatever the filter
     length_ratio: float  # mean of words in the rewrite / words in the raw answer, where used
+    all_new_tokens: int  # of all rewrites, whenever they were made
     generated: int  # rewrites made now; the others were in the cache or stand twice in the data
     new_tokens: int  # generated now
     prompt_tokens: int  # read now
@@ -69,6 +70,7 @@ def audit_of(records: Sequence[RewriteRecord], made: Sequence[Generation] = ()) 
         kept_raw=dict(Counter(r.reason for r in records if r.used == "raw")),
         sdft_would_refuse=dict(Counter(r.reason for r in records if r.reason)),
         length_ratio=sum(ratios) / max(1, len(ratios)),
+        all_new_tokens=sum(record.new_tokens for record in records),
         generated=len(made),
         new_tokens=sum(generation.new_tokens for generation in made),
         prompt_tokens=sum(generation.prompt_tokens for generation in made),

@@ -34,6 +34,7 @@ class _Task:
     instruction: str
     raw: str
     family: str
+    shown: str  # the example's own texts in the prompt
     prompt: str
     seed: int
     key: str
@@ -71,12 +72,21 @@ def _tasks(examples: Sequence[Example], prompts: Mapping[str, str], seed: int) -
         content = _content_hash(example)
         for turn, raw in enumerate(responses_of(example)):
             family = family_of(raw, client_kind)
-            shown = placeholders_of(example, turn)
-            prompt = fill(prompts[family], shown)
+            values = placeholders_of(example, turn)
+            prompt = fill(prompts[family], values)
             own = seed_for(seed, "rewrite", content, turn)
-            key = cache_key(prompt, own)
             tasks.append(
-                _Task(example.id, turn, shown["instruction"], raw, family, prompt, own, key)
+                _Task(
+                    example_id=example.id,
+                    turn=turn,
+                    instruction=values["instruction"],
+                    raw=raw,
+                    family=family,
+                    shown="\n".join(values.values()),
+                    prompt=prompt,
+                    seed=own,
+                    key=cache_key(prompt, own),
+                )
             )
     return tasks
 
@@ -118,7 +128,7 @@ def _record(task: _Task, cache: RewriteCache, keeps_raw: Callable[[str], bool]) 
     if made is None:
         raise RuntimeError(f"no rewrite of '{task.example_id}' in the cache after all were made")
     rewrite = made.text.strip()
-    reason = sdft_reason(task.family, task.prompt, task.raw, rewrite, made.finished)
+    reason = sdft_reason(task.family, task.shown, task.raw, rewrite, made.finished)
     return RewriteRecord(
         id=task.example_id,
         turn=task.turn,

@@ -3,17 +3,19 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fedsdr.distill.cache import RewriteCache, Teacher
 from fedsdr.distill.prompts import load_prompts
-from fedsdr.distill.records import Audit, write_distilled
+from fedsdr.distill.records import Audit, read_distilled, write_distilled
 from fedsdr.distill.rewrite import rewrite_client
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
+from fedsdr.errors import UserError
 from fedsdr.files import write_atomically
 from fedsdr.models.engines import choose_engine
 from fedsdr.models.engines.extras import import_extra
@@ -22,19 +24,27 @@ from fedsdr.models.rows import device_of
 from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest
 
 
+@dataclass(frozen=True)
+class Rewriting:
+    """What rewriting needs, checked before anything is written."""
+
+    teacher: Teacher
+    generate: Generate
+    why: str  # this engine
+    prompts: Mapping[str, str]
+
+
 def distill_clients(
-    site: Site, clients: Sequence[ClientData], progress: Progress
+    site: Site, rewriting: Rewriting, clients: Sequence[ClientData], progress: Progress
 ) -> dict[str, Audit]:
     """Rewrite every client's training answers and write FOLDER/distilled/CLIENT.jsonl.
 
     What the cache has is not made again. Returns the audit of each client, and keeps it with the
     seconds taken in FOLDER/distilled/audit.json.
     """
-    teacher, generate, why = make_teacher(site)
-    settings = site.config.teacher
-    progress.log(f"rewriting with {teacher.engine} ({why}), teacher {teacher.model}")
+    settings, teacher = site.config.teacher, rewriting.teacher
+    progress.log(f"rewriting with {teacher.engine} ({rewriting.why}), teacher {teacher.model}")
     cache = RewriteCache(Path(settings.cache) if settings.cache else cache_folder(), teacher)
-    prompts = load_prompts(settings.prompts or None)
     audits: dict[str, Audit] = {}
     seconds: dict[str, float] = {}
     for client in clients:
@@ -50,9 +60,9 @@ def distill_clients(
             with site.model.using():
                 rewritten = rewrite_client(
                     client.raw,
-                    generate=generate,
+                    generate=rewriting.generate,
                     cache=cache,
-                    prompts=prompts,
+                    prompts=rewriting.prompts,
                     filter_name=settings.filter,
                     seed=site.config.seed,
                     on_progress=on_progress,
@@ -81,23 +91,43 @@ def audit_line(audit: Audit) -> str:
     )
 
 
-def make_teacher(site: Site) -> tuple[Teacher, Generate, str]:
-    """Return the teacher, its generation, and why this engine was chosen.
+def has_rewrites(site: Site, clients: Sequence[ClientData]) -> bool:
+    """Whether FOLDER/distilled has a rewrite of every answer, as a resumed run does.
 
-    The engine is built when the first rewrite is asked for: often the cache has them all.
+    They are kept then, so that a new version of an engine cannot change the data half way.
+    """
+    if not (site.folder / "distilled" / "audit.json").exists():
+        return False
+    for client in clients:
+        read_distilled(site.distilled(client.client_id), client.raw)
+    return True
+
+
+def prepare_rewriting(site: Site) -> Rewriting:
+    """Choose the teacher's engine and read the prompts; UserError for what the user can mend.
+
+    The engine is loaded when the first rewrite is asked for: often the cache has them all.
     """
     settings = site.config.teacher
     base = site.base
+    if (settings.engine == "openai") != bool(settings.model and settings.url):
+        raise UserError(
+            "teacher: 'url' and 'model' name an endpoint and its model; set both with "
+            "engine = 'openai', and neither with another engine"
+        )
     engine, why = choose_engine(
         settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
     )
     module, package, build = ENGINES[engine]
     import_extra(module, engine)
     # What the plain engine samples depends on the dtype of the base.
-    precision = f" {next(base.model.parameters()).dtype}" if engine == "transformers" else ""
+    dtype, quantize = next(base.model.parameters()).dtype, site.config.model.quantize
+    precision = (
+        f" {dtype} {quantize} fedsdr {version('fedsdr')}" if engine == "transformers" else ""
+    )
     teacher = Teacher(
         model=settings.model or base.name,
-        weights=settings.url if engine == "openai" else base.fingerprint,
+        weights=_address(settings.url) if engine == "openai" else base.fingerprint,
         template=site.renderer.fingerprint,
         engine=f"{engine} {version(package)}{precision}",
         decoding=Decoding(
@@ -105,11 +135,19 @@ def make_teacher(site: Site) -> tuple[Teacher, Generate, str]:
         ),
     )
     built = functools.cache(lambda: build(site))
+    if engine == "openai":
+        built()  # loads nothing, and says now what is wrong with the address
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
         yield from built()(requests, decoding)
 
-    return teacher, generate, why
+    return Rewriting(teacher, generate, why, load_prompts(settings.prompts or None))
+
+
+def _address(url: str) -> str:
+    """Return a URL without the user name and password that it may carry."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _model_path(base: Base) -> Path | None:

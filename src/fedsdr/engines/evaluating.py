@@ -50,20 +50,21 @@ def _client_scores(
     site: Site, client: ClientData, state: ServerState, shared: ClientScores
 ) -> ClientScores:
     """A client that has no S of its own is served with the global model."""
-    method = site.method
-    store, last = site.store(client.client_id), state.accepted.get(client.client_id, 0)
-    private = store.load(last)[0] if method.private else {}
+    private = site.private_of(client.client_id, state)
     if not private:
         return shared
-    store.publish(last)
     site.model.set(private)
-    return evaluate_model(site, client, method.client_model, mixed=method.mixed)
+    return evaluate_model(site, client, site.method.client_model, mixed=site.method.mixed)
 
 
 def cost_of(
     folder: Path, measured: Mapping[str, ClientResult], evaluation_seconds: float
 ) -> dict[str, Any]:
-    """Return tokens, seconds by phase and bytes each way, from the files of the run."""
+    """Return tokens, seconds by phase and bytes each way, from the files of the run.
+
+    Of training and bytes up, what was counted: refused updates are not in it. "rewrite" is all
+    tokens of the rewrites, whenever they were made; "this run" those that the cache lacked.
+    """
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     trained = [client for record in records for client in record["clients"]]
     tokens: dict[str, float] = {}
@@ -78,12 +79,12 @@ def cost_of(
     audit = folder / "distilled" / "audit.json"
     if audit.exists():
         rewriting = json.loads(audit.read_text())["clients"].values()
-        tokens["rewrite"] = sum(c["new_tokens"] for c in rewriting)
-        tokens["rewrite prompts"] = sum(c["prompt_tokens"] for c in rewriting)
-        seconds["rewrite"] = sum(c["seconds"] for c in rewriting)
-    tokens["evaluate"] = sum(
-        row.new_tokens for c in measured.values() for s in c.models.values() for row in s.rows
-    )
+        tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
+        tokens["rewrite, this run"] = sum(c["new_tokens"] for c in rewriting)
+        seconds["rewrite, this run"] = sum(c["seconds"] for c in rewriting)
+    # Models that are the same were measured once: plain's client model is its global one.
+    distinct = {id(s): s for client in measured.values() for s in client.models.values()}
+    tokens["evaluate"] = sum(row.new_tokens for scores in distinct.values() for row in scores.rows)
     seconds["evaluate"] = evaluation_seconds
     return {
         "tokens": tokens,

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.algorithms import ALGORITHMS, server_rule
-from fedsdr.config import Config, key_names, load_config, save_config, value_of
+from fedsdr.config import Config
 from fedsdr.data.clients import load_clients
-from fedsdr.engines.distilling import distill_clients
+from fedsdr.engines.distilling import (
+    ENGINES,
+    distill_clients,
+    has_rewrites,
+    prepare_rewriting,
+)
 from fedsdr.engines.evaluating import evaluate_clients
 from fedsdr.engines.in_process import in_process
 from fedsdr.engines.progress import Progress
+from fedsdr.engines.run_folder import check_data, checked_config, start_folder
 from fedsdr.engines.site import Site, check_supervised, open_site, train_at
 from fedsdr.errors import UserError, choose
 from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.round import Plan, first_state, run_round
-from fedsdr.files import write_atomically
+from fedsdr.files import disk_errors_named, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.seeds import seed_for
 from fedsdr.training.methods import METHODS
@@ -26,7 +32,6 @@ from fedsdr.types import (
     ClientTask,
     ClientUpdate,
     LocalSettings,
-    R,
     RoundRecord,
     ServerState,
 )
@@ -75,6 +80,12 @@ def settings_of(config: Config) -> LocalSettings:
 def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
     """Return what stays the same in every round."""
     algorithm = config.algorithm
+    least, chosen = config.federation.min_updates, config.federation.clients_per_round
+    if client_ids and least > (chosen or len(client_ids)):
+        raise UserError(
+            f"federation.min_updates: is {least}, but a round has {chosen or len(client_ids)} "
+            "clients; lower it"
+        )
     given = {key: getattr(algorithm, key) for key in ("lr", "beta", "b1", "b2", "tau")}
     return Plan(
         seed=config.seed,
@@ -95,10 +106,12 @@ def run_experiment(
     uninterrupted run. Raises UserError for all that the user can mend, before `out` is touched
     where that can be known.
     """
-    check_folder(config, out, resume)
-    plan = plan_of(config, ())  # names are checked before anything slow happens
+    resumed = (out / "config.toml").exists()
+    config = checked_config(config, out, resume)
+    plan_of(config, ())  # names are checked before anything slow happens
+    choose(config.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
     clients = clients_of(config)
-    plan = dataclasses.replace(plan, clients=tuple(c.client_id for c in clients))
+    plan = plan_of(config, [client.client_id for client in clients])
     progress.log(
         f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
         f"{sum(len(c.test) for c in clients)} test rows"
@@ -107,44 +120,15 @@ def run_experiment(
         site = open_site(config, out)
         advance(1)
     for client in clients:
-        check_supervised(client.client_id, site.encode(client.raw))
-    save_config(config, out / "config.toml")
-    if site.method.rewrites:
-        distill_clients(site, clients, progress)
+        check_supervised(client.client_id, "training", site.encode(client.raw))
+        check_supervised(client.client_id, "test", site.encode(client.test))
+    check_data(out, clients)
+    rewriting = prepare_rewriting(site) if site.method.rewrites else None
+    start_folder(site, clients)
+    if rewriting and not (resumed and has_rewrites(site, clients)):
+        distill_clients(site, rewriting, clients, progress)
     state = run_rounds(site, clients, plan, progress)
     return finish(site, clients, state, progress)
-
-
-def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Site, ServerState]:
-    """Open a run folder with its model and the state after its last whole round."""
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run}: not a run folder (no config.toml); make one with: fedsdr run")
-    state = load_state(run / "checkpoint")
-    if state is None:
-        raise UserError(f"{run}: no round is finished yet; go on with: fedsdr run --resume")
-    return open_site(load_config(run / "config.toml", overrides), run), state
-
-
-def check_folder(config: Config, out: Path, resume: bool) -> None:
-    """UserError when `out` holds another run, or a run that nobody asked to go on with."""
-    saved = out / "config.toml"
-    if not saved.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: exists and is not a run folder; choose another --out")
-        if resume:
-            raise UserError(f"{out}: no run to resume there; leave --resume out to start one")
-        return
-    if not resume:
-        raise UserError(
-            f"{out}: holds a run already; add --resume to go on, or choose another --out"
-        )
-    before = load_config(saved)
-    for key in key_names():
-        if key != "federation.rounds" and value_of(before, key) != value_of(config, key):
-            raise UserError(
-                f"{saved}: '{key}' was {value_of(before, key)!r} and is now "
-                f"{value_of(config, key)!r}; resume with the same value or choose another --out"
-            )
 
 
 def run_rounds(
@@ -183,18 +167,20 @@ def finish(
     site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
 ) -> dict[str, Any]:
     """Write the global adapter, measure all models, and write results.json."""
-    for branch in site.method.global_model:
-        folder = site.folder / ("global" if branch == R else "global-S")
-        lora = site.config.lora
-        save_adapter(folder, state.shared, branch, alpha=lora.alpha, base_name=site.base.name)
+    branches, alpha = site.method.global_model, site.config.lora.alpha
+    if branches:
+        folder = site.folder / "global"
+        save_adapter(folder, state.shared, branches, alpha=alpha, base_name=site.base.name)
+    for client, last in state.accepted.items():  # a refused update may have left a later S there
+        if site.method.private:
+            site.store(client).publish(last)
     results = evaluate_clients(site, clients, state, progress)
     write_atomically(site.folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 def _append_record(path: Path, record: RoundRecord) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with disk_errors_named(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
 

@@ -5,7 +5,7 @@ either way, and what belongs to a client is read when its turn comes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from fedsdr.models.branches import BranchedModel
 from fedsdr.models.generation import transformers_generate
 from fedsdr.models.load import Base, load_base
 from fedsdr.models.rows import pack, row_losses, supervised_tokens
+from fedsdr.tensors import Tensors
 from fedsdr.training.client import ClientRows, train_client
 from fedsdr.training.methods import METHODS, Method
 from fedsdr.training.store import ClientStore
@@ -33,6 +34,7 @@ from fedsdr.types import (
     ClientUpdate,
     Example,
     Generate,
+    ServerState,
     TokenRow,
 )
 
@@ -55,6 +57,13 @@ class Site:
         """Return where a client keeps its S."""
         folder = self.folder / "clients" / client_id
         return ClientStore(folder, self.config.lora.alpha, self.base.name)
+
+    def private_of(self, client_id: str, state: ServerState) -> Tensors:
+        """Return a client's S after its last counted round; empty where the method has none or
+        no update of the client was counted."""
+        if not self.method.private:
+            return {}
+        return self.store(client_id).load(state.accepted.get(client_id, 0))[0]
 
     def distilled(self, client_id: str) -> Path:
         """Return where a client keeps its rewrites."""
@@ -97,12 +106,12 @@ def open_site(config: Config, folder: Path) -> Site:
     return Site(config, folder, base, model, render_for(base.tokenizer, config.model.template))
 
 
-def check_supervised(client_id: str, rows: Sequence[TokenRow]) -> None:
-    """UserError when no token of a client counts in the loss: there is nothing to learn."""
-    if not any(supervised_tokens(row) for row in rows):
+def check_supervised(client_id: str, kind: str, rows: Sequence[TokenRow]) -> None:
+    """UserError when there are rows and no token of them counts in the loss."""
+    if rows and not any(supervised_tokens(row) for row in rows):
         cut = sum(row.cut > 0 for row in rows)
         raise UserError(
-            f"client '{client_id}': no token of its {len(rows)} training rows is supervised "
+            f"client '{client_id}': no token of its {len(rows)} {kind} rows is supervised "
             f"({cut} are cut); raise data.max_length or look at: fedsdr data CONFIG"
         )
 
@@ -111,7 +120,6 @@ def train_at(
     site: Site,
     client: ClientData,
     task: ClientTask,
-    on_step: Callable[[int], None] | None = None,
 ) -> ClientUpdate:
     """Do one client's work of one round; its rewrites are read from its own folder."""
     method = choose(task.settings.method, METHODS, "method.name")
@@ -119,8 +127,8 @@ def train_at(
     if method.rewrites:
         rewritten = read_distilled(site.distilled(client.client_id), client.raw)
     rows = ClientRows(site.encode(client.raw), site.encode(rewritten))
-    check_supervised(client.client_id, rows.raw)
-    return train_client(task, rows, site.model, site.store(client.client_id), on_step)
+    check_supervised(client.client_id, "training", rows.raw)
+    return train_client(task, rows, site.model, site.store(client.client_id))
 
 
 def evaluate_model(
@@ -140,10 +148,7 @@ def evaluate_model(
         model = "+".join(("base", *branches))
         raise UserError(
             f"client '{client.client_id}': the loss of {model} on its test rows is not finite; "
-            "lower train.lr"
-            if scores.tokens
-            else f"client '{client.client_id}': no token of its test rows is supervised; "
-            "raise data.max_length"
+            "start anew with a lower train.lr"
         )
     return scores
 

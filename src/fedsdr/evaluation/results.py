@@ -192,4 +192,5 @@ def _check_finite(value: object, where: str) -> None:
 
 def _score_text(entry: Mapping[str, Any]) -> str:
     low, high = entry["score_ci"]
-    return f"{entry['score']:.3f} ± {(high - low) / 2:.3f}"
+    # Rows that all score the same say nothing of the spread: an interval of 0 would mislead.
+    return f"{entry['score']:.3f}" + (f" ± {(high - low) / 2:.3f}" if high > low else "")

@@ -29,6 +29,7 @@ def save_state(folder: Path, state: ServerState) -> None:
             "round": state.round,
             "accepted": dict(sorted(state.accepted.items())),
             "parts": sorted(_parts(state)),
+            "memory": sorted(state.memory),  # a moment of no tensors has no file
         }
         (target / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -51,11 +52,7 @@ def load_state(folder: Path) -> ServerState | None:
         return ServerState(
             round=facts["round"],
             shared=parts.get("shared", {}),
-            memory={
-                name.removeprefix("memory."): tensors
-                for name, tensors in parts.items()
-                if name.startswith("memory.")
-            },
+            memory={name: parts.get(f"memory.{name}", {}) for name in facts["memory"]},
             control=parts.get("control", {}),
             accepted=facts["accepted"],
         )

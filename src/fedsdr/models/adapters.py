@@ -1,15 +1,17 @@
 """A branch on disk is exactly a PEFT LoRA adapter: no code of ours is needed to load it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedsdr.errors import UserError
 from fedsdr.files import write_folder
 from fedsdr.tensors import Tensors
-from fedsdr.types import Branch
+from fedsdr.types import Branch, R
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -54,15 +56,27 @@ def peft_config(
 
 
 def save_adapter(
-    folder: Path, values: Tensors, branch: Branch, *, alpha: float, base_name: str
+    folder: Path, values: Tensors, branches: Sequence[Branch], *, alpha: float, base_name: str
 ) -> None:
-    """Write one branch as a PEFT adapter into `folder`, whole or not at all."""
-    config = peft_config(values, branch, alpha=alpha, base_name=base_name)
+    """Write the sum of branches as one PEFT adapter into `folder`, whole or not at all."""
+    joined = join_branches(values, branches)
+    config = peft_config(joined, R, alpha=alpha * len(branches), base_name=base_name)
+    write_folder(folder, lambda new: write_adapter_files(new, peft_tensors(joined, R), config))
 
-    def write(temporary: Path) -> None:
-        write_adapter_files(temporary, peft_tensors(values, branch), config)
 
-    write_folder(folder, write)
+def join_branches(values: Tensors, branches: Sequence[Branch]) -> Tensors:
+    """Return one branch, named R, whose product is the sum of the products of `branches`.
+
+    Its rank is the sum of theirs: A = [A_R; A_S], B = [B_R | B_S], BA = B_R A_R + B_S A_S. With
+    twice the rank and twice the alpha, alpha / r is the same.
+    """
+    names = [name[2:] for name in values if name.startswith(branches[0])]
+    return {
+        f"{R}/{name}": torch.cat(
+            [values[f"{b}/{name}"] for b in branches], dim=0 if name.endswith("lora_A") else 1
+        )
+        for name in names
+    }
 
 
 def write_adapter_files(folder: Path, tensors: Tensors, config: dict[str, object]) -> None:

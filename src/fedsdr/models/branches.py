@@ -57,6 +57,16 @@ class TwoBranchLinear(nn.Module):
         self.lora_A = factors(rank, in_features)
         self.lora_B = factors(out_features, rank)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's own, for models that look at it."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's own, for models that look at it."""
+        return self.base.bias  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
         switch = self.switch

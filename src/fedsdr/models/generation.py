@@ -18,6 +18,8 @@ from fedsdr.models.attention import uses_rows
 from fedsdr.models.rows import device_of, positions
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
+PREFILL_TOKENS = 4096  # of prompts that enter in one forward pass, unless one alone is longer
+
 
 @dataclass
 class _Row:
@@ -130,7 +132,11 @@ def _in_one_cache(
     while waiting or running:
         # A pass over prompts costs a whole forward, so slots are filled a few at a time.
         if waiting and (not running or slots - len(running) >= max(1, slots // 4)):
-            new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
+            new = [waiting.popleft()]
+            while waiting and len(running) + len(new) < slots:
+                if sum(len(r.prompt) for r in (*new, waiting[0])) > PREFILL_TOKENS:
+                    break
+                new.append(waiting.popleft())
             lengths = tuple(len(r.prompt) for r in new)
             cache.filling = [(len(running) + i, n) for i, n in enumerate(lengths)]
             logits = model(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from fedsdr.config import ModelConfig
@@ -58,7 +59,11 @@ def choose_dtype(
     if name != "auto":
         return named[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
@@ -152,7 +157,9 @@ class _loading:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError) and not isinstance(error, UserError):
+        if isinstance(error, OSError | ValueError | SafetensorError) and not isinstance(
+            error, UserError
+        ):
             reason = " ".join(str(error).split())
             raise UserError(f"model.name: '{self.name}' cannot be loaded: {reason}") from error
 
@@ -165,7 +172,7 @@ def _quantization(kind: str, compute: torch.dtype) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError(
-            f"model.quantize: '{kind}' needs bitsandbytes: pip install 'fedsdr[quantize]'"
+            f"model.quantize: '{kind}' needs bitsandbytes: pip install -e '.[quantize]'"
         ) from None
     from transformers import BitsAndBytesConfig
 
@@ -225,14 +232,8 @@ def _hash_file(path: Path) -> str:
 
 
 def _hash_folder(folder: Path) -> str:
-    """Hash the configuration whole, and of each weight file its name, size and first and last MB:
-    enough to tell models apart without reading tens of GB at each start."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
+    """Hash the configuration, the tokenizer and all weights."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name} {_hash_file(path)} ".encode())
     return digest.hexdigest()

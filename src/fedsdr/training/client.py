@@ -2,13 +2,12 @@
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from fedsdr.algorithms.corrections import Adjust, local_correction, new_control
-from fedsdr.errors import choose
+from fedsdr.errors import UserError, choose
 from fedsdr.models.branches import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, subtract, zeros_like
@@ -31,7 +30,6 @@ def train_client(
     rows: ClientRows,
     model: BranchedModel,
     store: ClientStore,
-    on_step: Callable[[int], None] | None = None,
 ) -> ClientUpdate:
     """Run the method's phases from the task's global tensors; return the change, keep S.
 
@@ -55,10 +53,10 @@ def train_client(
     metrics: dict[str, float] = {}
     steps: dict[Branch, int] = {}
     for phase in method.phases:
-        if task.round < phase.first_round:
+        if phase.returning and not task.accepted_round:
             continue
         began = time.perf_counter()
-        result = _run_phase(phase, task, rows, model, adjust, on_step)
+        result = _run_phase(phase, task, rows, model, adjust)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
         name = f"{phase.train}.{phase.data}"
         metrics |= {
@@ -73,13 +71,15 @@ def train_client(
     if task.control:
         new = dict(control)
         for branch in method.sent:
-            own = [
-                {n: v for n, v in t.items() if n.startswith(branch)}
-                for t in (control, task.control, task.shared, after)
-            ]
-            new |= new_control(own[0], own[1], own[2], own[3], steps[branch], settings.lr)
+            c_k, c, before, now = (
+                {name: value for name, value in tree.items() if name.startswith(branch)}
+                for tree in (control, task.control, task.shared, after)
+            )
+            new |= new_control(c_k, c, before, now, steps[branch], settings.lr)
         control_delta, control = subtract(new, control), new
     private = model.get(*method.private)
+    if not all(bool(value.isfinite().all()) for value in private.values()):
+        raise UserError(f"client '{task.client_id}': its private branch diverged; lower train.lr")
     if private or control:
         store.save(task.round, private, control, accepted=task.accepted_round)
     return ClientUpdate(
@@ -98,7 +98,6 @@ def _run_phase(
     rows: ClientRows,
     model: BranchedModel,
     adjust: Adjust,
-    on_step: Callable[[int], None] | None,
 ) -> PhaseResult:
     settings = task.settings
     seed = seed_for(task.seed, task.round, task.client_id, phase.train, phase.data)
@@ -121,28 +120,28 @@ def _run_phase(
         return train_phase(
             model.model,
             model.parameters(phase.train),
-            phase_rows(phase, rows, settings, task.client_id),
+            phase_rows(phase, rows, settings, seed_for(task.seed, task.client_id)),
             settings,
             epochs=epochs or settings.local_epochs,
             seed=seed,
             adjust=adjust,
             before_step=before_step,
-            on_step=on_step,
         )
 
 
 def phase_rows(
-    phase: Phase, rows: ClientRows, settings: LocalSettings, client_id: str
+    phase: Phase, rows: ClientRows, settings: LocalSettings, seed: int
 ) -> tuple[TokenRow, ...]:
     """Return the rows that a phase reads. A mixture takes the rewrite of a seeded share of the
-    rows and the raw answer of the others: the same rows every round."""
+    rows and the raw answer of the others: the same rows every round. ValueError when there are
+    no rewrites to read."""
     if phase.data == "raw":
         return rows.raw
     if len(rows.rewritten) != len(rows.raw):
-        raise ValueError(f"client {client_id} has no rewrites; distill before training")
+        raise ValueError("there are no rewrites; distill before training")
     if phase.data == "rewritten":
         return rows.rewritten
     order = list(range(len(rows.raw)))
-    random.Random(seed_for("mixture", client_id)).shuffle(order)
+    random.Random(seed_for(seed, "mixture")).shuffle(order)
     rewrites = set(order[: round(settings.mixture * len(order))])
     return tuple(rows.rewritten[i] if i in rewrites else rows.raw[i] for i in range(len(rows.raw)))

@@ -1,6 +1,6 @@
 """A method is a value: phases that run in order, what is sent, and which models result.
 
-To add one, add a line to METHODS and a test to tests/training/test_methods.py.
+To add one, add a line to METHODS and a test to tests/training/test_client.py.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from fedsdr.types import Branch, R, S
 class Phase:
     """Train one branch on one kind of data, with these branches in the forward.
 
-    `share` scales each branch's output (1 in the paper's Eq. 6). A phase with `first_round = 2`
-    is left out of a client's first round.
+    `share` scales each branch's output (1 in the paper's Eq. 6). A `returning` phase is left out
+    until an update of the client was counted: of its first round.
     """
 
     data: Literal["raw", "rewritten", "mixture"]
     forward: tuple[Branch, ...]
     train: Branch
     share: float = 1.0
-    first_round: int = 1
+    returning: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
         Method(
             "feddpa",
             (
-                Phase("raw", (R, S), train=S, share=0.5, first_round=2),
+                Phase("raw", (R, S), train=S, share=0.5, returning=True),
                 Phase("raw", (R,), train=R),
             ),
             (R,),

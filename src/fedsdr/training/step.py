@@ -5,7 +5,7 @@ packs, so that packing changes the speed and not the mathematics.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +39,12 @@ def batches(
 
 
 def accumulate_gradients(
-    model: nn.Module, rows: Sequence[TokenRow], pack_tokens: int
+    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    rows: Sequence[TokenRow],
+    pack_tokens: int,
 ) -> tuple[float, int]:
-    """Add the gradient of the mean loss per supervised token of `rows` to `.grad`.
+    """Set `.grad`, empty before, to the gradient of the mean loss per supervised token of `rows`.
 
     Returns (summed loss in nats, supervised tokens). Rows without any stay out of the forward.
     """
@@ -50,8 +53,12 @@ def accumulate_gradients(
     loss_sum = 0.0
     for group in pack(rows, pack_tokens):
         loss = row_losses(model, [rows[i] for i in group]).sum()
-        (loss / total).backward()
+        loss.backward()
         loss_sum += float(loss.detach())
+    # Divided last: a small factor on the loss would make fp16 gradients vanish on their way.
+    for p in parameters:
+        if p.grad is not None:
+            p.grad /= total
     return loss_sum, total
 
 
@@ -65,13 +72,11 @@ def train_phase(
     seed: int,
     adjust: Adjust | None = None,
     before_step: Callable[[], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
 ) -> PhaseResult:
     """Train `parameters` in place with a fresh AdamW; its state is not kept.
 
     `adjust` is a local correction (FedProx, SCAFFOLD) of each gradient, made before the whole is
-    clipped to `max_grad_norm`. `before_step` may change the forward; `on_step` is told the tokens
-    that a step read.
+    clipped to `max_grad_norm`. `before_step` may change the forward.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -82,7 +87,9 @@ def train_phase(
         if before_step:
             before_step()
         optimizer.zero_grad(set_to_none=True)
-        loss_sum, count = accumulate_gradients(model, batch, settings.pack_tokens)
+        loss_sum, count = accumulate_gradients(
+            model, parameters.values(), batch, settings.pack_tokens
+        )
         if count:
             if adjust:
                 for name, p in parameters.items():
@@ -92,11 +99,8 @@ def train_phase(
                 nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
             optimizer.step()
             steps += 1
-        batch_tokens = sum(len(row.tokens) for row in batch)
-        tokens, supervised = tokens + batch_tokens, supervised + count
+        tokens, supervised = tokens + sum(len(r.tokens) for r in batch), supervised + count
         if epoch == epochs - 1:
             last_sum, last_count = last_sum + loss_sum, last_count + count
-        if on_step:
-            on_step(batch_tokens)
     loss = last_sum / last_count if last_count else float("nan")
     return PhaseResult(loss, tokens, supervised, steps)

@@ -8,7 +8,7 @@ Two rounds are kept: the one just made, and the one that the server last counted
 result was lost goes on from the latter.
 """
 
-import os
+import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedsdr.errors import UserError
-from fedsdr.files import disk_errors_named, write_folder
+from fedsdr.files import write_file, write_folder
 from fedsdr.models.adapters import (
     CONFIG,
     WEIGHTS,
@@ -81,7 +81,4 @@ class ClientStore:
         for name in (WEIGHTS, CONFIG):
             source, target = self.round_folder(round) / name, self.folder / name
             if source.exists():
-                temporary = target.with_name(f".{name}.tmp{os.getpid()}")
-                with disk_errors_named(target):
-                    shutil.copyfile(source, temporary)
-                    os.replace(temporary, target)
+                write_file(target, functools.partial(shutil.copyfile, source))

@@ -36,5 +36,5 @@ def choose_engine(name: str, *, model_path: str | Path | None, cuda: bool) -> tu
     if problem := why_unreadable(model_path):
         return "transformers", f"openvino cannot read the model: {problem}"
     if not is_installed("openvino_genai"):
-        return "transformers", "openvino_genai is not installed: pip install 'fedsdr[openvino]'"
+        return "transformers", "openvino_genai is not installed: pip install -e '.[openvino]'"
     return "openvino", "no CUDA, and openvino reads the model file"

@@ -19,5 +19,5 @@ def import_extra(module: str, engine: str) -> Any:
     except ModuleNotFoundError:
         raise UserError(
             f"teacher.engine: '{engine}' needs the package {module}, which is not installed: "
-            f"pip install 'fedsdr[{engine}]'"
+            f"pip install -e '.[{engine}]'"
         ) from None
