@@ -175,7 +175,7 @@ def test_more_rounds_go_on_from_a_finished_run(write_config, tmp_path):
         (["data.max_length=8"], "no token of its .* training rows is supervised"),
         (["model.name=./nowhere"], "no such folder"),
         (["data.include=['banc']"], "did you mean 'bank'"),
-        (["method.name=fedsrd"], "did you mean 'fedsdr'"),
+        (["method.name=fedsdrr"], "did you mean 'fedsdr'"),
         (["algorithm.name=fedavgg"], "did you mean 'fedavg'"),
         (["algorithm.beta=0.5"], "no such hyperparameter"),
         (["teacher.engine=opnvino"], "did you mean 'openvino'"),

@@ -180,8 +180,10 @@ def finish(
 
 
 def _append_record(path: Path, record: RoundRecord) -> None:
-    with disk_errors_named(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
 
 def _keep_records(path: Path, rounds: int) -> None:
