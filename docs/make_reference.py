@@ -23,7 +23,7 @@ def commands() -> str:
     parts = ["\n## Commands\n"]
     for name in sorted(cli.commands):
         command = cli.commands[name]
-        context = click.Context(command, info_name=f"fedsdr {name}", max_content_width=90)
+        context = click.Context(command, info_name=f"fedsdr {name}", **cli.context_settings)
         parts.append(f"\n```\n{command.get_help(context)}\n```\n")
     return "".join(parts)
 

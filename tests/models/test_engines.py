@@ -104,11 +104,11 @@ def test_an_engine_that_is_not_installed_says_what_to_type(
 ) -> None:
     for module in ("openvino_genai", "vllm", "httpx"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"pip install 'fedsdr\[openvino\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[openvino\]'"):
         openvino_generate("model.gguf", lambda turns: [1])
-    with pytest.raises(UserError, match=r"pip install 'fedsdr\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[vllm\]'"):
         vllm_generate("model", lambda turns: [1])
-    with pytest.raises(UserError, match=r"pip install 'fedsdr\[openai\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[openai\]'"):
         openai_generate("http://localhost:1/v1", "model")
 
 
