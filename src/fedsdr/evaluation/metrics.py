@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from fedsdr.answers import Kind, code_of, final_number, kind_of, parse_call, parses
+from fedsdr.answers import Kind, code_of, final_number, kind_of, label_of, parse_call, parses
 from fedsdr.types import Example
 
 # Chinese and Japanese are written without spaces: there, a character counts as a word.
@@ -32,7 +32,7 @@ def exact_label(gold: str, answer: str) -> float:
     the label ("It is not positive.") scores 0: containment would also accept its opposite.
     """
     first_line = answer.strip().partition("\n")[0]
-    return float(_normal(gold) in (_normal(answer), _normal(first_line)))
+    return float(label_of(gold) in (label_of(answer), label_of(first_line)))
 
 
 def number_equal(gold: str, answer: str) -> float:
@@ -89,10 +89,6 @@ def metric_for(examples: Sequence[Example]) -> Metric:
     if kind == "code" and 2 * sum(parses(code_of(r)) for r in responses) < len(responses):
         kind = "text"
     return METRICS[kind]
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(" .,;:!?\"'`*") or text.strip()
 
 
 def _words(text: str) -> list[str]:
