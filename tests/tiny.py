@@ -5,8 +5,8 @@ import random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from fedsdr.models.attention import ATTENTION, register
 from fedsdr.models.branches import BranchedModel
+from fedsdr.models.rows import prepare
 from fedsdr.types import TokenRow
 
 VOCABULARY = 384
@@ -33,8 +33,7 @@ def tiny_llama(seed: int = 0, packed: bool = True, **changes: object) -> PreTrai
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()
     if packed:
-        register()
-        model.set_attn_implementation(ATTENTION)
+        prepare(model)
     return model
 
 

@@ -1,21 +1,118 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import branched, rows, tiny_llama
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from fedsdr.models.attention import ATTENTION, register
-from fedsdr.models.rows import pack, row_losses
+from fedsdr.models.norms import FrozenRMSNorm
+from fedsdr.models.rows import pack, prepare, row_losses, shared_prefix
 from fedsdr.training.step import accumulate_gradients
 from fedsdr.types import TokenRow
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60))
-def test_every_row_is_in_one_pack_and_no_pack_of_several_is_too_full(lengths, limit):
-    data = [TokenRow(str(i), (3,) * n, (True,) * n) for i, n in enumerate(lengths)]
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(0, 5), st.integers(1, 60))
+def test_every_row_is_in_one_pack_and_no_pack_of_several_is_too_full(lengths, common, limit):
+    prefix = (3,) * common
+    data = [TokenRow(str(i), (*prefix, 9 + i, *(4,) * n), ()) for i, n in enumerate(lengths)]
     groups = pack(data, limit)
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    assert all(len(g) == 1 or sum(lengths[i] for i in g) <= limit for g in groups)
+    for group in groups:
+        in_forward = common + sum(1 + lengths[i] for i in group)
+        assert len(group) == 1 or in_forward <= limit
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=2, max_size=6))
+def test_the_shared_prefix_is_the_longest_that_leaves_every_row_a_token(tokens):
+    found = shared_prefix([TokenRow("", tuple(t), ()) for t in tokens])
+    shares = [n for n in range(min(map(len, tokens))) if len({tuple(t[:n]) for t in tokens}) == 1]
+    assert found == max(shares)
+
+
+@pytest.mark.parametrize("prefix", [1, 5, 9])
+@pytest.mark.parametrize("window", [None, 6])
+def test_rows_that_begin_alike_have_the_losses_and_gradients_of_each_alone(prefix, window):
+    tiny = branched(tiny_llama(), targets="all-linear")
+    for layer in tiny.model.model.layers:
+        layer.self_attn.sliding_window = window
+    alike = [
+        TokenRow(r.id, (*range(20, 20 + prefix), *r.tokens), (*(True,) * prefix, *r.supervised))
+        for r in rows()
+    ]
+    assert shared_prefix(alike) == prefix
+
+    def losses_and_gradients(groups):
+        with tiny.using("R", "S", trained="R"):
+            losses = torch.cat([row_losses(tiny.model, group) for group in groups])
+            losses.sum().backward()
+            return losses.detach(), [p.grad.clone() for p in tiny.parameters("R").values()]
+
+    together, grads = losses_and_gradients([alike])
+    alone, expected = losses_and_gradients([[row] for row in alike])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    for grad, want in zip(grads, expected, strict=True):
+        assert float((grad - want).norm() / want.norm()) < 1e-5
+
+
+def loss_and_gradient(dtype, fast):
+    """Of branch S in one step, by our path or by the model's own attention, norms and logits."""
+    ours = branched(tiny_llama(packed=fast).bfloat16().to(dtype), targets="all-linear")
+    if not fast:
+        for layer in ours.layers.values():
+            layer.forward = lambda x, layer=layer: layer._plainly(x, layer.base(x))
+    factors = ours.parameters("S").values()
+    with ours.using("R", "S", trained="S"):
+        loss, _ = accumulate_gradients(ours.model, factors, rows(), pack_tokens=50)
+        return loss, torch.cat([p.grad.flatten() for p in factors])
+
+
+def distance(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def test_a_training_step_equals_that_of_the_models_own_attention_norms_and_logits():
+    (loss, gradient), (want_loss, want) = (loss_and_gradient(torch.float32, f) for f in (1, 0))
+    assert abs(loss - want_loss) < 1e-5 * want_loss
+    assert distance(gradient, want) < 1e-5
+
+
+def test_a_training_step_in_bf16_is_as_near_to_fp32_as_the_models_own_is():
+    exact_loss, exact = loss_and_gradient(torch.float32, fast=True)
+    loss, gradient = loss_and_gradient(torch.bfloat16, fast=True)
+    _, own = loss_and_gradient(torch.bfloat16, fast=False)
+    assert gradient.dtype == torch.float32
+    assert abs(loss - exact_loss) < 2e-2 * exact_loss
+    assert distance(gradient, exact) < 1.2 * distance(own, exact)
+
+
+def test_a_head_that_caps_or_scales_its_logits_is_left_to_the_model():
+    config = Gemma2Config(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=5,
+        final_logit_softcapping=3.0,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config).eval()
+    data = rows(longest=40)
+    expected = row_losses(model, data)
+    prepare(model)
+    assert not model.plain_head
+    assert not any(isinstance(m, FrozenRMSNorm) for m in model.modules())
+    torch.testing.assert_close(row_losses(model, data), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_plain_head_and_plain_norms_are_found():
+    model = tiny_llama()
+    assert model.plain_head
+    assert sum(isinstance(m, FrozenRMSNorm) for m in model.modules()) == 5
 
 
 def test_packing_changes_neither_loss_nor_gradient():

@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fedsdr.errors import UserError, nearest
@@ -70,6 +72,28 @@ class TwoBranchLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
         switch = self.switch
+        weights = switch.weights or {}
+        if not switch.forward:
+            return out
+        if switch.frozen_dropout or any(isinstance(w, Tensor) for w in weights.values()):
+            return self._plainly(x, out)
+        # The trained branch last: it alone has gradients and dropout.
+        order = sorted(switch.forward, key=lambda branch: branch == switch.trained)
+        scales = [self.scaling * float(weights.get(branch, 1.0)) for branch in order]
+        trained = order[-1] == switch.trained
+        return _LowRank.apply(
+            out,
+            x,
+            scales,
+            switch.dropout if trained else 0.0,
+            trained,
+            *(self.lora_A[branch] for branch in order),
+            *(self.lora_B[branch] for branch in order),
+        )
+
+    def _plainly(self, x: Tensor, out: Tensor) -> Tensor:
+        """The same by autograd, for dropout on both branches and a mix of its own per token."""
+        switch = self.switch
         for branch in switch.forward:
             a, b = self.lora_A[branch].to(x.dtype), self.lora_B[branch].to(x.dtype)
             dropped = switch.dropout > 0 and (branch == switch.trained or switch.frozen_dropout)
@@ -79,6 +103,71 @@ class TwoBranchLinear(nn.Module):
                 low = low * switch.weights[branch]
             out = out + functional.linear(low, b)
         return out
+
+
+class _LowRank(torch.autograd.Function):
+    """out + sum over branches of scale B A x in one pass, in the place of `out`.
+
+    The last branch is the trained one, if there is one: the input of its A goes through dropout,
+    and it alone has gradients. Kept for backward: x, a mask of one byte an element under dropout,
+    and the low-rank states of the trained branch. A and B are fp32, the products in x's dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: Tensor,
+        x: Tensor,
+        scales: list[float],
+        dropout: float,
+        trained: bool,
+        *factors: Tensor,
+    ) -> Tensor:
+        count = len(scales)
+        ups = torch.cat([a * s for a, s in zip(factors[:count], scales, strict=True)]).to(x.dtype)
+        downs = torch.cat(factors[count:], dim=1).to(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        rank = factors[0].shape[0]
+        dropped = None
+        if dropout > 0:
+            dropped = torch.empty(flat.shape, dtype=torch.bool, device=x.device)
+            dropped.bernoulli_(dropout)
+            ups[-rank:] /= 1 - dropout
+            low = torch.cat(
+                (flat @ ups[:-rank].t(), flat.masked_fill(dropped, 0) @ ups[-rank:].t()), dim=1
+            )
+        else:
+            low = flat @ ups.t()
+        if trained:
+            ctx.save_for_backward(flat, low[:, -rank:], ups, downs, dropped)
+        else:
+            ctx.save_for_backward(None, None, ups, downs, None)
+        ctx.scale, ctx.count, ctx.shape = scales[-1] / (1 - dropout), count, x.shape
+        ctx.mark_dirty(out)
+        out.view(-1, out.shape[-1]).addmm_(low, downs.t())
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, ups, downs, dropped = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        back = flat @ downs  # (tokens, all ranks)
+        rank = ups.shape[0] // ctx.count
+        grads: list[Tensor | None] = [None] * (2 * ctx.count)
+        if x is not None:
+            seen = x if dropped is None else x.masked_fill(dropped, 0)
+            grads[ctx.count - 1] = (back[:, -rank:].t() @ seen).float() * ctx.scale
+            grads[-1] = (flat.t() @ low).float()
+        dx = None
+        if ctx.needs_input_grad[1]:
+            if dropped is None:
+                dx = back @ ups
+            else:
+                dx = (back[:, -rank:] @ ups[-rank:]).masked_fill_(dropped, 0)
+                dx.addmm_(back[:, :-rank], ups[:-rank])
+            dx = dx.view(ctx.shape)
+        return grad, dx, None, None, None, *grads
 
 
 class BranchedModel:

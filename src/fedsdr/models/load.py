@@ -14,7 +14,7 @@ from fedsdr.config import ModelConfig
 from fedsdr.embedded import embedded_model_file
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import write_folder
-from fedsdr.models.attention import ATTENTION, register, supports_rows
+from fedsdr.models.rows import prepare
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 
@@ -96,9 +96,7 @@ def load_base(config: ModelConfig) -> Base:
         _check_folder(folder)
     model, tokenizer = _from_pretrained(source, config, device)
     model.requires_grad_(False).eval()
-    if supports_rows(model):
-        register()
-        model.set_attn_implementation(ATTENTION)
+    prepare(model)
     if gguf:
         fingerprint = _hash_file(gguf)
     elif folder.is_dir():

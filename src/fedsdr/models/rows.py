@@ -1,24 +1,28 @@
 """Losses of token rows: many rows in one forward, logits only where there is a label."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsdr.models.attention import uses_rows
+from fedsdr.models.attention import ATTENTION, register, supports_rows, uses_rows
+from fedsdr.models.losses import label_losses
+from fedsdr.models.norms import fuse_norms
 from fedsdr.types import TokenRow
 
 
 def pack(rows: Sequence[TokenRow], pack_tokens: int) -> list[list[int]]:
-    """Return groups of row indices with at most `pack_tokens` tokens each, first fit decreasing.
+    """Return groups of row indices of at most `pack_tokens` tokens each, first fit decreasing.
 
-    A row longer than that gets a group of its own.
+    What all rows begin with counts once a group. A row that is longer gets a group of its own.
     """
+    shared = shared_prefix(rows)
     groups: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), i)):
-        size = len(rows[i].tokens)
+        size = len(rows[i].tokens) - shared
         for g, free in enumerate(room):
             if size <= free:
                 groups[g].append(i)
@@ -26,8 +30,21 @@ def pack(rows: Sequence[TokenRow], pack_tokens: int) -> list[list[int]]:
                 break
         else:
             groups.append([i])
-            room.append(pack_tokens - size)
+            room.append(pack_tokens - shared - size)
     return groups
+
+
+def shared_prefix(rows: Sequence[TokenRow]) -> int:
+    """Return how many tokens all rows begin with, short of the last of any; 0 for a single row.
+
+    A chat template gives every row the same system turn: it is computed once a pack.
+    """
+    if len(rows) < 2:
+        return 0
+    # The first in order and the last differ as early as any two do.
+    low, high = min(row.tokens for row in rows), max(row.tokens for row in rows)
+    most = min(len(row.tokens) for row in rows) - 1
+    return next((t for t in range(most) if low[t] != high[t]), most)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -35,12 +52,38 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def prepare(model: nn.Module) -> None:
+    """Make a loaded, frozen model fast at rows, once, where it is of a kind that allows it.
+
+    Its attention stays inside rows, its norms take fewer passes, and a plain output head is left
+    to the loss. What cannot be done so is done the model's own way.
+    """
+    if supports_rows(model):
+        register()
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+    fuse_norms(model)
+    model.plain_head = uses_rows(model) and _head_is_plain(model)  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def _head_is_plain(model: nn.Module) -> bool:
+    """Whether the logits are exactly head(last hidden state): no cap, no scale, nothing else."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear or not hasattr(model, "base_model"):
+        return False
+    device = device_of(model)
+    ids = torch.arange(2, device=device)[None]
+    arguments = {"position_ids": positions((2,), device), "row_lengths": (2,), "use_cache": False}
+    logits = model(input_ids=ids, **arguments).logits
+    hidden = model.base_model(input_ids=ids, **arguments).last_hidden_state
+    return torch.equal(logits, head(hidden))
+
+
 def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     """Return the summed loss of each row in nats, (rows,), fp32, with gradient.
 
     loss_i = - sum over supervised t > 0 of log p(token_t | tokens before t of row i)
     """
-    forward = _packed_logits if uses_rows(model) else _padded_logits
     device = device_of(model)
     labels, owner = [], []
     for i, row in enumerate(rows):
@@ -50,8 +93,19 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     total = torch.zeros(len(rows), device=device)
     if not labels:
         return total
-    logits = forward(model, rows, device).float()
-    losses = functional.cross_entropy(logits, torch.tensor(labels, device=device), reduction="none")
+    wanted = torch.tensor(labels, device=device)
+    if getattr(model, "plain_head", False):
+        inputs, keep = _packed(rows, device)
+        hidden = model.base_model(**inputs).last_hidden_state[0]  # type: ignore[operator]
+        head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+        losses = label_losses(hidden[keep], head, wanted)
+    else:
+        if uses_rows(model):
+            inputs, keep = _packed(rows, device)
+            logits = model(**inputs, logits_to_keep=keep).logits[0]
+        else:
+            logits = _padded_logits(model, rows, device)
+        losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
     return total.index_add(0, torch.tensor(owner, device=device), losses)
 
 
@@ -60,26 +114,33 @@ def supervised_tokens(row: TokenRow) -> int:
     return sum(row.supervised[1:])
 
 
-def positions(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Return (1, tokens) positions that start again at 0 in each row."""
-    return torch.cat([torch.arange(n, device=device) for n in lengths])[None]
+def positions(lengths: Sequence[int], device: torch.device, first: int = 0) -> Tensor:
+    """Return (1, tokens) positions that start again at `first` in each row."""
+    return torch.cat([torch.arange(first, first + n, device=device) for n in lengths])[None]
 
 
-def _packed_logits(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> Tensor:
-    """Logits (labels, vocabulary) of the rows laid end to end, without padding."""
-    lengths = tuple(len(row.tokens) for row in rows)
-    keep, start = [], 0
+def _packed(rows: Sequence[TokenRow], device: torch.device) -> tuple[dict[str, Any], Tensor]:
+    """Return what the model is called with and where each label's prediction stands.
+
+    The shared prefix comes first, then what follows it in each row, without padding.
+    """
+    prefix = shared_prefix(rows)
+    lengths = tuple(len(row.tokens) - prefix for row in rows)
+    keep, start = [], prefix
     for row, length in zip(rows, lengths, strict=True):
-        keep += [start + t - 1 for t in range(1, length) if row.supervised[t]]
+        at = (t - 1 for t in range(1, len(row.tokens)) if row.supervised[t])
+        keep += [t if t < prefix else start + t - prefix for t in at]
         start += length
-    logits: Tensor = model(
-        input_ids=torch.tensor([[t for row in rows for t in row.tokens]], device=device),
-        position_ids=positions(lengths, device),
-        row_lengths=lengths,
-        use_cache=False,
-        logits_to_keep=torch.tensor(keep, device=device),
-    ).logits
-    return logits[0]
+    tokens = [*rows[0].tokens[:prefix], *(t for row in rows for t in row.tokens[prefix:])]
+    places = (positions((prefix,), device), positions(lengths, device, first=prefix))
+    inputs = {
+        "input_ids": torch.tensor([tokens], device=device),
+        "position_ids": torch.cat(places, dim=1),
+        "row_lengths": lengths,
+        "prefix": prefix,
+        "use_cache": False,
+    }
+    return inputs, torch.tensor(keep, device=device)
 
 
 def _padded_logits(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> Tensor:
