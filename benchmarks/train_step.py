@@ -1,0 +1,265 @@
+"""One optimizer step: two branches here against one PEFT adapter in TRL's SFTTrainer.
+
+    python benchmarks/train_step.py [--data FOLDER] [--rows 16] [--repeats 3] [--out FILE.json]
+
+The same rows, loss mask, LoRA (r 8 on q and v, dropout 0.05), AdamW and rows a step in all of them,
+in turns in one process. SFTTrainer runs at its default for this machine and at its best honest
+setting: no gradient checkpointing, batches of like length, bf16 only where the CPU has it.
+`--data` is a folder with one file a client; without it the embedded five domains are taken.
+The floor is what the matrix products of our step take alone, each timed at its own shape and
+layout in the same run. Needs: pip install -e '.[bench]'
+"""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fedsdr.config import Config
+from fedsdr.data.clients import load_clients
+from fedsdr.engines.site import Site, open_site
+from fedsdr.models.rows import supervised_tokens
+from fedsdr.training.step import train_phase
+from fedsdr.types import LocalSettings, TokenRow
+
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.mm.out,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.addmm_.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+
+
+Step = Callable[[], tuple[float, float]]  # -> loss, seconds
+
+
+def now() -> float:
+    """Return the time when all that was asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def real_rows(site: Site, data: str, count: int, max_length: int) -> list[TokenRow]:
+    """Return as many rows of each client as of any other, `count` in all."""
+    clients = load_clients(clients=data, test_fraction=0.0)
+    ways = [client.raw for client in clients]
+    mixed = [rows[i] for i in range(-(-count // len(ways))) for rows in ways][:count]
+    return [site.renderer.encode(example, max_length) for example in mixed]
+
+
+def our_step(site: Site, rows: Sequence[TokenRow]) -> Step:
+    """Return one step of R beside S."""
+    settings = LocalSettings(batch_size=len(rows))
+    start = site.model.initial("R", 0) | site.model.initial("S", 1)
+
+    def step() -> tuple[float, float]:
+        site.model.set(start)
+        began = now()
+        with site.model.using("R", "S", trained="R", dropout=settings.lora_dropout):
+            parameters = site.model.parameters("R")
+            done = train_phase(site.model.model, parameters, rows, settings, epochs=1, seed=0)
+        return done.loss, now() - began
+
+    return step
+
+
+def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
+    """Return the same step with SFTTrainer."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """The seconds of the step alone, without what the trainer does before and after."""
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = now()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = now() - self.began
+
+    # A model of its own, with transformers' attention, norms and head: what a user of TRL has.
+    base = site.model.model
+    folder = str(base.config._name_or_path)
+    own = type(base).from_pretrained(folder, dtype=torch.float32)
+    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
+    peft_model = get_peft_model(own, lora)
+    data = Dataset.from_list(
+        [
+            {"input_ids": list(r.tokens), "completion_mask": [int(s) for s in r.supervised]}
+            for r in rows
+        ]
+    )
+    batch = arguments.setdefault("per_device_train_batch_size", 8)
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=1,
+        gradient_accumulation_steps=-(-len(rows) // batch),
+        learning_rate=3e-4,
+        completion_only_loss=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        **arguments,
+    )
+
+    def step() -> tuple[float, float]:
+        clock = Clock()
+        trainer = SFTTrainer(
+            peft_model,
+            args=config,
+            train_dataset=data,
+            processing_class=site.base.tokenizer,
+            callbacks=[clock],
+        )
+        trainer.train()
+        return float(trainer.state.log_history[0]["loss"]), clock.seconds
+
+    return step
+
+
+class Products(TorchDispatchMode):
+    """Counts every matrix product by operation, shapes and layouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self.calls: dict[str, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS:
+            layouts = tree_map_only(torch.Tensor, _layout, (args, kwargs or {}))
+            key = f"{func} {layouts}"
+            self.found[key] += 1
+            self.calls[key] = func, *layouts
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All of a tensor but its numbers."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _layout(t: torch.Tensor) -> Layout:
+    return Layout(tuple(t.shape), tuple(t.stride()), t.dtype, t.device)
+
+
+def _tensor(of: Layout) -> torch.Tensor:
+    return torch.empty_strided(of.shape, of.stride, dtype=of.dtype, device=of.device).normal_()
+
+
+def floor_seconds(step: Step, repeats: int) -> float:
+    """Return the seconds of the step's matrix products alone."""
+    with Products() as products:
+        step()
+    total = 0.0
+    for key, times in products.found.items():
+        product, args, kwargs = products.calls[key]
+        args, kwargs = tree_map_only(Layout, _tensor, (args, kwargs))
+        again = functools.partial(product, *args, **kwargs)
+        again()
+        took = []
+        for _ in range(repeats):
+            began = now()
+            again()
+            took.append(now() - began)
+        total += statistics.median(took) * times
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="embedded:five-domains")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--skip-default", action="store_true", help="only TRL's best setting")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+    site = open_site(Config(), Path(tempfile.mkdtemp()))
+    rows = real_rows(site, options.data, options.rows, options.max_length)
+    tokens, labels = sum(len(r.tokens) for r in rows), sum(map(supervised_tokens, rows))
+    fast_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    best = {
+        "bf16": fast_bf16,
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "group_by_length",
+    }
+    contenders = {
+        "fedsdr, two branches": our_step(site, rows),
+        "SFTTrainer, best honest setting": trl_step(site, rows, **best),
+    }
+    if not options.skip_default:
+        contenders["SFTTrainer, default but fp32" if not fast_bf16 else "SFTTrainer, default"] = (
+            trl_step(site, rows, **({} if fast_bf16 else {"bf16": False}))
+        )
+    losses = {name: step()[0] for name, step in contenders.items()}  # and warm up
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(options.repeats):
+        for name, step in contenders.items():
+            seconds[name].append(step()[1])
+    ours = seconds["fedsdr, two branches"]
+    floor = floor_seconds(contenders["fedsdr, two branches"], 3)
+
+    print(
+        f"{len(rows)} rows, {tokens} tokens, {labels} supervised; {torch.get_num_threads()} threads"
+    )
+    print(f"{'':34} {'loss':>7} {'s a step':>9} {'tokens/s':>9} {'ours is':>8}  spread")
+    table = []
+    for name, took in seconds.items():
+        ratios = [theirs / mine for theirs, mine in zip(took, ours, strict=True)]
+        row = {
+            "name": name,
+            "loss": losses[name],
+            "seconds": took,
+            "tokens_per_second": tokens / statistics.median(took),
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+        }
+        table.append(row)
+        print(
+            f"{name:34} {row['loss']:7.4f} {statistics.median(took):9.2f} "
+            f"{row['tokens_per_second']:9.1f} {row['ratio']:7.2f}x  "
+            f"{min(ratios):.2f} to {max(ratios):.2f}"
+        )
+    share = floor / statistics.median(ours)
+    print(f"matrix products alone: {floor:.2f} s, {share:.0%} of our step")
+    if options.out:
+        facts = {"rows": len(rows), "tokens": tokens, "supervised": labels, "table": table}
+        facts |= {"floor_seconds": floor, "floor_share": share}
+        options.out.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
