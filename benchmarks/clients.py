@@ -82,9 +82,13 @@ def write_tiny_model(folder: Path) -> None:
 
 def memory(clients: int, quick: bool) -> dict[str, Any]:
     """Run a whole federation of `clients` and return its peak and its seconds."""
+    from transformers.utils import logging
+
     from fedsdr.config import load_config
     from fedsdr.engines.experiment import run_experiment
     from fedsdr.engines.progress import SILENT
+
+    logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -98,6 +102,7 @@ def memory(clients: int, quick: bool) -> dict[str, Any]:
             [data]
             clients = "{folder}/data"
             max_test_examples = 1
+            max_length = 64
             [method]
             name = "dual-raw"
             [federation]
@@ -105,15 +110,16 @@ def memory(clients: int, quick: bool) -> dict[str, Any]:
             [train]
             local_epochs = 1
             [evaluation]
-            max_new_tokens = 4
+            max_new_tokens = 1
         """)
         began = time.perf_counter()
         run_experiment(load_config(folder / "config.toml"), folder / "run", SILENT)
         return {"clients": clients, "peak_mb": peak_mb(), "seconds": time.perf_counter() - began}
 
 
-def model_of_135m(layers: int = 30) -> Any:
-    """Return a random model of SmolLM2-135M's shape with rank-8 branches on q_proj and v_proj."""
+def model_of_135m(quick: bool) -> Any:
+    """Return a random model of SmolLM2-135M's shape (quick: with a tenth of the layers and a small
+    vocabulary) with rank-8 branches on q_proj and v_proj."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -122,10 +128,10 @@ def model_of_135m(layers: int = 30) -> Any:
     from fedsdr.models.load import choose_dtype
 
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=1024 if quick else 49152,
         hidden_size=576,
         intermediate_size=1536,
-        num_hidden_layers=layers,
+        num_hidden_layers=3 if quick else 30,
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,
@@ -143,7 +149,7 @@ def change(quick: bool) -> dict[str, Any]:
     from fedsdr.training.store import ClientStore, Kept
     from fedsdr.types import ClientTask, LocalSettings, TokenRow
 
-    model = model_of_135m(layers=3 if quick else 30)
+    model = model_of_135m(quick)
     shared, private = model.initial("R", 0), model.initial("S", 0)
     examples, length = (2, 32) if quick else (8, 160)
     tokens = tuple(range(100, 100 + length))
