@@ -69,6 +69,7 @@ class FederationConfig:
     rounds: int = 20  # in all; a finished run goes on when it is raised
     clients_per_round: int = 0  # 0: all
     min_updates: int = 1  # fewer good updates than this end the run
+    update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of what goes up (docs/method.md)
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,6 @@ def num_bytes(a: Mapping[str, Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in a.values())
 
 
-def _add_in_place(total: Tensor, term: Tensor) -> Tensor:
-    if total.shape != term.shape:  # a smaller one would be broadcast without a word
-        raise ValueError(f"shape {tuple(term.shape)}, not {tuple(total.shape)}")
-    return total.add_(term)
-
-
 class WeightedMean:
     """A running sum_k w_k x_k / sum_k w_k in fp64, so that one update at a time is in memory.
 
@@ -66,11 +60,16 @@ class WeightedMean:
 
     def add(self, values: Mapping[str, Tensor], weight: float) -> None:
         """Add one term; names and shapes must be those of the first (else ValueError)."""
-        weighted = map_tensors(lambda x: x.double() * weight, values)
+
+        def add_in_place(total: Tensor, x: Tensor) -> Tensor:
+            if total.shape != x.shape:  # a smaller one would be broadcast without a word
+                raise ValueError(f"shape {tuple(x.shape)}, not {tuple(total.shape)}")
+            return total.add_(x, alpha=weight)  # one pass over memory, in fp64
+
         if self.total_weight == 0.0:
-            self._sums = weighted
+            self._sums = map_tensors(lambda x: x.double() * weight, values)
         else:
-            map_tensors(_add_in_place, self._sums, weighted)
+            map_tensors(add_in_place, self._sums, values)
         self.total_weight += weight
 
     def result(self) -> Tensors:

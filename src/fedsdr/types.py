@@ -69,6 +69,7 @@ class LocalSettings:
     mixture: float = 1.0  # share of rewrites where a phase reads "mixture"
     lora_dropout: float = 0.05
     frozen_dropout: bool = False
+    update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of the update that goes up
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What one client answers: dR = R_after - R_before over the names of `ClientTask.shared`."""
+    """What one client answers: dR = R_after - R_before over the names of `ClientTask.shared`,
+    in the form that `settings.update_dtype` asks for (see algorithms/compress.py)."""
 
     client_id: str
     round: int

@@ -54,13 +54,18 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["in a client", "before the checkpoint", "after the checkpoint"])
-@pytest.mark.parametrize("algorithm", ["fedadam", "scaffold"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm.name=fedadam",),
+        ("algorithm.name=scaffold", "federation.update_dtype=bf16"),
+        ("method.name=plain", "federation.update_dtype=int8"),
+    ],
+)
 def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
-    moment, algorithm, write_config, tmp_path, monkeypatch
+    moment, overrides, write_config, tmp_path, monkeypatch
 ):
-    config = write_config(
-        f"algorithm.name={algorithm}", "federation.clients_per_round=2", "method.s_dropout=0.5"
-    )
+    config = write_config(*overrides, "federation.clients_per_round=2", "method.s_dropout=0.5")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_experiment(config, whole, SILENT)
     calls = {"train": 0, "save": 0}
@@ -124,6 +129,24 @@ def test_every_method_runs_with_every_algorithm(method, algorithm, write_config,
     assert {n[0] for n in start.shared} == set(METHODS[method].sent)
     has_s = (tmp_path / "run/clients/bank/adapter_model.safetensors").exists()
     assert has_s == bool(METHODS[method].private)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_int8_updates_in_a_quarter_of_the_bytes(
+    method, write_config, tmp_path
+):
+    changes = (f"method.name={method}", "federation.rounds=2", "data.max_examples=4")
+    records = {}
+    for dtype in ("fp32", "int8"):
+        out = tmp_path / dtype
+        run_experiment(write_config(*changes, f"federation.update_dtype={dtype}"), out, SILENT)
+        lines = (out / "rounds.jsonl").read_text().splitlines()
+        records[dtype] = [json.loads(line) for line in lines]
+    for full, small in zip(*records.values(), strict=True):
+        assert small["refused"] == []
+        # A scale for every rank component beside 32 or 16 values of a tiny model.
+        assert small["bytes_up"] <= 0.45 * full["bytes_up"]
+        assert small["step_norm"] == pytest.approx(full["step_norm"], rel=0.05)
 
 
 def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypatch, caplog):

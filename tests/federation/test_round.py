@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedsdr.algorithms import server_rule
+from fedsdr.algorithms.compress import encode
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.round import Plan, first_state, run_round
@@ -90,6 +91,63 @@ def test_a_bad_update_is_refused_recorded_and_left_out(answer, reason):
     assert [r["id"] for r in record.refused] == ["b"]
     assert reason in record.refused[0]["reason"]
     assert "b" not in after.accepted
+
+
+def plan_of_dtype(dtype):
+    return replace(plan_for(), settings=LocalSettings(update_dtype=dtype))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2), ("int8", 1)])
+def test_an_encoded_update_is_counted_by_what_it_decodes_to(dtype, size):
+    plan = plan_of_dtype(dtype)
+
+    def sent(value, count):  # powers of two cross exactly in every dtype
+        return lambda task: update_of(
+            task, 0.0, count, delta=encode({n: v * 0 + value for n, v in SHARED.items()}, dtype)
+        )
+
+    state = first_state(SHARED, plan)
+    after, record = run_round(state, plan, engine(a=sent(1, 10), b=sent(2, 10), c=sent(4, 20)))
+    torch.testing.assert_close(after.shared["R/a.lora_B"], torch.tensor([[3.75, 3.75]]))
+    scales = 2 * 4 if dtype == "int8" else 0  # two tensors of one row each
+    assert record.bytes_up == 3 * (4 * size + scales)
+
+
+GOOD = encode(SHARED, "int8")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "delta", "reason"),
+    [
+        ("bf16", SHARED, "'R/a.lora_A' is float32, not bfloat16"),
+        ("fp32", encode(SHARED, "bf16"), "is bfloat16, not float32"),
+        ("bf16", {n: v.bfloat16() * torch.inf for n, v in SHARED.items()}, "not finite"),
+        ("int8", SHARED, "lacks 'R/a.lora_A.scale'"),
+        ("int8", {**GOOD, "R/a.lora_A": torch.zeros(2)}, "is float32, not int8"),
+        ("int8", {**GOOD, "R/a.lora_A.scale": torch.ones(2)}, "has shape (2,), not (1,)"),
+        ("int8", {**GOOD, "R/a.lora_A.scale": torch.ones(1).half()}, "is float16, not float32"),
+        ("int8", {**GOOD, "R/a.lora_A.scale": torch.full((1,), torch.nan)}, "not finite"),
+        ("int8", {**GOOD, "R/a.lora_A.scale": torch.full((1,), torch.inf)}, "not finite"),
+        ("int8", {**GOOD, "R/a.lora_A.scale": torch.full((1,), 1e37)}, "not finite"),
+        ("int8", {**GOOD, "S/a.lora_A.scale": torch.ones(1)}, "too many: 'S/a.lora_A.scale'"),
+    ],
+)
+def test_an_update_in_another_form_than_was_asked_for_is_refused(dtype, delta, reason):
+    plan = plan_of_dtype(dtype)
+    good = lambda task: update_of(task, 0.0, 1, delta=encode(SHARED, dtype))  # noqa: E731
+    wrong = lambda task: update_of(task, 0.0, 1, delta=delta)  # noqa: E731
+    _, record = run_round(first_state(SHARED, plan), plan, engine(a=good, b=wrong, c=good))
+    assert [r["id"] for r in record.refused] == ["b"]
+    assert reason in record.refused[0]["reason"]
+
+
+def test_large_values_whose_sum_overflows_are_finite_all_the_same():
+    plan = plan_for()
+    large = {n: torch.full_like(v, 3e38) for n, v in SHARED.items()}
+    _, record = run_round(
+        first_state(SHARED, plan), plan, engine(a=(1.0, 1), b=bad(delta=large), c=(1.0, 1))
+    )
+    assert record.refused == ()
 
 
 def test_too_few_good_updates_end_the_round_with_the_reasons():

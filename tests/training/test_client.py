@@ -4,11 +4,12 @@ import pytest
 import torch
 from tiny import rows, tiny_llama
 
+from fedsdr.algorithms.compress import decode, encode
 from fedsdr.errors import UserError
 from fedsdr.models.adapters import load_adapter
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.rows import row_losses
-from fedsdr.tensors import norm, subtract, zeros_like
+from fedsdr.tensors import add, norm, subtract, zeros_like
 from fedsdr.training.client import ClientRows, phase_rows, train_client
 from fedsdr.training.methods import METHODS, Phase
 from fedsdr.training.store import ClientStore
@@ -96,9 +97,9 @@ def test_a_lost_result_is_not_learnt_twice(model, tmp_path):
     """Round 2 was trained but never counted: round 3 goes on from the S of round 1."""
     store = store_at(tmp_path)
     train_client(task_for(model), DATA, model, store)
-    s1 = store.load(1)[0]
+    s1 = store.load(1).private
     train_client(task_for(model, round=2, accepted=1), DATA, model, store)
-    assert not torch.equal(next(iter(store.load(2)[0].values())), next(iter(s1.values())))
+    assert not torch.equal(next(iter(store.load(2).private.values())), next(iter(s1.values())))
     after_loss = train_client(task_for(model, round=3, accepted=1), DATA, model, store)
     other = store_at(tmp_path / "other")
     train_client(task_for(model), DATA, model, other)
@@ -155,7 +156,49 @@ def test_scaffold_sends_the_change_of_its_control_and_keeps_it(model, tmp_path):
         torch.testing.assert_close(
             update.control_delta[name], -delta / (steps * 1e-2), rtol=1e-5, atol=1e-7
         )
-    assert store.load(1)[1].keys() == update.control_delta.keys()
+    assert store.load(1).control.keys() == update.control_delta.keys()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_counted_and_what_is_kept_are_together_the_change_of_r(
+    name, dtype, model, tmp_path
+):
+    store, exact = store_at(tmp_path), store_at(tmp_path / "exact")
+    residual = {}
+    for round in (1, 2):
+        task = task_for(model, name, round, accepted=round - 1)
+        true = train_client(task, DATA, model, exact).delta
+        rounded = replace(task, settings=replace(task.settings, update_dtype=dtype))
+        update = train_client(rounded, DATA, model, store)
+        wanted = add(true, residual) if residual else true
+        residual = store.load(round).residual
+        sent = encode(wanted, dtype)
+        assert sent.keys() == update.delta.keys()
+        assert all(torch.equal(sent[n], update.delta[n]) for n in sent)
+        assert residual.keys() == true.keys()
+        assert all(torch.equal(residual[n], wanted[n] - decode(update.delta)[n]) for n in residual)
+        assert not true or norm(residual) > 0
+
+
+def test_the_residual_of_a_lost_result_is_not_sent_twice(model, tmp_path):
+    """Round 2 was never counted: round 3 adds what the update of round 1 had rounded away."""
+    updates = []
+    for lost in (True, False):
+        store = store_at(tmp_path / str(lost))
+        train_client(task_for(model, "plain", update_dtype="int8"), DATA, model, store)
+        if lost:
+            task = task_for(model, "plain", round=2, accepted=1, update_dtype="int8")
+            train_client(task, DATA, model, store)
+        task = task_for(model, "plain", round=3, accepted=1, update_dtype="int8")
+        updates.append(train_client(task, DATA, model, store).delta)
+    assert all(torch.equal(updates[0][n], updates[1][n]) for n in updates[0])
+
+
+def test_a_residual_that_is_gone_is_named(model, tmp_path):
+    task = task_for(model, "plain", round=2, accepted=1, update_dtype="bf16")
+    with pytest.raises(UserError, match="round-0001: missing"):
+        train_client(task, DATA, model, store_at(tmp_path))
 
 
 def test_a_mixture_takes_the_asked_share_of_rewrites_of_distinct_rows():

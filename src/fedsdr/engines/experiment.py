@@ -74,6 +74,7 @@ def settings_of(config: Config) -> LocalSettings:
         mixture=method.mixture,
         lora_dropout=config.lora.dropout,
         frozen_dropout=config.lora.frozen_dropout,
+        update_dtype=config.federation.update_dtype,
     )
 
 

@@ -63,7 +63,7 @@ class Site:
         no update of the client was counted."""
         if not self.method.private:
             return {}
-        return self.store(client_id).load(state.accepted.get(client_id, 0))[0]
+        return self.store(client_id).load(state.accepted.get(client_id, 0)).private
 
     def distilled(self, client_id: str) -> Path:
         """Return where a client keeps its rewrites."""

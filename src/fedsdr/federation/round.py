@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fedsdr.algorithms.compress import decode, encode
 from fedsdr.algorithms.corrections import new_server_control
 from fedsdr.algorithms.server_rules import ServerRule
 from fedsdr.errors import UserError
@@ -78,6 +79,7 @@ def run_round(
         )
         for client in sample_clients(plan.clients, plan.clients_per_round, plan.seed, number)
     ]
+    like = encode(state.shared, plan.settings.update_dtype)  # names, shapes and dtypes to expect
     delta, control_delta = WeightedMean(), WeightedMean()
     counted: list[ClientUpdate] = []
     refused: list[dict[str, object]] = []
@@ -87,11 +89,11 @@ def run_round(
         # Sums are taken in the order of the tasks, so that arrival order cannot change a bit.
         if not any(task.client_id == answer.client_id for task in waiting):
             raise ValueError(f"the engine answered for {answer.client_id} out of turn")
-        reason = reason_to_refuse(answer, number, state)
+        reason = reason_to_refuse(answer, number, like, state.control)
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
-        delta.add(answer.delta, answer.num_examples)
+        delta.add(decode(answer.delta), answer.num_examples)
         if state.control:
             control_delta.add(answer.control_delta, 1.0)
         bytes_up += num_bytes(answer.delta) + num_bytes(answer.control_delta)

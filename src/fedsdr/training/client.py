@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedsdr.algorithms.compress import encode_with_feedback
 from fedsdr.algorithms.corrections import Adjust, local_correction, new_control
 from fedsdr.errors import UserError, choose
 from fedsdr.models.branches import BranchedModel
@@ -13,7 +14,7 @@ from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, subtract, zeros_like
 from fedsdr.training.methods import METHODS, Phase
 from fedsdr.training.step import PhaseResult, train_phase
-from fedsdr.training.store import ClientStore
+from fedsdr.training.store import ClientStore, Kept
 from fedsdr.types import Branch, ClientTask, ClientUpdate, LocalSettings, R, S, TokenRow
 
 
@@ -31,7 +32,8 @@ def train_client(
     model: BranchedModel,
     store: ClientStore,
 ) -> ClientUpdate:
-    """Run the method's phases from the task's global tensors; return the change, keep S.
+    """Run the method's phases from the task's global tensors; return the change of R, encoded;
+    keep S and what the encoding rounded away.
 
     The order of the data, dropout and S's start depend on `task.seed`, the client's name and the
     round alone, so the same task gives the same update anywhere.
@@ -39,12 +41,12 @@ def train_client(
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
     model.set(task.shared)
-    remembers = bool(method.private or task.control)
-    kept, control = store.load(task.accepted_round) if remembers else ({}, {})
+    remembers = bool(method.private or task.control or settings.update_dtype != "fp32")
+    kept = store.load(task.accepted_round if remembers else 0)
     for branch in method.private:
-        start = kept if kept and not settings.s_reset else {}
+        start = {} if settings.s_reset else kept.private
         model.set(start or model.initial(branch, seed_for(task.seed, "start", task.client_id)))
-    control = control or zeros_like(task.control)
+    control = kept.control or zeros_like(task.control)
     adjust = local_correction(
         settings.correction,
         settings.mu,
@@ -80,13 +82,16 @@ def train_client(
     private = model.get(*method.private)
     if not all(bool(value.isfinite().all()) for value in private.values()):
         raise UserError(f"client '{task.client_id}': its private branch diverged; lower train.lr")
-    if private or control:
-        store.save(task.round, private, control, accepted=task.accepted_round)
+    delta, residual = encode_with_feedback(
+        subtract(after, task.shared), kept.residual, settings.update_dtype
+    )
+    if private or control or residual:
+        store.save(task.round, Kept(private, control, residual), accepted=task.accepted_round)
     return ClientUpdate(
         client_id=task.client_id,
         round=task.round,
         num_examples=len(rows.raw),
-        delta=subtract(after, task.shared),
+        delta=delta,
         control_delta=control_delta,
         metrics=metrics,
     )

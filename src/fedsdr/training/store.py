@@ -1,7 +1,8 @@
-"""What a client keeps on its own disk between rounds: S, and SCAFFOLD's c_k.
+"""What a client keeps on its own disk between rounds: S, SCAFFOLD's c_k, what rounding took.
 
     FOLDER/round-0003/adapter_model.safetensors   S after round 3, as a PEFT adapter
     FOLDER/round-0003/control.safetensors         c_k after round 3
+    FOLDER/round-0003/residual.safetensors        what the update of round 3 lost to rounding
     FOLDER/adapter_model.safetensors              the last S
 
 Two rounds are kept: the one just made, and the one that the server last counted. A client whose
@@ -12,6 +13,7 @@ import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +31,16 @@ from fedsdr.models.adapters import (
 from fedsdr.tensors import Tensors
 from fedsdr.types import S
 
+CONTROL, RESIDUAL = "control.safetensors", "residual.safetensors"
+
+
+class Kept(NamedTuple):
+    """What a client knows after a round and nobody else does; empty is what there is none of."""
+
+    private: Tensors  # S
+    control: Tensors  # SCAFFOLD's c_k
+    residual: Tensors  # dR that was rounded away and is still to be sent
+
 
 @dataclass(frozen=True)
 class ClientStore:
@@ -42,33 +54,29 @@ class ClientStore:
         """Return where the state after `round` is."""
         return self.folder / f"round-{round:04d}"
 
-    def load(self, round: int) -> tuple[Tensors, Tensors]:
-        """Return (S, c_k) after `round`; both empty for round 0 or when none was kept.
+    def load(self, round: int) -> Kept:
+        """Return what was kept after `round`; all of it empty for round 0.
 
         UserError when the round's folder is gone: S would silently start anew.
         """
         folder = self.round_folder(round)
         if round == 0:
-            return {}, {}
+            return Kept({}, {}, {})
         if not folder.is_dir():
-            raise UserError(f"{folder}: missing; it holds this client's S after round {round}")
+            raise UserError(f"{folder}: missing; it holds this client's state after round {round}")
         private = load_adapter(folder, S) if (folder / WEIGHTS).exists() else {}
-        try:
-            path = folder / "control.safetensors"
-            control = load_file(path) if path.exists() else {}
-        except SafetensorError as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
-        return private, control
+        return Kept(private, _read(folder / CONTROL), _read(folder / RESIDUAL))
 
-    def save(self, round: int, private: Tensors, control: Tensors, *, accepted: int) -> None:
+    def save(self, round: int, kept: Kept, *, accepted: int) -> None:
         """Keep the state after `round` and after `accepted`, and nothing else."""
 
         def write(folder: Path) -> None:
-            if private:
-                config = peft_config(private, S, alpha=self.alpha, base_name=self.base_name)
-                write_adapter_files(folder, peft_tensors(private, S), config)
-            if control:
-                save_file(control, folder / "control.safetensors")
+            if kept.private:
+                config = peft_config(kept.private, S, alpha=self.alpha, base_name=self.base_name)
+                write_adapter_files(folder, peft_tensors(kept.private, S), config)
+            for name, tensors in ((CONTROL, kept.control), (RESIDUAL, kept.residual)):
+                if tensors:
+                    save_file(tensors, folder / name)
 
         write_folder(self.round_folder(round), write)
         self.publish(round)
@@ -82,3 +90,10 @@ class ClientStore:
             source, target = self.round_folder(round) / name, self.folder / name
             if source.exists():
                 write_file(target, functools.partial(shutil.copyfile, source))
+
+
+def _read(path: Path) -> Tensors:
+    try:
+        return load_file(path) if path.exists() else {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
