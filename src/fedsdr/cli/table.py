@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsdr.distill.records import Audit
+from fedsdr.engines.comparing import notes_of
+from fedsdr.evaluation.comparison import tables_of
 from fedsdr.evaluation.results import rows_of
 
 
@@ -41,6 +43,20 @@ def _table_of(results: Mapping[str, Any]) -> Table:
             table.add_section()
         table.add_row(*row)
     return table
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print the tables of a comparison and the notes that they are read with."""
+    console = wide_console()
+    for title, (header, *body) in tables_of(comparison["rows"], comparison["keys"]).items():
+        table = Table(title=title)
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes_of(comparison):
+        console.print(note, highlight=False, markup=False)
 
 
 def print_audit(audits: Mapping[str, Audit]) -> None:
