@@ -159,7 +159,7 @@ def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path,
         return Site(config, folder, base=None, model=None, renderer=None)
 
     monkeypatch.setattr(comparing, "open_site", open_site)
-    open_once = comparing._one_base()
+    open_once = comparing.one_base()
     config = cells[0].config
     wider = replace(config, lora=replace(config.lora, rank=4))
     for i, one in enumerate((config, replace(config, seed=5), wider, config)):

@@ -19,6 +19,7 @@ from fedsdr.errors import UserError
 @click.option("--seeds", metavar="0,1,2", help="Instead of those of [compare].")
 @click.option("--sweep", multiple=True, metavar="KEY=A,B", help="Any key: data.alpha=0.1,0.5.")
 @click.option("--baseline", metavar="NAME", help="What differences are taken from, if not plain.")
+@click.option("--dry-run", is_flag=True, help="Say what it will take, from small runs.")
 @overrides
 @out_folder
 def compare(
@@ -28,6 +29,7 @@ def compare(
     seeds: str | None,
     sweep: tuple[str, ...],
     baseline: str | None,
+    dry_run: bool,
     set_: tuple[str, ...],
     out: Path | None,
 ) -> None:
@@ -37,9 +39,10 @@ def compare(
     on with the same command.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_comparison
+    from fedsdr.cli.table import print_comparison, print_estimates
     from fedsdr.engines.cells import cells_of
     from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
+    from fedsdr.engines.estimating import estimates_of
 
     settings, study = load_study(config, set_)
     study = replace(
@@ -52,6 +55,9 @@ def compare(
     )
     folder = folder_of(config, out)
     cells = cells_of(settings, study, config.parent)
+    if dry_run:
+        print_estimates(estimates_of(cells, folder, console_progress()))
+        return
     done, failed = run_cells(cells, folder, console_progress())
     if done:
         comparison = comparison_of(cells, done, failed, study.baseline, folder)

@@ -46,10 +46,7 @@ class Cell:
         return f"{config.method.name}-{config.algorithm.name}-seed{config.seed}-{digest}"
 
     def __str__(self) -> str:
-        point = [f"{key}={value}" for key, value in self.group.point]
-        return ", ".join(
-            [self.group.variant, self.group.algorithm, *point, f"seed {self.config.seed}"]
-        )
+        return f"{self.group}, seed {self.config.seed}"
 
 
 def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:

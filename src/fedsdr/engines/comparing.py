@@ -43,15 +43,14 @@ def run_cells(
     """
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, Failure] = {}
-    open_once = _one_base()
+    open_once = one_base()
     distinct = {cell.name: cell for cell in cells}
     for number, (name, cell) in enumerate(distinct.items(), start=1):
         folder = out / "cells" / name
         progress.log(f"cell {number} of {len(distinct)}: {cell}, in {folder}")
         try:
             resume = (folder / "config.toml").exists()
-            results = _finished(cell, folder) if resume else None
-            done[name] = results or run_experiment(
+            done[name] = finished(cell, out) or run_experiment(
                 cell.config, folder, progress, resume=resume, open_site=open_once
             )
             if not done[name]["clients"]:
@@ -131,15 +130,21 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
     write_atomically(out / "compare.json", json.dumps(comparison, indent=2) + "\n")
 
 
-def _finished(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    """Return the results of a cell that is done, None where a round or a measure is missing."""
+def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """Return the results of a cell that is done, None where a round or a measure is missing.
+
+    UserError when its folder holds another run.
+    """
+    folder = out / "cells" / cell.name
+    if not (folder / "config.toml").exists():
+        return None
     checked_config(cell.config, folder, resume=True)
     path = folder / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return results if results.get("rounds") == cell.config.federation.rounds else None
 
 
-def _one_base() -> Callable[[Config, Path], Site]:
+def one_base() -> Callable[[Config, Path], Site]:
     """Return an `open_site` that loads a base only where the last one does not serve again."""
     held: list[Site] = []
 

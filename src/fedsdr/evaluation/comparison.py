@@ -35,6 +35,9 @@ class Group:
     algorithm: str
     point: tuple[tuple[str, Any], ...] = ()
 
+    def __str__(self) -> str:
+        return ", ".join([self.variant, self.algorithm, *(f"{k}={v}" for k, v in self.point)])
+
 
 def values_of(results: Results, model: str, measure: str) -> Values:
     """Return the values of one model's test rows: losses over supervised tokens, scores over 1."""
@@ -169,14 +172,16 @@ def _difference(name: str, own: Sequence[Values], theirs: Mapping[int, Values]) 
     return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}
 
 
-def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    def training(of: Mapping[str, float]) -> float:
-        return math.fsum(value for name, value in of.items() if name.startswith("train "))
+def training_part(cost: Mapping[str, float]) -> float:
+    """Return the tokens, or the seconds, of training alone."""
+    return math.fsum(value for name, value in cost.items() if name.startswith("train "))
 
+
+def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
-        "train_tokens": statistics.fmean(training(c["tokens"]) for c in costs),
+        "train_tokens": statistics.fmean(training_part(c["tokens"]) for c in costs),
         "rewrite_tokens": statistics.fmean(c["tokens"].get("rewrite", 0) for c in costs),
-        "train_seconds": statistics.fmean(training(c["seconds"]) for c in costs),
+        "train_seconds": statistics.fmean(training_part(c["seconds"]) for c in costs),
         "bytes_up": statistics.fmean(c["bytes_up"] for c in costs),
         "bytes_down": statistics.fmean(c["bytes_down"] for c in costs),
     }
