@@ -31,14 +31,13 @@ def commands() -> str:
 def keys() -> str:
     parts = ["\n## Keys of the configuration\n\n`--set section.key=value` sets any of them.\n"]
     parts.append("\n`seed = 0` stands before the sections.\n")
-    for section in dataclasses.fields(config.Config):
-        if not dataclasses.is_dataclass(section.type):
+    sections = {f.name: f.type for f in dataclasses.fields(config.Config)}
+    for section, kind in [*sections.items(), ("compare", config.CompareConfig)]:
+        if not dataclasses.is_dataclass(kind):
             continue
-        parts.append(f"\n### [{section.name}]\n\n| key | default | |\n|---|---|---|\n")
-        comments = dict(
-            re.findall(r"^    (\w+): .*?(?:  # (.*))?$", inspect.getsource(section.type), re.M)
-        )
-        default = section.type()
+        parts.append(f"\n### [{section}]\n\n| key | default | |\n|---|---|---|\n")
+        comments = dict(re.findall(r"^    (\w+): .*?(?:  # (.*))?$", inspect.getsource(kind), re.M))
+        default = kind()
         for field in dataclasses.fields(default):
             value = getattr(default, field.name)
             shown = "unset" if value is None else repr(value)

@@ -43,6 +43,7 @@ class DataConfig:
     max_examples: int = 0  # training rows a client; 0: all
     max_test_examples: int = 0  # test rows a client; 0: all
     max_length: int = 512  # tokens a row
+    seed: int = 0  # of who holds which rows; not `seed`: runs of all seeds have the same test rows
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class TeacherConfig:
     max_new_tokens: int = 256
     filter: Literal["none", "sdft"] = "sdft"  # what happens to a bad rewrite
     prompts: str = ""  # your own prompt file
+    seed: int = 0  # of sampling; not `seed`: runs of all seeds share one set of rewrites
     batch_size: int = 32  # answers in the making at once
     url: str = ""  # engine openai
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
@@ -134,6 +136,18 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What `fedsdr compare` varies; the other commands leave it unread."""
+
+    methods: list[str] | None = None  # unset: that of [method]
+    algorithms: list[str] | None = None  # unset: that of [algorithm]
+    seeds: list[int] | None = None  # unset: `seed`
+    sweep: dict = field(default_factory=dict)  # lists of values: data.alpha = [0.1, 0.5]
+    variants: list[dict] = field(default_factory=list)  # {name = "S reset", method.s_reset = true}
+    baseline: str = "plain"  # a method or variant, from which the differences are taken
 
 
 # key -> (least, most, what is wrong otherwise)
@@ -178,6 +192,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError, naming the file or the override and the key, for anything that is not a
     complete and sensible configuration.
     """
+    return load_study(path, overrides)[0]
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, CompareConfig]:
+    """Read a file as `load_config` does, and its [compare] section beside it."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -192,19 +211,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
-    config: Config = _build(Config, table, "", str(path))
+    compare = table.pop("compare", {})
+    if not isinstance(compare, Mapping):
+        raise UserError(f"{path}: 'compare' is a section: write [compare] and its keys")
+    study: CompareConfig = _merge(CompareConfig(), compare, str(path), "compare.")
+    config: Config = _merge(Config(), table, str(path))
     config = _with_absolute_paths(config, path.parent)
     for override in overrides:
         key, equals, text = override.partition("=")
         where = f"--set {override}"
         if not equals:
             raise UserError(f"{where}: expected key=value")
-        nested: Any = _parse_value(text)
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        config = _with_absolute_paths(_merge(config, nested, where), Path.cwd())
+        table = nested(key.strip(), parse_value(text))
+        config = _with_absolute_paths(_merge(config, table, where), Path.cwd())
     _check_bounds(config, str(path))
+    return config, study
+
+
+def with_values(config: Config, table: Mapping[str, Any], where: str, folder: Path) -> Config:
+    """Return `config` with the nested keys of `table` put in, paths relative to `folder`.
+
+    UserError, which begins with `where`, for an unknown key or a value that it does not take.
+    """
+    config = _with_absolute_paths(_merge(config, table, where), folder)
+    _check_bounds(config, where)
     return config
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Return {"a": {"b": value}} for `a.b`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -223,15 +261,12 @@ def key_names(kind: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return a TOML value; anything else is text."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _build(kind: type, table: Mapping[str, Any], prefix: str, where: str) -> Any:
-    return _merge(kind(), table, where, prefix)
 
 
 def _merge(value: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> Any:
@@ -241,7 +276,7 @@ def _merge(value: Any, table: Mapping[str, Any], where: str, prefix: str = "") -
     for name, new in table.items():
         key = prefix + name
         if name not in fields:
-            known = key_names()
+            known = key_names(type(value), prefix) if prefix == "compare." else key_names()
             by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name]
             hint = f"; did you mean '{by_leaf[0]}'?" if by_leaf else nearest(key, known)
             raise UserError(f"{where}: unknown key '{key}'{hint}")
@@ -272,8 +307,12 @@ def _typed(value: Any, kind: Any, key: str, where: str) -> Any:
             return value
         if option is float and type(value) is int:
             return float(value)
-    words = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
-    wanted = " or ".join(words.get(o, "a list of texts") for o in options if o is not type(None))
+    words = {
+        str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false",
+        list[str]: "a list of texts", list[int]: "a list of whole numbers", dict: "a table",
+        list[dict]: "a list of tables",
+    }  # fmt: skip
+    wanted = " or ".join(words[o] for o in options if o is not type(None))
     raise UserError(f"{where}: '{key}' is {value!r}; it takes {wanted}")
 
 

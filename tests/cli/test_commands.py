@@ -1,27 +1,8 @@
 import json
-import sys
 
 import pytest
 
-from fedsdr.cli import main as cli_main
 from fedsdr.config import Config, load_config
-
-
-@pytest.fixture
-def fedsdr(monkeypatch, capsys):
-    """Run the command in this process; return (exit code, standard output, standard error)."""
-
-    def run(*arguments: object):
-        monkeypatch.setattr(sys, "argv", ["fedsdr", *map(str, arguments)])
-        try:
-            cli_main.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_init_makes_a_configuration_that_loads_with_every_default(fedsdr, tmp_path):

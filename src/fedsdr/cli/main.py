@@ -7,6 +7,7 @@ import warnings
 
 import click
 
+from fedsdr.cli.compare import compare
 from fedsdr.cli.data import data
 from fedsdr.cli.distill import distill
 from fedsdr.cli.doctor import doctor
@@ -23,7 +24,7 @@ def cli() -> None:
     """Federated fine-tuning of language models on data that disagree."""
 
 
-for command in (init, data, distill, run, evaluate, export, doctor):
+for command in (init, data, distill, run, compare, evaluate, export, doctor):
     cli.add_command(command)
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     except UserError as error:
         _stop(" ".join(str(error).split()), 2)
     except (KeyboardInterrupt, click.Abort):
-        _stop("stopped; what is finished is kept (fedsdr run goes on with --resume)", 130)
+        _stop("stopped; what is finished is kept (go on: run --resume, or compare again)", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)

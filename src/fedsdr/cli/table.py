@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsdr.distill.records import Audit
+from fedsdr.engines.comparing import notes_of
+from fedsdr.engines.estimating import Estimate
+from fedsdr.evaluation.comparison import Group, tables_of
 from fedsdr.evaluation.results import rows_of
 
 
@@ -41,6 +44,47 @@ def _table_of(results: Mapping[str, Any]) -> Table:
             table.add_section()
         table.add_row(*row)
     return table
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print the tables of a comparison and the notes that they are read with."""
+    console = wide_console()
+    for title, (header, *body) in tables_of(comparison["rows"], comparison["keys"]).items():
+        table = Table(title=title)
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes_of(comparison):
+        console.print(note, highlight=False, markup=False)
+
+
+def print_estimates(estimates: Mapping[Group, Estimate]) -> None:
+    """Print what each run of a comparison will take, and all that are still to be done."""
+    table = Table(title="what one run will take, from a small run of each kind")
+    columns = ("run", "runs to do", "train tokens", "rewrite tokens", "seconds", "MB up", "MB down")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for group, one in estimates.items():
+        numbers = (one.train_tokens, one.rewrite_tokens, one.seconds)
+        sent = (one.bytes_up / 1e6, one.bytes_down / 1e6)
+        table.add_row(
+            str(group),
+            str(one.runs),
+            *(f"{number:,.0f}" for number in numbers),
+            *(f"{number:,.2f}" for number in sent),
+        )
+    # A set of rewrites is made once, and its seconds are those of the first run that needs it.
+    rewriting = {one.source: one.rewrite_seconds for one in estimates.values() if one.runs}
+    seconds = sum(one.runs * one.seconds for one in estimates.values()) + sum(rewriting.values())
+    console = wide_console()
+    console.print(table)
+    console.print(
+        f"{sum(one.runs for one in estimates.values())} runs to do, about {seconds:,.0f} s in all, "
+        f"{sum(rewriting.values()):,.0f} of them for making the rewrites once",
+        highlight=False,
+    )
 
 
 def print_audit(audits: Mapping[str, Audit]) -> None:

@@ -70,7 +70,7 @@ def distill_clients(
                     cache=cache,
                     prompts=rewriting.prompts,
                     filter_name=settings.filter,
-                    seed=site.config.seed,
+                    seed=settings.seed,
                     on_progress=on_progress,
                 )
         write_distilled(site.distilled(client.client_id), rewritten.records)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def clients_of(config: Config) -> list[ClientData]:
         test_fraction=data.test_fraction,
         max_examples=data.max_examples,
         max_test_examples=data.max_test_examples,
-        seed=config.seed,
+        seed=data.seed,
     )
 
 
@@ -99,7 +99,12 @@ def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
 
 
 def run_experiment(
-    config: Config, out: Path, progress: Progress, *, resume: bool = False
+    config: Config,
+    out: Path,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    open_site: Callable[[Config, Path], Site] = open_site,
 ) -> dict[str, Any]:
     """Run a configuration into the folder `out` and return what results.json holds.
 

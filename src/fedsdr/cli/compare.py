@@ -1,0 +1,98 @@
+"""fedsdr compare: methods x algorithms x seeds, with intervals and cost."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
+from fedsdr.config import Config, load_study, nested, parse_value, value_of, with_values
+from fedsdr.errors import UserError
+
+
+@click.command()
+@config_file
+@click.option("--methods", metavar="A,B", help="Instead of those of [compare].")
+@click.option("--algorithms", metavar="A,B", help="Instead of those of [compare].")
+@click.option("--seeds", metavar="0,1,2", help="Instead of those of [compare].")
+@click.option("--sweep", multiple=True, metavar="KEY=A,B", help="Any key: data.alpha=0.1,0.5.")
+@click.option("--baseline", metavar="NAME", help="What differences are taken from, if not plain.")
+@click.option("--dry-run", is_flag=True, help="Say what it will take, from small runs.")
+@overrides
+@out_folder
+def compare(
+    config: Path,
+    methods: str | None,
+    algorithms: str | None,
+    seeds: str | None,
+    sweep: tuple[str, ...],
+    baseline: str | None,
+    dry_run: bool,
+    set_: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    """Run every method with every algorithm and seed, and put them in one table.
+
+    Each is a run in OUT/cells/. What is finished is not run again, and a stopped comparison goes
+    on with the same command.
+    """
+    from fedsdr.cli.progress import console_progress
+    from fedsdr.cli.table import print_comparison, print_estimates
+    from fedsdr.engines.cells import cells_of
+    from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
+    from fedsdr.engines.estimating import estimates_of
+
+    settings, study = load_study(config, set_)
+    study = replace(
+        study,
+        methods=study.methods if methods is None else _names(methods),
+        algorithms=study.algorithms if algorithms is None else _names(algorithms),
+        seeds=study.seeds if seeds is None else _whole_numbers(seeds),
+        sweep=study.sweep | dict(_swept(settings, text) for text in sweep),
+        baseline=study.baseline if baseline is None else baseline,
+    )
+    folder = folder_of(config, out)
+    cells = cells_of(settings, study, config.parent)
+    if dry_run:
+        print_estimates(estimates_of(cells, folder, console_progress()))
+        return
+    done, failed = run_cells(cells, folder, console_progress())
+    if done:
+        comparison = comparison_of(cells, done, failed, study.baseline, folder)
+        write_comparison(comparison, folder)
+        print_comparison(comparison)
+        print(f"\nin {folder}: compare.md, compare.csv, compare.json; every run in cells/")
+    if failed:
+        # What the user cannot mend comes first: it decides the exit code.
+        first = max(failed.values(), key=lambda failure: failure.fault)
+        line = f"{len(failed)} of {len(failed) + len(done)} runs failed: {first.reason}"
+        if first.fault:
+            print(f"fedsdr: {line}", file=sys.stderr)
+            sys.exit(1)
+        raise UserError(line)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError:
+        raise UserError(f"--seeds {text}: takes whole numbers: 0,1,2") from None
+
+
+def _swept(settings: Config, text: str) -> tuple[str, list[Any]]:
+    """Return the key and its values, with paths relative to the working directory."""
+    key, _, listed = text.partition("=")
+    values = parse_value(f"[{listed}]")
+    if not isinstance(values, list):  # bare words
+        values = [parse_value(value) for value in _names(listed)]
+    key, where = key.strip(), f"--sweep {text}"
+    return key, [
+        value_of(with_values(settings, nested(key, value), where, Path.cwd()), key)
+        for value in values
+    ]

@@ -1,0 +1,177 @@
+"""The cells of a comparison: which runs there are, and what each one's configuration is."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fedsdr.algorithms import ALGORITHMS
+from fedsdr.config import (
+    CompareConfig,
+    Config,
+    MethodConfig,
+    key_names,
+    nested,
+    value_of,
+    with_values,
+)
+from fedsdr.engines.experiment import plan_of
+from fedsdr.errors import UserError, choose
+from fedsdr.evaluation.comparison import Group
+from fedsdr.training.methods import METHODS
+from fedsdr.types import S
+
+# What has an axis of its own, and so is not swept.
+_AXES = {"seed": "seeds", "algorithm.name": "algorithms", "method.name": "methods"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    group: Group
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        config, default = self.config, Config()
+        values = {key: value_of(config, key) for key in key_names()}
+        # Without the defaults: a key that a later version adds must not rename every folder.
+        own = {key: value for key, value in values.items() if value != value_of(default, key)}
+        digest = sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{config.method.name}-{config.algorithm.name}-seed{config.seed}-{digest}"
+
+    def __str__(self) -> str:
+        return f"{self.group}, seed {self.config.seed}"
+
+
+def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
+    """Return every cell, paths in variants and sweeps being relative to `folder`.
+
+    Beside each method of several stages, or variant of one, stand plain with as many rounds, and
+    plain at equal compute: with as many local epochs as its stages have in all. UserError for an
+    unknown name or key, an empty list, and a baseline that is not there.
+    """
+    if not config.data.test_fraction:
+        raise UserError("data.test_fraction: is 0; runs are compared on test rows, so raise it")
+    algorithms = _some(study.algorithms, config.algorithm.name, "algorithms")
+    seeds = _some(study.seeds, config.seed, "seeds")
+    variants = _variants(config, study)
+    cells = []
+    for algorithm, point in itertools.product(algorithms, _points(config, study.sweep, folder)):
+        choose(algorithm, ALGORITHMS, "algorithms")
+        configs = {}
+        for name, table in variants.items():
+            own = with_values(config, table, f"variant '{name}'", folder)
+            own = replace(own, algorithm=replace(own.algorithm, name=algorithm))
+            for key, value in point:
+                own = with_values(own, nested(key, value), f"sweep {key}", folder)
+            choose(own.method.name, METHODS, f"variant '{name}': method.name")
+            configs[name] = _normal(own)
+        for name, own in _with_plain(configs).items():
+            plan_of(own, ())  # every name and number is checked before the first cell runs
+            # A list among the values could not be part of a key.
+            shown = tuple((k, ", ".join(v) if isinstance(v, list) else v) for k, v in point)
+            group = Group(name, algorithm, shown)
+            cells += [Cell(group, replace(own, seed=seed)) for seed in seeds]
+    names = dict.fromkeys(cell.group.variant for cell in cells)
+    choose(study.baseline, names, "baseline")
+    return cells
+
+
+def _some(given: Sequence[Any] | None, otherwise: Any, what: str) -> list[Any]:
+    """Return the distinct values of a list, or of the configuration's own value without one."""
+    if given is not None and not given:
+        raise UserError(f"{what}: the list is empty; name at least one or leave it out")
+    return list(dict.fromkeys([otherwise] if given is None else given))
+
+
+def _variants(config: Config, study: CompareConfig) -> dict[str, dict[str, Any]]:
+    """Return the keys that each method and each named variant sets."""
+    only_variants = study.methods is None and study.variants
+    methods = [] if only_variants else _some(study.methods, config.method.name, "methods")
+    for name in methods:
+        choose(name, METHODS, "methods")
+    found: dict[str, dict[str, Any]] = {name: nested("method.name", name) for name in methods}
+    for table in study.variants:
+        name = table.get("name")
+        if not isinstance(name, str) or not name:
+            raise UserError(f'compare.variants: {table} has no name = "..."')
+        if name in found:
+            raise UserError(f"compare.variants: two are called '{name}'; rename one")
+        found[name] = {key: value for key, value in table.items() if key != "name"}
+        for key in sorted({"seed", "algorithm.name"} & set(_flat(found[name]))):
+            raise UserError(f"variant '{name}': '{key}' is set by compare.{_AXES[key]}")
+    return found
+
+
+def _points(
+    config: Config, sweep: Mapping[str, Any], folder: Path
+) -> list[tuple[tuple[str, Any], ...]]:
+    """Return every combination of the swept values."""
+    axes = []
+    for key, values in _flat(sweep).items():
+        if key in _AXES:
+            raise UserError(f"sweep {key}: use compare.{_AXES[key]} (--{_AXES[key]})")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"sweep {key}: takes a list of at least one value")
+        found = []
+        for value in values:
+            taken = value_of(with_values(config, nested(key, value), f"sweep {key}", folder), key)
+            found += [] if taken in found else [taken]
+        axes.append([(key, value) for value in found])
+    return list(itertools.product(*axes))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} of {"a": {"b": value}}."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        below = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
+    return flat
+
+
+def _normal(config: Config) -> Config:
+    """Return `config` with the default of every key that its method and algorithm do not read.
+
+    So a sweep over such a key runs a method once, and one rule's hyperparameters do not stand in
+    another's way.
+    """
+    method, algorithm = METHODS[config.method.name], ALGORITHMS[config.algorithm.name]
+    read = {"name", *algorithm.hyper, *(["mu"] if algorithm.correction == "fedprox" else [])}
+    unread = [k for k in key_names() if k.startswith("algorithm.") and k[10:] not in read]
+    if S not in {phase.train for phase in method.phases}:
+        unread += ["method.s_reset", "method.s_dropout", "train.smooth_epochs"]
+    if "mixture" not in {phase.data for phase in method.phases}:
+        unread += ["method.mixture"]
+    if not method.rewrites:
+        unread += [k for k in key_names() if k.startswith("teacher.")]
+    for key in unread:
+        section, name = key.split(".")
+        own = replace(getattr(config, section), **{name: value_of(Config(), key)})
+        config = replace(config, **{section: own})
+    return config
+
+
+def _with_plain(configs: Mapping[str, Config]) -> dict[str, Config]:
+    """Return `configs` and, beside each of several stages, plain at equal rounds and compute."""
+    found = dict(configs)
+    for name, config in configs.items():
+        phases = METHODS[config.method.name].phases
+        if len(phases) < 2:
+            continue
+        train = config.train
+        smooth = train.smooth_epochs or train.local_epochs
+        epochs = sum(smooth if phase.train == S else train.local_epochs for phase in phases)
+        plain = replace(config, method=MethodConfig("plain"))
+        equal = replace(plain, train=replace(train, local_epochs=epochs))
+        for title, beside in (("plain", plain), ("plain at equal compute", equal)):
+            beside = _normal(beside)
+            if beside not in found.values():
+                found[title if title not in found else f"{title} with {name}"] = beside
+    return found

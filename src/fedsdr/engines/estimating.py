@@ -1,0 +1,98 @@
+"""What a comparison will take on this device, from a small run of every kind of cell."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedsdr.config import Config
+from fedsdr.engines.cells import Cell
+from fedsdr.engines.comparing import finished, one_base
+from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.progress import Progress
+from fedsdr.engines.site import Site
+from fedsdr.evaluation.comparison import Group, training_part
+from fedsdr.training.methods import METHODS
+from fedsdr.types import ClientData
+
+ROWS = 4  # training rows of the small run
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run. Making the rewrites stands apart: cells of one `source` share them."""
+
+    runs: int  # that are still to be done
+    train_tokens: float
+    rewrite_tokens: float
+    seconds: float  # of training and evaluating
+    rewrite_seconds: float
+    bytes_up: float
+    bytes_down: float
+    source: str
+
+
+def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[Group, Estimate]:
+    """Return what one run of each group will take; nothing is written to `out`.
+
+    One client runs for one round on a few rows, in a temporary folder with a cache of its own.
+    Training is scaled by the tokens of the raw rows, rewriting and evaluating by the number of
+    rows, bytes by clients and rounds. A small run has small batches, so that real seconds are
+    likelier fewer; loading is not in them.
+    """
+    found: dict[Group, Estimate] = {}
+    counted = {cell.name for cell in cells if finished(cell, out)}
+    open_once = one_base()
+    for group in dict.fromkeys(cell.group for cell in cells):
+        own = {cell.name: cell for cell in cells if cell.group == group}
+        first = next(iter(own.values()))
+        config, clients = first.config, clients_of(first.config)
+        progress.log(f"a small run of {first}")
+        with tempfile.TemporaryDirectory() as folder:
+            small = _small(config, clients, Path(folder))
+            results = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)
+            tried = clients_of(small)
+            site = open_once(small, Path(folder))
+        cost, seconds = results["cost"], results["cost"]["seconds"]
+
+        taking_part = config.federation.clients_per_round or len(clients)
+        rounds = config.federation.rounds / small.federation.rounds
+        train = _tokens(site, clients) / _tokens(site, tried) * taking_part / len(clients) * rounds
+        rewrite = sum(len(c.raw) for c in clients) / sum(len(c.raw) for c in tried)
+        evaluate = sum(len(c.test) for c in clients) / sum(len(c.test) for c in tried)
+        found[group] = Estimate(
+            runs=len(own.keys() - counted),
+            train_tokens=training_part(cost["tokens"]) * train,
+            rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
+            seconds=training_part(seconds) * train + seconds["evaluate"] * evaluate,
+            rewrite_seconds=seconds.get("rewrite, this run", 0.0) * rewrite,
+            bytes_up=cost["bytes_up"] * taking_part * rounds,
+            bytes_down=cost["bytes_down"] * taking_part * rounds,
+            source=repr((config.model, config.data, config.teacher)),
+        )
+        counted |= own.keys()
+    return found
+
+
+def _tokens(site: Site, clients: Sequence[ClientData]) -> int:
+    return sum(len(row.tokens) for client in clients for row in site.encode(client.raw))
+
+
+def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Config:
+    """Return `config` for one client with test rows, one round (two where a phase waits for the
+    second) and a few rows."""
+    tested = [client for client in clients if client.test]
+    largest = max(tested or clients, key=lambda client: len(client.raw))
+    waits = any(phase.returning for phase in METHODS[config.method.name].phases)
+    data, federation = config.data, config.federation
+    return replace(
+        config,
+        data=replace(data, include=[largest.client_id], max_examples=ROWS, max_test_examples=1),
+        federation=replace(
+            federation,
+            rounds=min(federation.rounds, 2 if waits else 1),
+            clients_per_round=0,
+            min_updates=1,
+        ),
+        teacher=replace(config.teacher, cache=str(folder / "cache")),
+    )

@@ -1,0 +1,167 @@
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from fedsdr.config import CompareConfig
+from fedsdr.distill import cache
+from fedsdr.engines import comparing, experiment
+from fedsdr.engines.cells import cells_of
+from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
+from fedsdr.engines.experiment import run_experiment
+from fedsdr.engines.progress import SILENT
+from fedsdr.engines.site import Site
+from fedsdr.errors import UserError
+
+STUDY = CompareConfig(methods=["plain", "fedsdr"], seeds=[0, 1])
+
+
+@pytest.fixture
+def cells(write_config, tmp_path):
+    """plain, fedsdr and plain at equal compute, with two seeds each."""
+    config = write_config("federation.rounds=1", "data.test_fraction=0.3")
+    return cells_of(config, STUDY, tmp_path)
+
+
+def learned(folder):
+    return (folder / "global" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_comparison_runs_every_cell_once_and_csv_and_json_agree(cells, tmp_path, monkeypatch):
+    bases = Counter()
+    rewrites = Counter()
+    open_site, put = comparing.open_site, cache.RewriteCache.put
+
+    def counted(config, folder):
+        bases[config.model] += 1
+        return open_site(config, folder)
+
+    def counted_put(self, key, generation):
+        rewrites[key] += 1
+        return put(self, key, generation)
+
+    monkeypatch.setattr(comparing, "open_site", counted)
+    monkeypatch.setattr(cache.RewriteCache, "put", counted_put)
+    out = tmp_path / "out"
+    done, failed = run_cells(cells, out, SILENT)
+    assert failed == {}
+    assert set(done) == {cell.name for cell in cells} == {p.name for p in (out / "cells").iterdir()}
+    assert sum(bases.values()) == 1  # one base serves them all
+    assert len(rewrites) == 3 * 7  # one for each training row, for both seeds
+    assert set(rewrites.values()) == {1}
+
+    # A cell is what `fedsdr run` makes of its configuration, whatever ran before it.
+    last = cells[3]
+    assert last.config.method.name == "fedsdr"
+    alone = run_experiment(last.config, tmp_path / "alone", SILENT)
+    assert learned(tmp_path / "alone") == learned(out / "cells" / last.name)
+    assert alone["examples"] == done[last.name]["examples"]
+    assert learned(out / "cells" / cells[2].name) != learned(out / "cells" / last.name)
+
+    comparison = comparison_of(cells, done, failed, "plain", out)
+    write_comparison(comparison, out)
+    kept = json.loads((out / "compare.json").read_text())
+    with (out / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{k: "" if v is None else str(v) for k, v in r.items()} for r in kept["rows"]] == rows
+    by_name = {(row["variant"], row["model"]): row for row in kept["rows"]}
+    assert len(by_name) == 3 * 2
+    assert {row["seeds"] for row in kept["rows"]} == {2}
+    plain = by_name["plain", "global"]
+    assert plain["loss"] == pytest.approx(
+        sum(done[cell.name]["mean"]["global"]["loss"] for cell in cells[:2]) / 2
+    )
+    own = by_name["fedsdr", "client"]
+    assert own["loss"] != by_name["fedsdr", "global"]["loss"]
+    low, high = own["loss_difference_low"], own["loss_difference_high"]
+    assert low < own["loss_difference"] < high
+    equal = by_name["plain at equal compute", "global"]
+    assert equal["train_tokens"] == 2 * plain["train_tokens"]
+    assert by_name["fedsdr", "global"]["rewrite_tokens"] > 0 == plain["rewrite_tokens"]
+    text = (out / "compare.md").read_text()
+    assert text.count("plain at equal compute") == 3  # two kinds of model, and the cost
+    assert "over test rows" in text
+
+
+def test_a_stopped_comparison_goes_on_and_runs_no_finished_cell_again(cells, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    trained = []
+    train_at = experiment.train_at
+
+    def train(site, client, task):
+        if len(trained) == 4:  # in the second cell
+            trained.append(None)
+            raise KeyboardInterrupt
+        trained.append(site.folder.name)
+        return train_at(site, client, task)
+
+    monkeypatch.setattr(experiment, "train_at", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, out, SILENT)
+    first = cells[0].name
+    assert trained[:3] == [first] * 3
+    before = (out / "cells" / first / "results.json").stat().st_mtime_ns
+    done, failed = run_cells(cells, out, SILENT)
+    assert (len(done), failed) == (6, {})
+    assert first not in trained[4:]
+    assert (out / "cells" / first / "results.json").stat().st_mtime_ns == before
+    trained.clear()
+    again, _ = run_cells(cells, out, SILENT)
+    assert trained == []
+    assert again == done
+
+
+def test_a_failing_cell_leaves_the_others_and_says_why(cells, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run = comparing.run_experiment
+
+    def failing(config, *args, **kwargs):
+        if config.method.name == "fedsdr":
+            raise UserError("no\nluck") if config.seed else ZeroDivisionError("ours")
+        return run(config, *args, **kwargs)
+
+    monkeypatch.setattr(comparing, "run_experiment", failing)
+    done, failed = run_cells(cells, out, SILENT)
+    assert len(done) == 4
+    assert [(f.reason, f.fault) for f in failed.values()] == [
+        ("ZeroDivisionError: ours", True),
+        ("no luck", False),
+    ]
+    comparison = comparison_of(cells, done, failed, "plain", out)
+    write_comparison(comparison, out)
+    assert {row["variant"] for row in comparison["rows"]} == {"plain", "plain at equal compute"}
+    assert [c["failed"] for c in comparison["cells"]][2:4] == ["ZeroDivisionError: ours", "no luck"]
+    assert "no luck" in (out / "compare.md").read_text()
+
+
+def test_cells_of_other_rows_are_not_put_in_one_table(cells, tmp_path, data_folder, write_config):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for file in data_folder.iterdir():
+        (rows / file.name).write_text(file.read_text())
+    config = write_config("federation.rounds=1", "data.test_fraction=0.3", f"data.clients={rows}")
+    one, two = cells_of(config, CompareConfig(methods=["plain"], seeds=[0, 1]), tmp_path)
+    out = tmp_path / "out"
+    first, _ = run_cells([one], out, SILENT)
+    (rows / "bank.jsonl").write_text((rows / "school.jsonl").read_text())
+    second, _ = run_cells([two], out, SILENT)
+    with pytest.raises(UserError, match="the data changed"):
+        comparison_of([one, two], first | second, {}, "plain", out)
+
+
+def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path, monkeypatch):
+    opened = []
+
+    def open_site(config, folder):
+        opened.append(folder)
+        return Site(config, folder, base=None, model=None, renderer=None)
+
+    monkeypatch.setattr(comparing, "open_site", open_site)
+    open_once = comparing.one_base()
+    config = cells[0].config
+    wider = replace(config, lora=replace(config.lora, rank=4))
+    for i, one in enumerate((config, replace(config, seed=5), wider, config)):
+        assert open_once(one, tmp_path / str(i)).config == one
+    assert [folder.name for folder in opened] == ["0", "2", "3"]
