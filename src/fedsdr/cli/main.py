@@ -8,6 +8,7 @@ import warnings
 import click
 
 from fedsdr.cli.data import data
+from fedsdr.cli.diagnose import diagnose
 from fedsdr.cli.distill import distill
 from fedsdr.cli.doctor import doctor
 from fedsdr.cli.evaluate import evaluate
@@ -23,7 +24,7 @@ def cli() -> None:
     """Federated fine-tuning of language models on data that disagree."""
 
 
-for command in (init, data, distill, run, evaluate, export, doctor):
+for command in (init, data, distill, run, evaluate, diagnose, export, doctor):
     cli.add_command(command)
 
 
