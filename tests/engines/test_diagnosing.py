@@ -1,6 +1,8 @@
 import json
+import math
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,6 @@ from fedsdr.engines.diagnosing import diagnose
 from fedsdr.engines.experiment import clients_of, run_experiment
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import open_run
-from fedsdr.errors import UserError
 from fedsdr.evaluation.diagnosis import tables_of
 from fedsdr.models.rows import row_losses
 
@@ -100,6 +101,19 @@ def test_the_gradient_cosine_is_that_of_autograd(write_config, tmp_path):
     assert found["matrix"][0][1] == pytest.approx(float(wanted), abs=1e-5)
     assert found["matrix"][0][0] == pytest.approx(1)
     assert found["rows"] == 12
+
+
+def test_rows_that_were_cut_before_their_answer_give_no_number(write_config, tmp_path):
+    config = write_config("federation.rounds=1")
+    site, _, clients = run_and_open(config, tmp_path / "run")
+    long = replace(clients[0].raw[0], instruction="word " * 300)
+    rows = {"long": [long, long], "school": clients[2].raw[:2]}
+    start = probing.start_at(site)
+    cosines = probing.gradient_alignment(site, rows, ("R",), start)
+    assert cosines["mean"] is None
+    losses = probing.loss_transfer(site, rows, rows, start, 1, lambda done: None)
+    assert math.isnan(losses["before"][0])
+    assert losses["matrix"][1][1] < 0
 
 
 def test_training_on_a_client_helps_it_and_leaves_no_trace_for_the_next(write_config, tmp_path):

@@ -55,5 +55,5 @@ def test_a_model_with_other_labels_is_refused(labels, save_model, tmp_path):
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="--nli: .*nowhere' cannot be loaded"):
+    with pytest.raises(UserError, match=r"--nli: .*nowhere' cannot be loaded"):
         load_nli(str(tmp_path / "nowhere"), torch.device("cpu"))

@@ -1,6 +1,5 @@
 """The two phenomena of the paper on the clients of a finished run: alignment and the paradox."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.errors import UserError, choose
 from fedsdr.evaluation import alignment, rewriting
-from fedsdr.evaluation.diagnosis import OVERALL
+from fedsdr.evaluation.diagnosis import OVERALL, json_numbers
 from fedsdr.models.nli import RELATIONS, Infer, load_nli
 from fedsdr.models.rows import device_of
 from fedsdr.seeds import seed_for
@@ -101,13 +100,12 @@ def diagnose(
     }
     for name, part in parts.items():
         progress.log(f"measuring {name}")
-        found[name] = part(facts)
-    clean: dict[str, Any] = _json_numbers(found)
-    return clean
+        found[name] = json_numbers(part(facts))
+    return found
 
 
 def _text(facts: Diagnosis) -> dict[str, Any]:
-    """Item 1: how alike the clients' answers are, raw and as they are trained on."""
+    """How alike the clients' answers are, raw and as they are trained on."""
     raw = {c.client_id: c.raw for c in facts.clients}
     if len(raw) < 2:
         return {"not measured": "there is one client alone"}
@@ -133,9 +131,13 @@ def _text(facts: Diagnosis) -> dict[str, Any]:
 
 
 def _rewrites(facts: Diagnosis) -> dict[str, Any]:
-    """Item 3: what became of each answer, over all rewrites that were made, over those that are
+    """What became of each answer, over all rewrites that were made, over those that are
     trained on, and over the latter of each client."""
-    records = {c.client_id: read_records(facts.site.distilled(c.client_id)) for c in facts.clients}
+    records: dict[str, list[RewriteRecord]] = {}
+    for client in facts.clients:
+        own = {example.id for example in client.raw}  # the file may hold rewrites of other rows
+        path = facts.site.distilled(client.client_id)
+        records[client.client_id] = [r for r in read_records(path) if r.id in own]
     used = {c: [r for r in of if r.used == "rewrite"] for c, of in records.items()}
     everything = ([r for of in kind.values() for r in of] for kind in (records, used))
     overall = dict(zip(OVERALL, everything, strict=True))
@@ -178,7 +180,7 @@ def _inference(facts: Diagnosis, pairs: Sequence[rewriting.Pair]) -> dict[str, A
 
 
 def _optimization(facts: Diagnosis) -> dict[str, Any]:
-    """Item 2: whether what one client learns helps or harms the others."""
+    """Whether what one client learns helps or harms the others."""
     site, state, clients = facts.site, facts.state, facts.clients
     if len(clients) < 2:
         return {"not measured": "there is one client alone"}
@@ -219,7 +221,7 @@ def _held_out(facts: Diagnosis) -> tuple[str, dict[str, list[Example]]]:
 
 
 def _serving(facts: Diagnosis) -> dict[str, Any]:
-    """Item 4: R is trained beside S and served without it."""
+    """R is trained beside S and served without it."""
     which, rows = _held_out(facts)
     return {
         "of": which,
@@ -229,7 +231,7 @@ def _serving(facts: Diagnosis) -> dict[str, Any]:
 
 
 def _aggregation(facts: Diagnosis) -> dict[str, Any]:
-    """Item 5: what averaging the factors does to one more round of updates."""
+    """What averaging the factors does to one more round of updates."""
     if not facts.site.method.sent:
         return {"not measured": f"{facts.site.method.name} sends nothing"}
     which, rows = _held_out(facts)
@@ -245,12 +247,3 @@ PARTS: dict[str, Callable[[Diagnosis], dict[str, Any]]] = {
     "serving": _serving,
     "aggregation": _aggregation,
 }
-
-
-def _json_numbers(value: Any) -> Any:
-    """Return the same with None for every number that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {key: _json_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_numbers(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ Nothing here writes into the run: the extra round works on a copy of the clients
 """
 
 import dataclasses
+import math
 import random
 import shutil
 import tempfile
@@ -77,7 +78,7 @@ def gradient_alignment(
         for gradient, tokens in halves:
             if tokens:
                 mean.add(gradient, tokens)
-        wholes.append(mean.result())
+        wholes.append(mean.result() if mean.total_weight else {})
         withins.append(cosine_of(halves[0][0], halves[1][0]) if all(t for _, t in halves) else None)
     matrix = cosines(wholes)
     known = [value for value in withins if value is not None]
@@ -148,7 +149,9 @@ def mean_loss(site: Site, examples: Sequence[Example], branches: tuple[Branch, .
 
 
 def _mean(losses: Sequence[tuple[float, int]]) -> float:
-    return sum(loss for loss, _ in losses) / max(1, sum(tokens for _, tokens in losses))
+    """Nats a token; NaN where every row was cut before its answer."""
+    tokens = sum(tokens for _, tokens in losses)
+    return sum(loss for loss, _ in losses) / tokens if tokens else math.nan
 
 
 def serving_losses(

@@ -1,5 +1,6 @@
 """diagnose.json as tables: a title and rows of text, the first of them the header."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,15 @@ def tables_of(found: Mapping[str, Any]) -> list[Table]:
         elif part:
             tables += build(part)
     return tables
+
+
+def json_numbers(value: Any) -> Any:
+    """Return the same with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: json_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_of(title: str, tables: Sequence[Table]) -> str:

@@ -9,10 +9,11 @@ from fedsdr.tensors import Tensors, norm
 
 def cosine_of(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float | None:
     """Return the cosine over all elements of two trees of the same names, in fp64; None where one
-    of them is zero."""
+    of them is zero or empty."""
     norms = norm(a) * norm(b)
-    dot = sum(float((a[name].double() * b[name].double()).sum()) for name in a)
-    return dot / norms if norms else None
+    if not norms:
+        return None
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a) / norms
 
 
 def cosines(trees: Sequence[Tensors]) -> list[list[float | None]]:
