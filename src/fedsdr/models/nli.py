@@ -35,7 +35,8 @@ def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
             f"name a model that tells {', '.join(RELATIONS)}"
         )
     model.to(device).eval()
-    length = min(tokenizer.model_max_length, 512)
+    reads = getattr(model.config, "max_position_embeddings", 512)
+    length = min(tokenizer.model_max_length, reads, 512)
 
     def infer(pairs: Sequence[tuple[str, str]]) -> list[str]:
         found: list[str] = []
