@@ -123,9 +123,9 @@ def model_of_135m(quick: bool) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fedsdr.models.attention import ATTENTION, register
     from fedsdr.models.branches import BranchedModel
     from fedsdr.models.load import choose_dtype
+    from fedsdr.models.rows import prepare
 
     config = LlamaConfig(
         vocab_size=1024 if quick else 49152,
@@ -138,8 +138,7 @@ def model_of_135m(quick: bool) -> Any:
     )
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(config).to(choose_dtype("auto", torch.device("cpu"))).eval()
-    register()
-    model.set_attn_implementation(ATTENTION)
+    prepare(model.requires_grad_(False))
     return BranchedModel(model, rank=8, alpha=16, target_modules=["q_proj", "v_proj"])
 
 

@@ -76,14 +76,15 @@ def final_number(text: str) -> Decimal | None:
     for mark in reversed(list(_ANSWER_MARK.finditer(text))):
         clause = _CLAUSE.match(text, mark.end())
         left, _, result = (clause.group() if clause else "").rpartition("=")
-        said = _numbers(result if _SUM.match(left) else left + result)
+        said = numbers_in(result if _SUM.match(left) else left + result)
         if said:
             return said[0]
-    numbers = _numbers(text)
+    numbers = numbers_in(text)
     return numbers[-1] if numbers else None
 
 
-def _numbers(text: str) -> list[Decimal]:
+def numbers_in(text: str) -> list[Decimal]:
+    """Return every number of a text in order, read as `final_number` reads them."""
     found = []
     for match in _NUMBER.finditer(_FRACTION.sub(r"\1/\2", text)):
         value = Decimal(match["number"].replace(",", ""))

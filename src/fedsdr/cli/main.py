@@ -9,6 +9,7 @@ import click
 
 from fedsdr.cli.compare import compare
 from fedsdr.cli.data import data
+from fedsdr.cli.diagnose import diagnose
 from fedsdr.cli.distill import distill
 from fedsdr.cli.doctor import doctor
 from fedsdr.cli.evaluate import evaluate
@@ -24,7 +25,7 @@ def cli() -> None:
     """Federated fine-tuning of language models on data that disagree."""
 
 
-for command in (init, data, distill, run, compare, evaluate, export, doctor):
+for command in (init, data, distill, run, compare, evaluate, diagnose, export, doctor):
     cli.add_command(command)
 
 

@@ -1,0 +1,78 @@
+"""fedsdr diagnose: alignment of the clients and the rewrite paradox, in numbers."""
+
+import json
+from pathlib import Path
+
+import click
+
+from fedsdr.cli.options import overrides, run_folder
+
+
+@click.command()
+@run_folder
+@overrides
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where diagnose.json goes; RUN if not given."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PART",
+    help="text, rewrites, optimization, serving or aggregation; all if not given.",
+)
+@click.option(
+    "--rows", default=32, show_default=True, help="Rows of a client to ask the model about."
+)
+@click.option(
+    "--steps", default=8, show_default=True, help="Optimizer steps before a loss transfer."
+)
+@click.option(
+    "--nli", default="", metavar="MODEL", help="Hugging Face model for entailment; none is bundled."
+)
+def diagnose(
+    run: Path,
+    set_: tuple[str, ...],
+    out: Path | None,
+    only: tuple[str, ...],
+    rows: int,
+    steps: int,
+    nli: str,
+) -> None:
+    """Measure how aligned the clients are and what rewriting cost, raw against rewritten.
+
+    The run itself is not changed. What each number means: docs/diagnose.md.
+    """
+    from rich.table import Table
+
+    from fedsdr.cli.progress import console_progress
+    from fedsdr.cli.table import wide_console
+    from fedsdr.engines.diagnosing import diagnose as measure
+    from fedsdr.engines.experiment import clients_of
+    from fedsdr.engines.run_folder import check_data, open_run
+    from fedsdr.errors import UserError
+    from fedsdr.evaluation.diagnosis import markdown_of, tables_of
+    from fedsdr.files import write_atomically
+
+    for name, value, least in (("--rows", rows, 2), ("--steps", steps, 1)):
+        if value < least:
+            raise UserError(f"{name}: is {value}; it must be at least {least}")
+    site, state = open_run(run, set_)
+    clients = clients_of(site.config)
+    check_data(run, clients)
+    found = measure(
+        site, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
+    )
+    tables = tables_of(found)
+    folder = out or run
+    write_atomically(folder / "diagnose.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    title = f"{found['method']} with {found['algorithm']}, {found['rounds']} rounds, diagnosed"
+    write_atomically(folder / "diagnose.md", markdown_of(title, tables))
+    console = wide_console()
+    for name, body in tables:
+        table = Table(title=name)
+        for i, column in enumerate(body[0]):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in body[1:]:
+            table.add_row(*row)
+        console.print(table)
+    print(f"\nnumbers in {folder}: diagnose.json, diagnose.md")

@@ -1,0 +1,66 @@
+"""Whether one text follows from another, by a sequence classifier that the user names."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fedsdr.errors import UserError
+
+RELATIONS = ("entailment", "neutral", "contradiction")
+
+# (premise, hypothesis) pairs -> one of RELATIONS for each
+Infer = Callable[[Sequence[tuple[str, str]]], list[str]]
+
+
+def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
+    """Load a Hugging Face model for natural language inference: a hub id or a folder.
+
+    Its labels must be called entailment, neutral and contradiction (any case, whole or in part:
+    "ENTAILMENT", "entail"). The longer text of a pair is cut to the length that the model reads.
+    UserError when it cannot be loaded or has other labels.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--nli: '{name}' cannot be loaded: {reason}") from None
+    labels = {int(i): str(label) for i, label in model.config.id2label.items()}
+    relations = {i: _relation(label) for i, label in labels.items()}
+    if sorted(relations.values()) != sorted(RELATIONS):
+        raise UserError(
+            f"--nli: '{name}' has the labels {', '.join(labels.values())}; "
+            f"name a model that tells {', '.join(RELATIONS)}"
+        )
+    model.to(device).eval()
+    reads = getattr(model.config, "max_position_embeddings", 512)
+    length = min(tokenizer.model_max_length, reads, 512)
+
+    def infer(pairs: Sequence[tuple[str, str]]) -> list[str]:
+        found: list[str] = []
+        for start in range(0, len(pairs), batch_size):
+            premises, hypotheses = zip(*pairs[start : start + batch_size], strict=True)
+            inputs = tokenizer(
+                list(premises),
+                list(hypotheses),
+                truncation="longest_first",
+                max_length=length,
+                padding=True,
+                return_tensors="pt",
+            ).to(device)
+            with torch.inference_mode():
+                best = model(**inputs).logits.argmax(dim=-1).tolist()
+            found += [relations[i] for i in best]
+        return found
+
+    return infer
+
+
+def _relation(label: str) -> str:
+    """The relation that a label of a model's configuration means, or '' for none."""
+    said = label.lower()
+    if said.startswith(("not", "non")):
+        return ""
+    return next((relation for relation in RELATIONS if relation[:6] in said), "")
