@@ -90,12 +90,12 @@ def test_a_stopped_comparison_goes_on_and_runs_no_finished_cell_again(cells, tmp
     trained = []
     train_at = experiment.train_at
 
-    def train(site, client, task):
+    def train(site, client, task, after_step):
         if len(trained) == 4:  # in the second cell
             trained.append(None)
             raise KeyboardInterrupt
         trained.append(site.folder.name)
-        return train_at(site, client, task)
+        return train_at(site, client, task, after_step)
 
     monkeypatch.setattr(experiment, "train_at", train)
     with pytest.raises(KeyboardInterrupt):

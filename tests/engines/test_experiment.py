@@ -152,10 +152,10 @@ def test_every_method_runs_with_int8_updates_in_a_quarter_of_the_bytes(
 def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypatch, caplog):
     real = experiment.train_at
 
-    def train(site, client, task):
+    def train(site, client, task, after_step):
         if client.client_id == "clinic" and task.round == 2:
             raise RuntimeError("the disk of the clinic is gone")
-        return real(site, client, task)
+        return real(site, client, task, after_step)
 
     monkeypatch.setattr(experiment, "train_at", train)
     run_experiment(write_config(), tmp_path / "run", SILENT)

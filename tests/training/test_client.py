@@ -10,7 +10,7 @@ from fedsdr.models.adapters import load_adapter
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.rows import row_losses
 from fedsdr.tensors import add, norm, subtract, zeros_like
-from fedsdr.training.client import ClientRows, phase_rows, train_client
+from fedsdr.training.client import ClientRows, phase_rows, rows_to_train, train_client
 from fedsdr.training.methods import METHODS, Phase
 from fedsdr.training.store import ClientStore
 from fedsdr.types import ClientTask, LocalSettings
@@ -51,6 +51,20 @@ def test_a_method_sends_exactly_what_it_shares_and_keeps_what_is_private(name, m
     expected = {p.train for p in method.phases if not p.returning}
     assert trained == expected
     assert update.num_examples == 8
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_the_rows_that_a_task_says_it_will_train_are_those_that_it_trains(
+    name, accepted, model, tmp_path
+):
+    store = store_at(tmp_path)
+    if accepted:
+        train_client(task_for(model, name), DATA, model, store)
+    task = task_for(model, name, round=accepted + 1, accepted=accepted, smooth_epochs=1)
+    trained = []
+    train_client(task, DATA, model, store, trained.append)
+    assert sum(trained) == rows_to_train(task, 8) > 0
 
 
 def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_forward(

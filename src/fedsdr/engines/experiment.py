@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from fedsdr.federation.round import Plan, first_state, run_round
 from fedsdr.files import disk_errors_named, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.seeds import seed_for
+from fedsdr.training.client import rows_to_train
 from fedsdr.training.methods import METHODS
 from fedsdr.types import (
     ClientData,
+    ClientFault,
     ClientTask,
     ClientUpdate,
     LocalSettings,
@@ -152,17 +154,16 @@ def run_rounds(
         state = first_state(start, plan)
     _keep_records(site.folder / "rounds.jsonl", state.round)
     rounds = site.config.federation.rounds
+
+    def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
+        total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
+        what = f"round {tasks[0].round} of {rounds}, rows trained"
+        with progress.bar(what, total) as advance:
+            run = in_process(lambda task: train_at(site, by_id[task.client_id], task, advance))
+            yield from run(tasks)
+
     while state.round < rounds:
-        number = state.round + 1
-        chosen = plan.clients_per_round or len(plan.clients)
-        with progress.bar(f"round {number} of {rounds}", chosen) as advance:
-
-            def train(task: ClientTask) -> ClientUpdate:
-                update = train_at(site, by_id[task.client_id], task)
-                advance(1)
-                return update
-
-            state, record = run_round(state, plan, in_process(train))
+        state, record = run_round(state, plan, run_clients)
         _append_record(site.folder / "rounds.jsonl", record)
         save_state(site.folder / "checkpoint", state)
         progress.log(_round_line(record))

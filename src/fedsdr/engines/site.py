@@ -5,7 +5,7 @@ either way, and what belongs to a client is read when its turn comes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,15 +120,17 @@ def train_at(
     site: Site,
     client: ClientData,
     task: ClientTask,
+    after_step: Callable[[int], None] | None = None,
 ) -> ClientUpdate:
-    """Do one client's work of one round; its rewrites are read from its own folder."""
+    """Do one client's work of one round; its rewrites are read from its own folder. `after_step`
+    is told the rows of each optimizer step."""
     method = choose(task.settings.method, METHODS, "method.name")
     rewritten: tuple[Example, ...] = ()
     if method.rewrites:
         rewritten = read_distilled(site.distilled(client.client_id), client.raw)
     rows = ClientRows(site.encode(client.raw), site.encode(rewritten))
     check_supervised(client.client_id, "training", rows.raw)
-    return train_client(task, rows, site.model, site.store(client.client_id))
+    return train_client(task, rows, site.model, site.store(client.client_id), after_step)
 
 
 def evaluate_model(

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from fedsdr.errors import UserError, choose
 from fedsdr.models.branches import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, subtract, zeros_like
-from fedsdr.training.methods import METHODS, Phase
+from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.step import PhaseResult, train_phase
 from fedsdr.training.store import ClientStore, Kept
 from fedsdr.types import Branch, ClientTask, ClientUpdate, LocalSettings, R, S, TokenRow
@@ -31,12 +32,14 @@ def train_client(
     rows: ClientRows,
     model: BranchedModel,
     store: ClientStore,
+    after_step: Callable[[int], None] | None = None,
 ) -> ClientUpdate:
     """Run the method's phases from the task's global tensors; return the change of R, encoded;
     keep S and what the encoding rounded away.
 
     The order of the data, dropout and S's start depend on `task.seed`, the client's name and the
-    round alone, so the same task gives the same update anywhere.
+    round alone, so the same task gives the same update anywhere. `after_step` is told the rows of
+    each optimizer step; in all they are `rows_to_train`.
     """
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
@@ -54,11 +57,9 @@ def train_client(
     )
     metrics: dict[str, float] = {}
     steps: dict[Branch, int] = {}
-    for phase in method.phases:
-        if phase.returning and not task.accepted_round:
-            continue
+    for phase in phases_of(method, task.accepted_round):
         began = time.perf_counter()
-        result = _run_phase(phase, task, rows, model, adjust)
+        result = _run_phase(phase, task, rows, model, adjust, after_step)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
         name = f"{phase.train}.{phase.data}"
         metrics |= {
@@ -97,16 +98,34 @@ def train_client(
     )
 
 
+def phases_of(method: Method, accepted_round: int) -> list[Phase]:
+    """Return the phases of this round: some wait until an update of the client was counted."""
+    return [phase for phase in method.phases if accepted_round or not phase.returning]
+
+
+def epochs_of(phase: Phase, settings: LocalSettings) -> int:
+    """Return the passes over the data in a phase."""
+    smooth = settings.smooth_epochs if phase.train == S else 0
+    return smooth or settings.local_epochs
+
+
+def rows_to_train(task: ClientTask, num_examples: int) -> int:
+    """Return how many rows the task's optimizer steps take in all, for a bar with the time left."""
+    method = choose(task.settings.method, METHODS, "method.name")
+    phases = phases_of(method, task.accepted_round)
+    return num_examples * sum(epochs_of(phase, task.settings) for phase in phases)
+
+
 def _run_phase(
     phase: Phase,
     task: ClientTask,
     rows: ClientRows,
     model: BranchedModel,
     adjust: Adjust,
+    after_step: Callable[[int], None] | None,
 ) -> PhaseResult:
     settings = task.settings
     seed = seed_for(task.seed, task.round, task.client_id, phase.train, phase.data)
-    epochs = settings.smooth_epochs if phase.train == S and settings.smooth_epochs else 0
     coin = random.Random(seed_for(seed, "s_dropout"))
 
     def before_step() -> None:
@@ -127,10 +146,11 @@ def _run_phase(
             model.parameters(phase.train),
             phase_rows(phase, rows, settings, seed_for(task.seed, task.client_id)),
             settings,
-            epochs=epochs or settings.local_epochs,
+            epochs=epochs_of(phase, settings),
             seed=seed,
             adjust=adjust,
             before_step=before_step,
+            after_step=after_step,
         )
 
 

@@ -72,11 +72,13 @@ def train_phase(
     seed: int,
     adjust: Adjust | None = None,
     before_step: Callable[[], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> PhaseResult:
     """Train `parameters` in place with a fresh AdamW; its state is not kept.
 
     `adjust` is a local correction (FedProx, SCAFFOLD) of each gradient, made before the whole is
-    clipped to `max_grad_norm`. `before_step` may change the forward.
+    clipped to `max_grad_norm`. `before_step` may change the forward; `after_step` is told how many
+    rows the step took.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -102,5 +104,7 @@ def train_phase(
         tokens, supervised = tokens + sum(len(r.tokens) for r in batch), supervised + count
         if epoch == epochs - 1:
             last_sum, last_count = last_sum + loss_sum, last_count + count
+        if after_step:
+            after_step(len(batch))
     loss = last_sum / last_count if last_count else float("nan")
     return PhaseResult(loss, tokens, supervised, steps)
