@@ -216,6 +216,8 @@ def _peak(shape: BranchedModel, rows: Sequence[TokenRow], layers: int, dropout: 
     with _first_layers(shape.model, layers), shape.using(R, S, trained=R, dropout=dropout):
         for parameter in shape.parameters(R).values():
             parameter.grad = torch.zeros_like(parameter)  # of the packs before
+        with torch.no_grad():
+            row_losses(shape.model, rows)  # what is cached once, such as masks, is made here
         with _LiveBytes() as live:
             row_losses(shape.model, rows).sum().backward()
     return live.peak
