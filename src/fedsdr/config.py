@@ -81,7 +81,8 @@ class TrainConfig:
     lr: float = 3e-4  # of AdamW at the client
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
-    pack_tokens: int = 1024  # real tokens in one forward pass
+    pack_tokens: int = 0  # real tokens in one forward pass; 0: what fits into the free memory
+    checkpointing: bool = False  # less memory for one more forward: layers run again in backward
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "train.lr": (1e-12, 1e3, "above 0"),
     "train.weight_decay": (0.0, 1e3, "0 or more"),
     "train.max_grad_norm": (0.0, 1e9, "0 (no clipping) or more"),
-    "train.pack_tokens": (1, 1e9, "at least 1"),
+    "train.pack_tokens": (0, 1e9, "0 (what fits) or more"),
     "lora.rank": (1, 1e5, "at least 1"),
     "lora.alpha": (1e-9, 1e9, "above 0"),
     "lora.dropout": (0.0, 0.99, "a share from 0 to 0.99"),

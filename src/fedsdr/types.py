@@ -63,7 +63,7 @@ class LocalSettings:
     lr: float = 3e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
-    pack_tokens: int = 1024  # real tokens in one forward pass
+    pack_tokens: int = 1024  # real tokens in one forward pass; 0: as the client's machine holds
     s_reset: bool = False  # start S anew every round
     s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
     mixture: float = 1.0  # share of rewrites where a phase reads "mixture"

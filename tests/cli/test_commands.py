@@ -121,3 +121,17 @@ def test_a_fault_of_ours_is_not_hidden(fedsdr, monkeypatch, tmp_path):
     monkeypatch.setattr("fedsdr.config.load_config", broken)
     with pytest.raises(ZeroDivisionError):
         fedsdr("run", tmp_path / "c.toml")
+
+
+def test_doctor_with_a_configuration_prints_the_memory_of_a_step_by_part(fedsdr, tmp_path):
+    from tiny import tiny_llama
+
+    tiny_llama(packed=False).save_pretrained(tmp_path / "model")
+    path = tmp_path / "c.toml"
+    path.write_text(f'[model]\nname = "{tmp_path / "model"}"\ndevice = "cpu"\n')
+    code, out, _ = fedsdr("doctor", path, "--set", "train.checkpointing=true")
+    assert code == 0
+    for part in ("weights", "adapters", "optimizer", "activations", "logits", "in all"):
+        assert f" MiB  {part}" in out
+    assert "pack size: 1,024 tokens, chosen" in out
+    assert fedsdr("doctor", tmp_path / "none.toml")[0] == 2

@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.algorithms import ALGORITHMS
+from fedsdr.config import load_config
 from fedsdr.engines import experiment
 from fedsdr.engines.distilling import distill_clients, prepare_rewriting
 from fedsdr.engines.experiment import clients_of, plan_of, run_experiment, run_rounds
@@ -182,6 +183,23 @@ def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not a run folder"):
         run_experiment(write_config(), tmp_path / "full", SILENT)
+
+
+def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
+    write_config, tmp_path, monkeypatch
+):
+    from fedsdr.engines import site
+
+    run_experiment(write_config("federation.rounds=1"), tmp_path / "a", SILENT)
+    assert load_config(tmp_path / "a/config.toml").train.pack_tokens == 1024
+    monkeypatch.setattr(site, "choose_pack", None)  # not asked again
+    more = write_config("federation.rounds=2", "train.checkpointing=true")
+    run_experiment(more, tmp_path / "a", SILENT, resume=True)
+    assert load_config(tmp_path / "a/config.toml").train.checkpointing
+    run_experiment(
+        write_config("federation.rounds=2", "train.pack_tokens=1024"), tmp_path / "b", SILENT
+    )
+    assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
 
 
 def test_more_rounds_go_on_from_a_finished_run(write_config, tmp_path):

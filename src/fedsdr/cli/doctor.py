@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from fedsdr.cli.options import overrides
+
 # package on PyPI -> what it is for and how to get it
 EXTRAS = {
     "openvino-genai": ("fast rewriting on a CPU", "pip install -e '.[openvino]'"),
@@ -21,8 +23,13 @@ EXTRAS = {
 
 
 @click.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing, and how to get it."""
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@overrides
+def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
+    """Say what this machine has, what is missing, and how to get it.
+
+    With CONFIG, also how much memory a training step of it takes.
+    """
     import torch
 
     from fedsdr.embedded import MEND, PACKAGES, missing_packages
@@ -51,6 +58,39 @@ def doctor() -> None:
             print(f"  ok      {package} {version(package)}: {purpose}")
         except PackageNotFoundError:
             print(f"  missing {package}: {purpose} -> {mend}")
+    if config:
+        _print_memory(config, set_)
+
+
+def _print_memory(path: Path, overrides: tuple[str, ...]) -> None:
+    from fedsdr.config import load_config
+    from fedsdr.models.load import choose_device
+    from fedsdr.models.memory import choose_pack, free_memory
+
+    config = load_config(path, overrides)
+    train = config.train
+    print("\nmemory of a training step:")
+    pack_tokens, found = choose_pack(config)
+    if found:
+        kept = "the layers' inputs" if train.checkpointing else "kept for the backward pass"
+        parts = {
+            f"weights: the base, quantize = {config.model.quantize}": found.weights,
+            "adapters: both branches": found.adapters,
+            "optimizer: gradient and AdamW of one branch": found.optimizer,
+            f"activations: {kept}": found.activations,
+            "logits: the loss, and the layer that is running": found.logits,
+            f"in all, for {found.pack_tokens:,} tokens": found.total,
+        }
+        for part, size in parts.items():
+            print(f"  {size / 2**20:9,.0f} MiB  {part}")
+    else:
+        print("  not known: what a step of this model takes depends on its data")
+    free = free_memory(choose_device(config.model.device))
+    print("  not known which is free" if free is None else f"  {free / 2**20:9,.0f} MiB  are free")
+    given = "as train.pack_tokens says" if train.pack_tokens else "chosen (train.pack_tokens = 0)"
+    print(
+        f"pack size: {pack_tokens:,} tokens, {given}; checkpointing: {train.checkpointing}".lower()
+    )
 
 
 def _existing(path: Path) -> Path:

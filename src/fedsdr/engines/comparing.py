@@ -19,7 +19,7 @@ from fedsdr.engines.cells import Cell
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import checked_config
-from fedsdr.engines.site import Site, open_site
+from fedsdr.engines.site import Site, open_site, with_pack
 from fedsdr.errors import UserError
 from fedsdr.evaluation.comparison import Group, comparison_rows, tables_of
 from fedsdr.evaluation.results import to_markdown
@@ -150,10 +150,11 @@ def one_base() -> Callable[[Config, Path], Site]:
 
     def open_(config: Config, folder: Path) -> Site:
         def model(of: Config) -> tuple[object, ...]:
-            return of.model, of.lora.rank, of.lora.alpha, of.lora.target_modules
+            lora, checkpointing = of.lora, of.train.checkpointing
+            return of.model, lora.rank, lora.alpha, lora.target_modules, checkpointing
 
         if held and model(held[0].config) == model(config):
-            return replace(held[0], config=config, folder=folder)
+            return replace(held[0], config=with_pack(config), folder=folder)
         held.clear()  # before the next one is loaded: two may not fit in memory
         held.append(open_site(config, folder))
         return held[0]

@@ -27,6 +27,11 @@ _DTYPES: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
 MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device",
              "train.pack_tokens")  # fmt: skip
 
+# What may differ when a run is gone on with: checkpointing changes no bit of what is learnt, and
+# is what lets a run go on that was too large for its machine.
+_RESUMABLE = ("federation.rounds", "train.checkpointing")
+_AUTOMATIC = {"train.pack_tokens": 0}  # "auto" elsewhere
+
 
 def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Site, ServerState]:
     """Open a run folder with its model and the state after its last whole round.
@@ -68,13 +73,15 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     before = load_config(saved)
     for key in key_names():
         now = value_of(config, key)
-        if key != "federation.rounds" and now != "auto" and value_of(before, key) != now:
+        automatic = now == _AUTOMATIC.get(key, "auto")
+        if key not in _RESUMABLE and not automatic and value_of(before, key) != now:
             raise UserError(
                 f"{saved}: '{key}' was {value_of(before, key)!r} and is now {now!r}; "
                 "resume with the same value or choose another --out"
             )
     federation = dataclasses.replace(before.federation, rounds=config.federation.rounds)
-    return dataclasses.replace(before, federation=federation)
+    train = dataclasses.replace(before.train, checkpointing=config.train.checkpointing)
+    return dataclasses.replace(before, federation=federation, train=train)
 
 
 def check_data(out: Path, clients: Sequence[ClientData]) -> None:

@@ -4,6 +4,7 @@ A site may hold one client (a hospital) or all of them (a simulation): there is 
 either way, and what belongs to a client is read when its turn comes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from fedsdr.errors import UserError, choose
 from fedsdr.evaluation.evaluate import ClientScores, Losses, evaluate_client
 from fedsdr.evaluation.metrics import metric_for
 from fedsdr.models.branches import BranchedModel
+from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
 from fedsdr.models.load import Base, load_base
+from fedsdr.models.memory import choose_pack
 from fedsdr.models.rows import pack, row_losses, supervised_tokens
 from fedsdr.tensors import Tensors
 from fedsdr.training.client import ClientRows, train_client
@@ -97,13 +100,27 @@ class Site:
 
 
 def open_site(config: Config, folder: Path) -> Site:
-    """Load the base model and put the branches on it. UserError for all that the user can mend."""
+    """Load the base model and put the branches on it. UserError for all that the user can mend.
+
+    The site's configuration has the pack size that was chosen where it was automatic.
+    """
+    config = with_pack(config)
     base = load_base(config.model)
     lora = config.lora
     model = BranchedModel(
         base.model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
     )
+    if config.train.checkpointing:
+        checkpoint_layers(base.model)
     return Site(config, folder, base, model, render_for(base.tokenizer, config.model.template))
+
+
+def with_pack(config: Config) -> Config:
+    """Return the configuration with the pack size chosen where it is automatic."""
+    if config.train.pack_tokens:
+        return config
+    train = dataclasses.replace(config.train, pack_tokens=choose_pack(config)[0])
+    return dataclasses.replace(config, train=train)
 
 
 def check_supervised(client_id: str, kind: str, rows: Sequence[TokenRow]) -> None:
@@ -130,6 +147,10 @@ def train_at(
         rewritten = read_distilled(site.distilled(client.client_id), client.raw)
     rows = ClientRows(site.encode(client.raw), site.encode(rewritten))
     check_supervised(client.client_id, "training", rows.raw)
+    if not task.settings.pack_tokens:  # automatic: what fits is this machine's affair
+        pack_tokens = site.config.train.pack_tokens
+        settings = dataclasses.replace(task.settings, pack_tokens=pack_tokens)
+        task = dataclasses.replace(task, settings=settings)
     return train_client(task, rows, site.model, site.store(client.client_id), after_step)
 
 

@@ -88,12 +88,9 @@ def load_base(config: ModelConfig) -> Base:
     architecture that transformers does not know, or a quantisation that this machine cannot do.
     """
     _quiet()
-    gguf = gguf_of(config.name)
     device = choose_device(config.device)
-    source = str(_converted(gguf)) if gguf else config.name
+    source, gguf = _source_of(config)
     folder = Path(source)
-    if not gguf and (folder.is_absolute() or folder.exists()):
-        _check_folder(folder)
     model, tokenizer = _from_pretrained(source, config, device)
     model.requires_grad_(False).eval()
     prepare(model)
@@ -106,12 +103,41 @@ def load_base(config: ModelConfig) -> Base:
     return Base(config.name, fingerprint, model, tokenizer, gguf)
 
 
+def load_shape(config: ModelConfig) -> nn.Module:
+    """Return the model on the meta device: sizes and dtypes without values (quick: no weights).
+
+    A quantised base is not quantised here. UserError as in `load_base`.
+    """
+    source, _ = _source_of(config)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(config.name):
+        shape = AutoConfig.from_pretrained(source, **_hub_arguments(config))
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                shape,
+                dtype=choose_dtype(config.dtype, choose_device(config.device)),
+                trust_remote_code=config.trust_remote_code,
+            )
+    model.requires_grad_(False).eval()
+    prepare(model)
+    return model
+
+
+def _source_of(config: ModelConfig) -> tuple[str, Path | None]:
+    """Return what transformers loads, a hub id or a folder, and the .gguf file it comes from."""
+    gguf = gguf_of(config.name)
+    if gguf:
+        return str(_converted(gguf)), gguf
+    folder = Path(config.name)
+    if folder.is_absolute() or folder.exists():
+        _check_folder(folder)
+    return config.name, None
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load the tokenizer alone (quick: no weights)."""
-    gguf = gguf_of(config.name)
-    source = str(_converted(gguf)) if gguf else config.name
-    if not gguf and Path(source).is_absolute():
-        _check_folder(Path(source))
+    source, _ = _source_of(config)
     from transformers import AutoTokenizer
 
     with _loading(config.name):
