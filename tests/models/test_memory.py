@@ -10,6 +10,7 @@ from fedsdr.errors import UserError
 from fedsdr.models import memory
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.checkpointing import checkpoint_layers
+from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.memory import CannotEstimateError, choose_pack, estimate, full_pack, shape_of
 from fedsdr.training.step import accumulate_gradients
 
@@ -149,7 +150,7 @@ def test_the_layers_that_were_not_run_add_what_they_would_have(checkpointing):
 
 def test_counting_live_bytes_gives_those_of_a_step_worked_by_hand():
     x, w = torch.ones(8, 4, requires_grad=True), torch.ones(4, 4)
-    with memory._LiveBytes() as live:
+    with LiveBytes() as live:
         y = (x @ w).relu()  # (8, 4) and, for backward, its result again: one storage each
         assert live.now == live.peak - 8 * 4 * 4 == 8 * 4 * 4  # the product is gone
         z = y.view(-1)[:3] * 2

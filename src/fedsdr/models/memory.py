@@ -5,22 +5,20 @@ have sizes and no values. One training step runs there while the bytes that are 
 so the estimate follows whatever the step really keeps.
 """
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from fedsdr.config import Config
 from fedsdr.errors import UserError
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.checkpointing import checkpoint_layers, decoder_layers
+from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.load import choose_device, load_shape
 from fedsdr.models.rows import row_losses
 from fedsdr.types import R, S, TokenRow
@@ -218,7 +216,7 @@ def _peak(shape: BranchedModel, rows: Sequence[TokenRow], layers: int, dropout: 
             parameter.grad = torch.zeros_like(parameter)  # of the packs before
         with torch.no_grad():
             row_losses(shape.model, rows)  # what is cached once, such as masks, is made here
-        with _LiveBytes() as live:
+        with LiveBytes() as live:
             row_losses(shape.model, rows).sum().backward()
     return live.peak
 
@@ -240,40 +238,3 @@ def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
     finally:
         for owner, name, child in lists:
             setattr(owner, name, child)
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside: those alive now, and at the peak.
-
-    Views share a storage, which counts once, and until the last tensor or autograd node that
-    holds it is gone.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = _storage(tensor)
-            key = storage._cdata
-            if key not in self.sizes and key not in given:  # parameters were there before
-                self.sizes[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, key)
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
-
-
-def _storage(tensor: Tensor) -> torch.UntypedStorage:
-    return tensor.untyped_storage()
