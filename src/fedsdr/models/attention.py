@@ -1,14 +1,31 @@
 """Attention that stays inside a row, so that many rows share one forward pass without padding.
 
 Hugging Face models look their attention up by name and hand it the keyword arguments of
-`forward`. `register` adds this one under ATTENTION; `row_lengths` or `kv_lengths` then say how
-the tokens fall into rows. Positions come from `position_ids`, so nothing else has to change.
+`forward`. `register` adds this one under ATTENTION; `row_lengths` or `spans` then say how the
+tokens fall into rows. Positions come from `position_ids`, so nothing else has to change.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 ATTENTION = "fedsdr_rows"
+
+
+@dataclass(frozen=True)
+class Span:
+    """New tokens of neighbouring rows of a cache, equally many a row, that share a product.
+
+    `tokens` are theirs in the query, `slots` theirs in the cache, of which the first `keys`
+    positions are read; `positions` (rows, tokens a row) says where in its row each token stands.
+    """
+
+    tokens: slice
+    slots: slice
+    keys: int
+    positions: Tensor
 
 
 def register() -> None:
@@ -48,14 +65,14 @@ def row_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     row_lengths: tuple[int, ...] | None = None,
-    kv_lengths: Tensor | None = None,
+    spans: Sequence[Span] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each row; returns (batch, tokens, heads, head size).
+    """Causal attention inside each row; returns (1, tokens, heads, head size).
 
-    With `row_lengths`, query is (1, heads, tokens, size) and the rows lie one after the other.
-    With `kv_lengths` (batch,), query is (batch, heads, 1, size), one new token a row against the
-    first `kv_lengths[i]` cached positions of row i. Grouped key and value heads are not repeated.
+    Query is (1, heads, tokens, size), the rows one after the other. With `row_lengths`, key and
+    value lie likewise; with `spans` they are a cache (slots, heads, positions, size), in which the
+    new tokens already stand. Grouped key and value heads are not repeated.
     Raises ValueError for attention sinks or when neither is given.
     """
     if kwargs.get("s_aux") is not None:
@@ -72,15 +89,32 @@ def row_attention(
             )
         ]
         out = torch.cat(rows, dim=2)
-    elif kv_lengths is not None:
-        at = torch.arange(key.shape[2], device=key.device)
-        hidden = at >= kv_lengths[:, None]
-        if sliding_window is not None:
-            hidden |= at < (kv_lengths - sliding_window)[:, None]
-        out = _attend(query, key, value, scale, softcap, hidden[:, None, None, None, :])
+    elif spans is not None:
+        done = [_attend_span(query, key, value, s, scale, softcap, sliding_window) for s in spans]
+        out = torch.cat(done, dim=2)
     else:
-        raise ValueError("row attention needs row_lengths or kv_lengths")
+        raise ValueError("row attention needs row_lengths or spans")
     return out.transpose(1, 2), None
+
+
+def _attend_span(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    span: Span,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Attention of one span; (1, heads, tokens of the span, size)."""
+    q = query[0, :, span.tokens].unflatten(1, span.positions.shape).transpose(0, 1)
+    k, v = key[span.slots, :, : span.keys], value[span.slots, :, : span.keys]
+    at, own = torch.arange(span.keys, device=key.device), span.positions[..., None]
+    hidden = at > own
+    if window is not None:
+        hidden |= at <= own - window
+    out = _attend(q, k, v, scale, softcap, hidden[:, None, None])
+    return out.transpose(0, 1).flatten(1, 2)[None]
 
 
 def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
