@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ def _in_one_cache(
         return
     slots = min(batch_size, len(rows))
     cache = RowCache(slots + 1, len(waiting[0].prompt) + decoding.max_new_tokens)
-    shared = commonprefix([r.prompt[:-1] for r in rows]) if len(rows) > 1 else []
+    shared = _common_start([r.prompt[:-1] for r in rows]) if len(rows) > 1 else []
     if shared:  # the slot behind the rows keeps it
         _forward(model, cache, [_Piece(slots, 0, shared)])
     running: list[_Row] = []
@@ -173,6 +172,15 @@ def _in_one_cache(
                     cache.copy(len(running), slot, last.cached)
                     running[slot] = last
                 yield row
+
+
+def _common_start(prompts: Sequence[list[int]]) -> list[int]:
+    """Return the longest list that all prompts begin with."""
+    first, last = min(prompts), max(prompts)  # in sorted order these two differ first
+    length = 0
+    while length < len(first) and first[length] == last[length]:
+        length += 1
+    return first[:length]
 
 
 def _forward(model: nn.Module, cache: RowCache, pieces: Sequence[_Piece]) -> Tensor:
