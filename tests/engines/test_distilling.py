@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,13 +17,13 @@ def auto_site(write_config, tmp_path, monkeypatch):
     """A site whose "auto" engine is OpenVINO, with an engine that the test gives."""
     site = open_site(write_config("teacher.engine=auto"), tmp_path / "run")
 
-    def with_engine(build):
+    def with_engine(build, gguf=None):
         monkeypatch.setattr(distilling, "choose_engine", lambda *a, **k: ("openvino", "fastest"))
         monkeypatch.setattr(distilling, "import_extra", lambda *a: None)
         monkeypatch.setattr(distilling, "version", lambda package: "1")
         entry = ("openvino_genai", "openvino-genai", build)
         monkeypatch.setitem(distilling.ENGINES, "openvino", entry)
-        return prepare_rewriting(site)
+        return prepare_rewriting(replace(site, base=replace(site.base, gguf=gguf)))
 
     return site, with_engine
 
@@ -43,6 +44,29 @@ def test_auto_leaves_an_engine_that_computes_another_model(auto_site):
     rewriting = with_engine(lambda site: other)
     assert rewriting.teacher.engine.startswith("transformers")
     assert "otherwise" in rewriting.why
+
+
+def test_auto_takes_a_copy_of_the_file_where_the_engine_misreads_the_file_itself(
+    auto_site, monkeypatch, tmp_path
+):
+    site, with_engine = auto_site
+    read = []
+
+    def openvino(site, path=None):
+        read.append(path)
+        return site.generate(3)
+
+    def misread(site):
+        return lambda asked, _: (Generation(r.id, "something else", True, 1, 1) for r in asked)
+
+    monkeypatch.setattr(distilling, "_openvino", openvino)
+    monkeypatch.setattr(distilling, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(distilling, "write_fp16_copy", lambda source, to: read.append(source))
+    rewriting = with_engine(misread, gguf=tmp_path / "model.gguf")
+    assert rewriting.teacher.engine == "openvino 1 fp16 copy"
+    assert "fp16 copy" in rewriting.why
+    copy = tmp_path / "models" / f"model-{site.base.fingerprint[:12]}-fp16.gguf"
+    assert read == [tmp_path / "model.gguf", copy]
 
 
 def test_auto_leaves_an_engine_that_cannot_read_the_model(auto_site):

@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.stats import chisquare
 from tiny import VOCABULARY, branched, tiny_llama
 
+from fedsdr.models import generation
 from fedsdr.models.generation import choose_tokens, transformers_generate
 from fedsdr.types import Decoding, GenerationRequest, Turn
 
@@ -62,6 +64,56 @@ def test_greedy_text_equals_that_of_transformers_generate(batch_size):
         assert answer.new_tokens == len(out)
         assert answer.text == " ".join(str(t) for t in out if t not in stops)
     assert 0 < ended < len(requests())
+
+
+def test_prompts_that_begin_alike_give_the_text_that_each_gives_alone():
+    model = tiny_llama()
+    system = " ".join(str(3 + i % 50) for i in range(70))
+    asked = [
+        replace(r, turns=(Turn("user", f"{system} {r.turns[0].content}"),)) for r in requests()
+    ]
+    asked.append(GenerationRequest("the start alone", (Turn("user", system),), seed=99))
+    for decoding in (GREEDY, SAMPLED):
+        together = run(model, asked, decoding, 4)
+        for request in asked:
+            alone = run(model, [request], decoding, 1)[request.id]
+            assert together[request.id] == alone
+
+
+def test_what_all_prompts_begin_with_is_computed_once(monkeypatch):
+    model, seen = tiny_llama(), []
+    forward = model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda **given: (seen.append(given["input_ids"].numel()), forward(**given))[1],
+    )
+    asked = [GenerationRequest(f"r{i}", (Turn("user", f"5 6 7 8 9 {i + 20}"),)) for i in range(6)]
+    run(model, asked, Decoding(temperature=0.0, max_new_tokens=1), 6)
+    assert seen == [5, 6]
+
+
+def test_lengths_far_apart_give_the_same_text_in_products_of_their_own(monkeypatch):
+    model = tiny_llama()
+    asked = [
+        GenerationRequest(f"r{n}", (Turn("user", " ".join(["7", *["9"] * n, "11"])),), seed=n)
+        for n in (1, 3, 60, 64, 200)
+    ]
+    expected = run(model, asked, SAMPLED, 5)
+    monkeypatch.setattr(generation, "PADDING", 10)
+    assert run(model, asked, SAMPLED, 5) == expected
+    monkeypatch.setattr(generation, "PADDING", 10_000)
+    assert run(model, asked, SAMPLED, 5) == expected
+
+
+def test_a_row_draws_the_same_token_whatever_the_rows_beside_it_need():
+    flat, peaked = torch.zeros(1, 2000), torch.full((1, 2000), -9.0)
+    peaked[0, 7:9] = 3.0
+    decoding = Decoding(temperature=1.0, top_p=0.9)
+    for u in (0.1, 0.499, 0.501, 0.97):
+        both = choose_tokens(torch.cat([flat, peaked]), [u, u], decoding)
+        assert both == [*choose_tokens(flat, [u], decoding), *choose_tokens(peaked, [u], decoding)]
+        assert both[1] in (7, 8)
 
 
 def test_the_same_seed_gives_the_same_text_in_any_batch_and_order():

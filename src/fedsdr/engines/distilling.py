@@ -19,6 +19,7 @@ from fedsdr.errors import UserError
 from fedsdr.files import write_atomically
 from fedsdr.models.engines import choose_engine
 from fedsdr.models.engines.extras import import_extra
+from fedsdr.models.engines.gguf_copy import write_fp16_copy
 from fedsdr.models.load import Base, cache_folder
 from fedsdr.models.rows import device_of
 from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest, Turn
@@ -128,10 +129,17 @@ def prepare_rewriting(site: Site) -> Rewriting:
     module, package, build = ENGINES[engine]
     import_extra(module, engine)
     built = functools.cache(lambda: build(site))
+    variant = ""
     if settings.engine == "auto" and engine == "openvino" and not _agrees(site, built):
-        engine, why = "transformers", "openvino answers otherwise than the loaded model does"
-        _, package, build = ENGINES[engine]
-        built = functools.cache(lambda: build(site))
+        otherwise = "openvino answers otherwise than the loaded model does"
+        built = functools.cache(lambda: _openvino_from_copy(site))
+        if site.base.gguf and _agrees(site, built):
+            variant = " fp16 copy"
+            why = f"{otherwise} from the file as it is, but not from an fp16 copy of it"
+        else:
+            engine, why = "transformers", otherwise
+            _, package, build = ENGINES[engine]
+            built = functools.cache(lambda: build(site))
     if engine == "openai":
         built()  # loads nothing, and says now what is wrong with the address
     # What the plain engine samples depends on the dtype of the base, and on our own code.
@@ -143,7 +151,7 @@ def prepare_rewriting(site: Site) -> Rewriting:
         model=settings.model or base.name,
         weights=_address(settings.url) if engine == "openai" else base.fingerprint,
         template=site.renderer.fingerprint,
-        engine=f"{engine} {version(package)}{precision}",
+        engine=f"{engine} {version(package)}{variant}{precision}",
         decoding=Decoding(
             settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
         ),
@@ -161,7 +169,7 @@ def _agrees(site: Site, build: Callable[[], Generate]) -> bool:
     FedSD needs the seed model's own words. An engine that reads the same file may still compute
     another model: on a CPU with AVX2 alone, OpenVINO 2026.4 gave other greedy answers to 13 of 14
     prompts from a Q4_1 file, and 1 of 35 of its rewrites passed the filter, where 13 of 35 of the
-    loaded model's did.
+    loaded model's did. From an fp16 copy of that file its answers were the loaded model's.
     """
     requests = [GenerationRequest(text, (Turn("user", text),)) for text in PROBES]
     decoding = Decoding(temperature=0.0, max_new_tokens=16)
@@ -189,11 +197,22 @@ def _transformers(site: Site) -> Generate:
     return site.generate(site.config.teacher.batch_size)
 
 
-def _openvino(site: Site) -> Generate:
+def _openvino_from_copy(site: Site) -> Generate:
+    """OpenVINO on a copy of the .gguf file without quantisation, made once."""
+    source = site.base.gguf
+    assert source is not None
+    name = f"{source.stem}-{site.base.fingerprint[:12]}-fp16.gguf"
+    copy = cache_folder() / "models" / name
+    if not copy.is_file():
+        write_fp16_copy(source, copy)
+    return _openvino(site, copy)
+
+
+def _openvino(site: Site, path: Path | None = None) -> Generate:
     from fedsdr.models.engines.openvino import openvino_generate
 
     return openvino_generate(
-        _model_path(site.base) or site.base.name,
+        path or _model_path(site.base) or site.base.name,
         site.renderer.prompt,
         batch_size=site.config.teacher.batch_size,
         stop_ids=site.renderer.stop_token_ids,
