@@ -85,7 +85,7 @@ def test_the_product_error_has_the_number_worked_by_hand():
     assert error.modules == {"m": pytest.approx(1 / 5, rel=1e-12)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_clients=st.integers(1, 9),
     rank=st.integers(1, 4),

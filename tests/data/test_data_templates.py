@@ -95,7 +95,7 @@ def test_replacing_the_wrong_number_of_responses_fails_loudly():
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "alpaca"])
 @given(contents=st.tuples(*[ordinary_text] * 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_tokens_are_those_of_the_whole_text_as_transformers_renders_it(name, contents):
     template = FAMILIES[name][0]
     example = example_of(*contents)
@@ -115,7 +115,7 @@ def test_the_tokens_are_those_of_the_whole_text_as_transformers_renders_it(name,
 
 @every_family
 @given(contents=st.tuples(*[ordinary_text | hostile_text] * 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_supervised_is_every_answer_with_its_end_of_turn_token_and_nothing_else(name, contents):
     _, _, _, end, strips = FAMILIES[name]
     answers = [text.strip() if strips else text for text in contents[1::2]]
@@ -144,7 +144,7 @@ def test_the_mask_is_the_one_that_transformers_makes_from_generation_markers():
 
 @every_family
 @given(contents=st.tuples(*[hostile_text] * 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_content_can_bring_in_a_control_token(name, contents):
     tokenizer, renderer = TOKENIZERS[name], RENDERERS[name]
     control = control_tokens(tokenizer)
