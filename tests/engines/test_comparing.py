@@ -12,7 +12,7 @@ from fedsdr.engines.cells import cells_of
 from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import SILENT
-from fedsdr.engines.site import Site
+from fedsdr.engines.site import Site, with_pack
 from fedsdr.errors import UserError
 
 STUDY = CompareConfig(methods=["plain", "fedsdr"], seeds=[0, 1])
@@ -160,7 +160,7 @@ def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path,
 
     monkeypatch.setattr(comparing, "open_site", open_site)
     open_once = comparing.one_base()
-    config = cells[0].config
+    config = with_pack(cells[0].config)
     wider = replace(config, lora=replace(config.lora, rank=4))
     for i, one in enumerate((config, replace(config, seed=5), wider, config)):
         assert open_once(one, tmp_path / str(i)).config == one
