@@ -184,8 +184,8 @@ def _key_places(
         start += n
         q_ends.append(start)
         k_ends.append(len(at))
-    ends = (torch.tensor(x, dtype=torch.int32, device=device) for x in (q_ends, k_ends))
-    return torch.tensor(at, device=device), *ends
+    q_at, k_at = (torch.tensor(x, dtype=torch.int32, device=device) for x in (q_ends, k_ends))
+    return torch.tensor(at, device=device), q_at, k_at
 
 
 def attend(

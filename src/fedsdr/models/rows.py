@@ -77,7 +77,8 @@ def _head_is_plain(model: nn.Module) -> bool:
     ids = torch.arange(2, device=device)[None]
     arguments = {"position_ids": positions((2,), device), "row_lengths": (2,), "use_cache": False}
     logits = model(input_ids=ids, **arguments).logits
-    hidden = model.base_model(input_ids=ids, **arguments).last_hidden_state
+    body: Any = model.base_model
+    hidden = body(input_ids=ids, **arguments).last_hidden_state
     return torch.equal(logits, head(hidden))
 
 
