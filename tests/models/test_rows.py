@@ -7,6 +7,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 
 from fedsdr.models.attention import ATTENTION, register
 from fedsdr.models.norms import FrozenRMSNorm
+from fedsdr.models.packed_attention import packed_attention
 from fedsdr.models.rows import pack, prepare, row_losses, shared_prefix
 from fedsdr.training.step import accumulate_gradients
 from fedsdr.types import TokenRow
@@ -107,6 +108,15 @@ def test_a_head_that_caps_or_scales_its_logits_is_left_to_the_model():
     assert not model.plain_head
     assert not any(isinstance(m, FrozenRMSNorm) for m in model.modules())
     torch.testing.assert_close(row_losses(model, data), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_made_in_inference_serves_in_training():
+    query = torch.randn(1, 4, 13, 8, requires_grad=True)
+    arguments = ((6, 7), 0, 1.0, 3, 2.0)
+    with torch.inference_mode():
+        packed_attention(query, query, query, *arguments)
+    packed_attention(query, query, query, *arguments).sum().backward()
+    assert bool(query.grad.isfinite().all())
 
 
 def test_a_plain_head_and_plain_norms_are_found():

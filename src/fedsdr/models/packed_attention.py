@@ -49,9 +49,10 @@ def _row_keys(t: Tensor, start: int, n: int, old: int) -> Tensor:
 @functools.lru_cache(maxsize=256)  # the layers of a model ask for the same ones in turn
 def _causal(length: int, old: int, window: int | None, device: torch.device) -> Tensor:
     """Return the (length, old + length) mask that is True where a query may not look."""
-    hidden = torch.ones(length, old + length, dtype=torch.bool, device=device).triu(old + 1)
-    if window is not None and window < old + length:
-        hidden |= torch.ones_like(hidden).tril(old - window)
+    with torch.inference_mode(False):  # one made in inference could not be used in training
+        hidden = torch.ones(length, old + length, dtype=torch.bool, device=device).triu(old + 1)
+        if window is not None and window < old + length:
+            hidden |= torch.ones_like(hidden).tril(old - window)
     return hidden
 
 
@@ -184,8 +185,9 @@ def _key_places(
         start += n
         q_ends.append(start)
         k_ends.append(len(at))
-    q_at, k_at = (torch.tensor(x, dtype=torch.int32, device=device) for x in (q_ends, k_ends))
-    return torch.tensor(at, device=device), q_at, k_at
+    with torch.inference_mode(False):  # as above
+        q_at, k_at = (torch.tensor(x, dtype=torch.int32, device=device) for x in (q_ends, k_ends))
+        return torch.tensor(at, device=device), q_at, k_at
 
 
 def attend(
