@@ -152,7 +152,9 @@ def compare(
                 "ratio": statistics.median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
-                "equal": sum(g.text == answers[plain][i].text for i, g in answers[name].items()),
+                "equal": sum(
+                    g.text.strip() == answers[plain][i].text for i, g in answers[name].items()
+                ),
                 "against": plain,
             }
         )
@@ -173,6 +175,8 @@ def main() -> None:
         given.prompts, given.max_new_tokens, given.repeats = 4, 8, 1
 
     torch.set_num_threads(given.threads)
+    if hasattr(os, "sched_setaffinity"):  # OpenVINO has threads of its own: the same cores for all
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-given.threads :])
     base = load_base(ModelConfig(name=EMBEDDED, device="cpu"))
     renderer = render_for(base.tokenizer)
     engines = {name: plain_generate(base, renderer, cache) for name, cache in PLAIN.items()}
