@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedsdr.tensors import ByShape
 from fedsdr.types import ClientFault, ClientUpdate
 
 
@@ -45,7 +46,7 @@ def _mismatch(values: Mapping[str, Tensor], like: Mapping[str, Tensor], what: st
     # Integers are finite, but not what they decode to: up to 128 times their scale.
     floats = {name: value for name, value in values.items() if value.is_floating_point()}
     limit = torch.finfo(torch.float32).max / (1 if len(floats) == len(values) else 128)
-    if floats and not _within(torch.cat([x.reshape(-1) for x in floats.values()]), limit):
+    if not all(_within(stack, limit) for stack in ByShape(floats).stack(floats).values()):
         name = next(name for name, value in floats.items() if not _within(value, limit))
         return f"{what} '{name}' has a value that is not finite"
     return ""
