@@ -57,7 +57,7 @@ def decode_stacked(encoded: Mapping[str, Tensor], by_shape: ByShape) -> Tensors:
     """Return the fp32 values of an encoded update, stacked: the client's bits at the server."""
     stacks = by_shape.stack(encoded)
     if any(x.dtype == torch.int8 for x in stacks.values()):
-        return map_tensors(torch.mul, stacks, by_shape.stack(encoded, SCALE))
+        return map_tensors(lambda q, s: q.float() * s, stacks, by_shape.stack(encoded, SCALE))
     return map_tensors(torch.Tensor.float, stacks)
 
 

@@ -13,7 +13,7 @@ from fedsdr.algorithms.compress import decode_stacked, encode
 from fedsdr.algorithms.corrections import new_server_control
 from fedsdr.algorithms.server_rules import ServerRule
 from fedsdr.errors import UserError
-from fedsdr.federation.guard import reason_to_refuse
+from fedsdr.federation.guard import form_of, reason_to_refuse
 from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import ByShape, Tensors, WeightedMean, add, norm, num_bytes, zeros_like
@@ -79,25 +79,23 @@ def run_round(
         )
         for client in sample_clients(plan.clients, plan.clients_per_round, plan.seed, number)
     ]
-    like = encode(state.shared, plan.settings.update_dtype)  # names, shapes and dtypes to expect
-    by_shape = ByShape(state.shared)
+    like = encode(state.shared, plan.settings.update_dtype)  # what an update must look like
+    form, control_form, by_shape = form_of(like), form_of(state.control), ByShape(state.shared)
     delta, control_delta = WeightedMean(), WeightedMean()
     counted: list[ClientUpdate] = []
     refused: list[dict[str, object]] = []
-    bytes_up = 0
     waiting = iter(tasks)
     for answer in run_clients(tasks):
         # Sums are taken in the order of the tasks, so that arrival order cannot change a bit.
         if not any(task.client_id == answer.client_id for task in waiting):
             raise ValueError(f"the engine answered for {answer.client_id} out of turn")
-        reason = reason_to_refuse(answer, number, like, state.control)
+        reason = reason_to_refuse(answer, number, form, control_form, by_shape)
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
         delta.add(decode_stacked(answer.delta, by_shape), answer.num_examples)
         if state.control:
             control_delta.add(by_shape.stack(answer.control_delta), 1.0)
-        bytes_up += num_bytes(answer.delta) + num_bytes(answer.control_delta)
         # Of a counted update only the numbers are kept.
         counted.append(replace(answer, delta={}, control_delta={}))
     if len(counted) < plan.min_updates:
@@ -119,7 +117,7 @@ def run_round(
         ),
         refused=tuple(refused),
         bytes_down=len(tasks) * (num_bytes(state.shared) + num_bytes(state.control)),
-        bytes_up=bytes_up,
+        bytes_up=len(counted) * (num_bytes(like) + num_bytes(state.control)),
         step_norm=norm(step),
         seconds=time.perf_counter() - began,
     )
