@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import WeightedMean, add, norm, num_bytes, scale, subtract
+from fedsdr.tensors import ByShape, WeightedMean, add, norm, num_bytes, scale, subtract
 
 parts = st.lists(st.one_of(st.text(max_size=5), st.integers(-5, 5)), max_size=4)
 
@@ -53,3 +53,15 @@ def test_arithmetic_over_names():
     assert scale(a, 2.0)["x"].tolist() == [6.0, 8.0]
     assert norm(a) == 5.0
     assert num_bytes(a) == 8
+
+
+def test_tensors_of_one_shape_are_stacked_by_name_and_come_back_in_order():
+    like = {"a": torch.zeros(2, 3), "b": torch.zeros(3), "c": torch.zeros(2, 3)}
+    by_shape = ByShape(like)
+    arrived = {"c": torch.full((2, 3), 3.0), "b": torch.ones(3), "a": torch.full((2, 3), 1.0)}
+    stacks = by_shape.stack(arrived)  # in another order than the server's own
+    assert {tuple(x.shape) for x in stacks.values()} == {(2, 2, 3), (1, 3)}
+    back = by_shape.unstack(stacks)
+    assert list(back) == ["a", "b", "c"]
+    assert all(torch.equal(back[n], arrived[n]) for n in back)
+    assert ByShape({}).unstack(ByShape({}).stack({})) == {}

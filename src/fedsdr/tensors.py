@@ -47,6 +47,37 @@ def num_bytes(a: Mapping[str, Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in a.values())
 
 
+class ByShape:
+    """Puts tensors of one shape side by side, and apart again.
+
+    A model has hundreds of small factors of a few shapes. To check, decode and add them one by one
+    costs more in calls than in arithmetic; stacked, (number, *shape), it is a few large operations
+    with the same result, bit by bit.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self._order = tuple(like)
+        self._groups: dict[str, list[str]] = {}
+        for name, x in like.items():
+            self._groups.setdefault(str(tuple(x.shape)), []).append(name)
+
+    def stack(self, values: Mapping[str, Tensor], suffix: str = "") -> Tensors:
+        """Return one tensor a shape of `like`, of the values under the names of `like` + suffix."""
+        return {
+            shape: torch.stack([values[name + suffix] for name in names])
+            for shape, names in self._groups.items()
+        }
+
+    def unstack(self, stacks: Mapping[str, Tensor]) -> Tensors:
+        """Return copies of the single tensors, in the order of `like`."""
+        single = {
+            name: x.clone()
+            for shape, names in self._groups.items()
+            for name, x in zip(names, stacks[shape].unbind(), strict=True)
+        }
+        return {name: single[name] for name in self._order}
+
+
 class WeightedMean:
     """A running sum_k w_k x_k / sum_k w_k in fp64, so that one update at a time is in memory.
 

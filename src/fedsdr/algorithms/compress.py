@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsdr.tensors import Tensors, add, subtract
+from fedsdr.tensors import ByShape, Tensors, add, map_tensors, subtract
 
 UpdateDtype = Literal["fp32", "bf16", "int8"]
 SCALE = ".scale"  # the scales of the int8 tensor NAME are the tensor NAME.scale
@@ -48,12 +48,17 @@ def encode(values: Mapping[str, Tensor], dtype: UpdateDtype) -> Tensors:
 
 
 def decode(encoded: Mapping[str, Tensor]) -> Tensors:
-    """Return the fp32 values of an encoded update; the same bits at the client and the server."""
-    return {
-        name: x * encoded[name + SCALE] if x.dtype == torch.int8 else x.float()
-        for name, x in encoded.items()
-        if not name.endswith(SCALE)
-    }
+    """Return the fp32 values of an encoded update."""
+    by_shape = ByShape({name: x for name, x in encoded.items() if not name.endswith(SCALE)})
+    return by_shape.unstack(decode_stacked(encoded, by_shape))
+
+
+def decode_stacked(encoded: Mapping[str, Tensor], by_shape: ByShape) -> Tensors:
+    """Return the fp32 values of an encoded update, stacked: the client's bits at the server."""
+    stacks = by_shape.stack(encoded)
+    if any(x.dtype == torch.int8 for x in stacks.values()):
+        return map_tensors(lambda q, s: q.float() * s, stacks, by_shape.stack(encoded, SCALE))
+    return map_tensors(torch.Tensor.float, stacks)
 
 
 def encode_with_feedback(

@@ -19,7 +19,7 @@ HEADER = [
     *(f"{m} {what}" for what in ("score", "loss") for m in MODELS),
 ]
 
-Resampled = Mapping[str, Mapping[str, Means]]  # client -> model -> its resampled mean scores
+Intervals = Mapping[str, list[float]]  # model -> the interval of its mean score
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,17 @@ def build_results(
         raise ValueError("results of no clients are not defined")
     for name, client in clients.items():
         _check_same_rows(name, client)
-    resampled = {
-        name: _resampled(client, seed_for(seed, "score_ci", name))
-        for name, client in clients.items()
-    }
+    own, mean, weighted = _intervals(clients, seed)
     results = {
         "method": method,
         "algorithm": algorithm,
         "seed": seed,
         "rounds": rounds,
-        "clients": {name: _client_entry(c, resampled[name]) for name, c in clients.items()},
-        "mean": {model: _mean(model, clients, resampled) for model in MODELS},
-        "weighted_mean": {model: _weighted_mean(model, clients, resampled) for model in MODELS},
+        "clients": {name: _client_entry(c, own[name]) for name, c in clients.items()},
+        "mean": {model: _mean(model, clients, mean[model]) for model in MODELS},
+        "weighted_mean": {
+            model: _weighted_mean(model, clients, weighted[model]) for model in MODELS
+        },
         "cost": dict(cost),
         "examples": {name: _example_entries(client) for name, client in clients.items()},
     }
@@ -105,6 +104,31 @@ def to_markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
 
 
+def _intervals(
+    clients: Mapping[str, ClientResult], seed: int
+) -> tuple[dict[str, Intervals], Intervals, Intervals]:
+    """Return the intervals of each client, of the mean and of the weighted mean over clients.
+
+    The draws of one client at a time are in memory: 2,000 numbers a model.
+    """
+    own: dict[str, Intervals] = {}
+    sums: dict[str, Means] = dict.fromkeys(MODELS, np.zeros(()))
+    weighted: dict[str, Means] = dict.fromkeys(MODELS, np.zeros(()))
+    total = 0
+    for name, client in clients.items():
+        count = len(client.models["base"].rows)
+        resampled = _resampled(client, seed_for(seed, "score_ci", name))
+        own[name] = {model: percentile_interval(means) for model, means in resampled.items()}
+        sums = {model: sums[model] + resampled[model] for model in MODELS}
+        weighted = {model: weighted[model] + count * resampled[model] for model in MODELS}
+        total += count
+    return (
+        own,
+        {model: percentile_interval(x / len(clients)) for model, x in sums.items()},
+        {model: percentile_interval(x / total) for model, x in weighted.items()},
+    )
+
+
 def _resampled(client: ClientResult, seed: int) -> dict[str, Means]:
     """For each model, its mean score over the same draws of test rows."""
     return {
@@ -113,7 +137,7 @@ def _resampled(client: ClientResult, seed: int) -> dict[str, Means]:
     }
 
 
-def _client_entry(client: ClientResult, resampled: Mapping[str, Means]) -> dict[str, Any]:
+def _client_entry(client: ClientResult, intervals: Intervals) -> dict[str, Any]:
     base = client.models["base"]
     return {
         "num_train": client.num_train,
@@ -123,7 +147,7 @@ def _client_entry(client: ClientResult, resampled: Mapping[str, Means]) -> dict[
             model: {
                 "loss": scores.loss,
                 "score": scores.score,
-                "score_ci": percentile_interval(resampled[model]),
+                "score_ci": intervals[model],
                 "tokens": scores.tokens,
                 "finished": scores.finished,
             }
@@ -132,27 +156,24 @@ def _client_entry(client: ClientResult, resampled: Mapping[str, Means]) -> dict[
     }
 
 
-def _mean(model: str, clients: Mapping[str, ClientResult], resampled: Resampled) -> dict[str, Any]:
+def _mean(model: str, clients: Mapping[str, ClientResult], interval: list[float]) -> dict[str, Any]:
     scores = [client.models[model] for client in clients.values()]
-    means = [resampled[name][model] for name in clients]
     return {
         "loss": math.fsum(s.loss for s in scores) / len(scores),
         "score": math.fsum(s.score for s in scores) / len(scores),
-        "score_ci": percentile_interval(np.mean(means, axis=0)),
+        "score_ci": interval,
     }
 
 
 def _weighted_mean(
-    model: str, clients: Mapping[str, ClientResult], resampled: Resampled
+    model: str, clients: Mapping[str, ClientResult], interval: list[float]
 ) -> dict[str, Any]:
     rows = [client.models[model].rows for client in clients.values()]
     pooled = ClientScores("", tuple(row for of_client in rows for row in of_client))
-    means = [resampled[name][model] for name in clients]
-    weights = [len(of_client) for of_client in rows]
     return {
         "loss": pooled.loss,
         "score": pooled.score,
-        "score_ci": percentile_interval(np.average(means, axis=0, weights=weights)),
+        "score_ci": interval,
     }
 
 

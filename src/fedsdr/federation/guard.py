@@ -5,20 +5,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedsdr.algorithms.compress import SCALE
+from fedsdr.tensors import ByShape
 from fedsdr.types import ClientFault, ClientUpdate
+
+Form = Mapping[str, tuple[torch.Size, torch.dtype]]  # what the tensor of each name must be
+
+
+def form_of(values: Mapping[str, Tensor]) -> Form:
+    """Return names, shapes and dtypes."""
+    return {name: (x.shape, x.dtype) for name, x in values.items()}
 
 
 def reason_to_refuse(
-    answer: ClientUpdate | ClientFault,
-    round: int,
-    like: Mapping[str, Tensor],
-    control: Mapping[str, Tensor],
+    answer: ClientUpdate | ClientFault, round: int, form: Form, control: Form, by_shape: ByShape
 ) -> str:
     """Return why an answer cannot be counted, in one line, or '' when it can.
 
     An update must be of this round, count at least one example, and have exactly the names, shapes
-    and dtypes of `like` (the shared tensors, encoded as updates are) and of `control`, with every
-    value finite, before and after decoding.
+    and dtypes of `form` (the shared tensors, encoded as updates are) and of `control`, with every
+    value finite, before and after decoding. `by_shape` is of the shared tensors.
     """
     if isinstance(answer, ClientFault):
         return answer.reason
@@ -26,29 +32,39 @@ def reason_to_refuse(
         return f"is of round {answer.round}, not of round {round}"
     if answer.num_examples < 1:
         return f"counts {answer.num_examples} examples"
-    return _mismatch(answer.delta, like, "update") or _mismatch(
-        answer.control_delta, control, "control"
+    return (
+        _mismatch(answer.delta, form, "update")
+        or _mismatch(answer.control_delta, control, "control")
+        or _not_finite(answer.delta, by_shape, "update")
+        or (_not_finite(answer.control_delta, by_shape, "control") if control else "")
     )
 
 
-def _mismatch(values: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -> str:
-    for name in sorted(like.keys() - values.keys()):
+def _mismatch(values: Mapping[str, Tensor], wanted: Form, what: str) -> str:
+    form = form_of(values)
+    if form == wanted:
+        return ""
+    for name in sorted(wanted.keys() - form.keys()):
         return f"{what} lacks '{name}'"
-    for name in sorted(values.keys() - like.keys()):
+    for name in sorted(form.keys() - wanted.keys()):
         return f"{what} has a tensor too many: '{name}'"
-    for name, value in values.items():
-        wanted = like[name]
-        if value.shape != wanted.shape:
-            return f"{what} '{name}' has shape {tuple(value.shape)}, not {tuple(wanted.shape)}"
-        if value.dtype != wanted.dtype:
-            return f"{what} '{name}' is {_short(value)}, not {_short(wanted)}"
+    name = next(name for name in form if form[name] != wanted[name])
+    (shape, dtype), (wanted_shape, wanted_dtype) = form[name], wanted[name]
+    if shape != wanted_shape:
+        return f"{what} '{name}' has shape {tuple(shape)}, not {tuple(wanted_shape)}"
+    return f"{what} '{name}' is {_short(dtype)}, not {_short(wanted_dtype)}"
+
+
+def _not_finite(values: Mapping[str, Tensor], by_shape: ByShape, what: str) -> str:
     # Integers are finite, but not what they decode to: up to 128 times their scale.
-    floats = {name: value for name, value in values.items() if value.is_floating_point()}
-    limit = torch.finfo(torch.float32).max / (1 if len(floats) == len(values) else 128)
-    if floats and not _within(torch.cat([x.reshape(-1) for x in floats.values()]), limit):
-        name = next(name for name, value in floats.items() if not _within(value, limit))
-        return f"{what} '{name}' has a value that is not finite"
-    return ""
+    scaled = any(name.endswith(SCALE) for name in values)
+    limit = torch.finfo(torch.float32).max / (128 if scaled else 1)
+    stacks = by_shape.stack(values, SCALE if scaled else "")
+    if all(_within(stack, limit) for stack in stacks.values()):
+        return ""
+    floats = {name: x for name, x in values.items() if x.is_floating_point()}
+    name = next(name for name, x in floats.items() if not _within(x, limit))
+    return f"{what} '{name}' has a value that is not finite"
 
 
 def _within(value: Tensor, limit: float) -> bool:
@@ -57,5 +73,5 @@ def _within(value: Tensor, limit: float) -> bool:
     return -limit <= least.item() and most.item() <= limit
 
 
-def _short(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fedsdr.algorithms.compress import decode, encode
+from fedsdr.algorithms.compress import decode_stacked, encode
 from fedsdr.algorithms.corrections import new_server_control
 from fedsdr.algorithms.server_rules import ServerRule
 from fedsdr.errors import UserError
-from fedsdr.federation.guard import reason_to_refuse
+from fedsdr.federation.guard import form_of, reason_to_refuse
 from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import Tensors, WeightedMean, add, norm, num_bytes, zeros_like
+from fedsdr.tensors import ByShape, Tensors, WeightedMean, add, norm, num_bytes, zeros_like
 from fedsdr.types import (
     ClientFault,
     ClientTask,
@@ -79,24 +79,23 @@ def run_round(
         )
         for client in sample_clients(plan.clients, plan.clients_per_round, plan.seed, number)
     ]
-    like = encode(state.shared, plan.settings.update_dtype)  # names, shapes and dtypes to expect
+    like = encode(state.shared, plan.settings.update_dtype)  # what an update must look like
+    form, control_form, by_shape = form_of(like), form_of(state.control), ByShape(state.shared)
     delta, control_delta = WeightedMean(), WeightedMean()
     counted: list[ClientUpdate] = []
     refused: list[dict[str, object]] = []
-    bytes_up = 0
     waiting = iter(tasks)
     for answer in run_clients(tasks):
         # Sums are taken in the order of the tasks, so that arrival order cannot change a bit.
         if not any(task.client_id == answer.client_id for task in waiting):
             raise ValueError(f"the engine answered for {answer.client_id} out of turn")
-        reason = reason_to_refuse(answer, number, like, state.control)
+        reason = reason_to_refuse(answer, number, form, control_form, by_shape)
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
-        delta.add(decode(answer.delta), answer.num_examples)
+        delta.add(decode_stacked(answer.delta, by_shape), answer.num_examples)
         if state.control:
-            control_delta.add(answer.control_delta, 1.0)
-        bytes_up += num_bytes(answer.delta) + num_bytes(answer.control_delta)
+            control_delta.add(by_shape.stack(answer.control_delta), 1.0)
         # Of a counted update only the numbers are kept.
         counted.append(replace(answer, delta={}, control_delta={}))
     if len(counted) < plan.min_updates:
@@ -105,11 +104,11 @@ def run_round(
             f"round {number}: {len(counted)} of {len(tasks)} updates could be counted, "
             f"federation.min_updates is {plan.min_updates} ({why})"
         )
-    step, memory = plan.rule.update(delta.result(), dict(state.memory))
+    step, memory = plan.rule.update(by_shape.unstack(delta.result()), dict(state.memory))
     control = state.control
     if control:
         control = new_server_control(
-            control, control_delta.result(), len(counted), len(plan.clients)
+            control, by_shape.unstack(control_delta.result()), len(counted), len(plan.clients)
         )
     record = RoundRecord(
         round=number,
@@ -118,7 +117,7 @@ def run_round(
         ),
         refused=tuple(refused),
         bytes_down=len(tasks) * (num_bytes(state.shared) + num_bytes(state.control)),
-        bytes_up=bytes_up,
+        bytes_up=len(counted) * (num_bytes(like) + num_bytes(state.control)),
         step_norm=norm(step),
         seconds=time.perf_counter() - began,
     )
