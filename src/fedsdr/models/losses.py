@@ -31,12 +31,12 @@ class _LabelLosses(torch.autograd.Function):
             at = slice(start, start + size)
             logits = torch.nn.functional.linear(hidden[at], weight, bias)
             log_shares = torch.log_softmax(logits, -1, dtype=torch.float32)
-            of_label = labels[at, None]
-            losses[at] = -log_shares.gather(1, of_label)[:, 0]
+            own = torch.arange(len(log_shares), device=labels.device), labels[at]
+            losses[at] = -log_shares[own]
             if dhidden is not None:
                 # d loss / d logits = softmax - one at the label
                 shares = log_shares.exp_()
-                shares.scatter_add_(1, of_label, shares.new_full((1, 1), -1.0).expand_as(of_label))
+                shares[own] -= 1
                 torch.mm(shares.to(weight.dtype), weight, out=dhidden[at])
         ctx.save_for_backward(dhidden)
         return losses

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,14 +31,20 @@ def packed_attention(
     if softcap is None:
         out: Tensor = _RowAttention.apply(query, key, value, lengths, prefix, scale, window)
         return out
-    rows, start = [], 0
-    for n in lengths:
-        old = prefix if start else 0
+    rows = []
+    for start, n, old in _stretches(lengths, prefix):
         k, v = (_row_keys(t, start, n, old) for t in (key, value))
         hidden = _causal(n, old, window, query.device)
         rows.append(attend(query[:, :, start : start + n], k, v, scale, softcap, hidden))
-        start += n
     return torch.cat(rows, dim=2).transpose(1, 2)
+
+
+def _stretches(lengths: tuple[int, ...], prefix: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, length, prefix tokens that it sees) of each stretch; the prefix sees itself."""
+    start = 0
+    for n in lengths:
+        yield start, n, prefix if start else 0
+        start += n
 
 
 def _row_keys(t: Tensor, start: int, n: int, old: int) -> Tensor:
@@ -77,9 +84,8 @@ class _RowAttention(torch.autograd.Function):
         _, heads, tokens, size = query.shape
         groups = key.shape[1]
         out = value.new_empty(1, tokens, heads, value.shape[3])
-        kept, start = [], 0
-        for n in lengths:
-            old = prefix if start else 0
+        kept = []
+        for start, n, old in _stretches(lengths, prefix):
             k, v = _row_keys(key[0], start, n, old), _row_keys(value[0], start, n, old)
             q = query[0, :, start : start + n].reshape(groups, -1, size)
             empty = q.new_empty(())
@@ -90,7 +96,6 @@ class _RowAttention(torch.autograd.Function):
             weights = torch.softmax(scores, -1).to(v.dtype)
             out[0, start : start + n] = (weights @ v).view(heads, n, -1).transpose(0, 1)
             kept.append(weights)
-            start += n
         ctx.save_for_backward(query, key, value, *kept)
         ctx.lengths, ctx.prefix, ctx.scale = lengths, prefix, scale
         return out
@@ -102,9 +107,8 @@ class _RowAttention(torch.autograd.Function):
         groups = key.shape[1]
         # Laid out as the layers below want them, (tokens, heads, size), so that no copy follows.
         dq, dk, dv = (t.new_empty(t.transpose(1, 2).shape) for t in (query, key, value))
-        start = 0
-        for n, weights in zip(ctx.lengths, kept, strict=True):
-            old = ctx.prefix if start else 0
+        stretches = _stretches(ctx.lengths, ctx.prefix)
+        for (start, n, old), weights in zip(stretches, kept, strict=True):
             k, v = _row_keys(key[0], start, n, old), _row_keys(value[0], start, n, old)
             span = slice(start, start + n)
             q = query[0, :, span].reshape(groups, -1, query.shape[3])
@@ -123,7 +127,6 @@ class _RowAttention(torch.autograd.Function):
                 total[0, span] = part[old:]
                 if old:
                     total[0, :old] += part[:old]
-            start += n
         return *(t.transpose(1, 2) for t in (dq, dk, dv)), None, None, None, None
 
 
@@ -178,12 +181,11 @@ def _key_places(
     lengths: tuple[int, ...], prefix: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return where the keys of each row stand, and where its queries and its keys end."""
-    at, q_ends, k_ends, start = [], [0], [0], 0
-    for n in lengths:
-        own = [*range(prefix if start else 0), *range(start, start + n)]
-        at += own
-        start += n
-        q_ends.append(start)
+    at: list[int] = []
+    q_ends, k_ends = [0], [0]
+    for start, n, old in _stretches(lengths, prefix):
+        at += [*range(old), *range(start, start + n)]
+        q_ends.append(start + n)
         k_ends.append(len(at))
     with torch.inference_mode(False):  # as above
         q_at, k_at = (torch.tensor(x, dtype=torch.int32, device=device) for x in (q_ends, k_ends))

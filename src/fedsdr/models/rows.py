@@ -88,23 +88,21 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     loss_i = - sum over supervised t > 0 of log p(token_t | tokens before t of row i)
     """
     device = device_of(model)
-    labels, owner = [], []
-    for i, row in enumerate(rows):
-        at = [t for t in range(1, len(row.tokens)) if row.supervised[t]]
-        labels += [row.tokens[t] for t in at]
-        owner += [i] * len(at)
+    places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
+    labels = [row.tokens[t] for row, at in zip(rows, places, strict=True) for t in at]
+    owner = [i for i, at in enumerate(places) for _ in at]
     total = torch.zeros(len(rows), device=device)
     if not labels:
         return total
     wanted = torch.tensor(labels, device=device)
     if getattr(model, "plain_head", False):
-        inputs, keep = _packed(rows, device)
+        inputs, keep = _packed(rows, places, device)
         hidden = model.base_model(**inputs).last_hidden_state[0]  # type: ignore[operator]
         head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
         losses = label_losses(hidden[keep], head, wanted)
     else:
         if uses_rows(model):
-            inputs, keep = _packed(rows, device)
+            inputs, keep = _packed(rows, places, device)
             logits = model(**inputs, logits_to_keep=keep).logits[0]
         else:
             logits = _padded_logits(model, rows, device)
@@ -122,23 +120,25 @@ def positions(lengths: Sequence[int], device: torch.device, first: int = 0) -> T
     return torch.cat([torch.arange(first, first + n, device=device) for n in lengths])[None]
 
 
-def _packed(rows: Sequence[TokenRow], device: torch.device) -> tuple[dict[str, Any], Tensor]:
-    """Return what the model is called with and where each label's prediction stands.
+def _packed(
+    rows: Sequence[TokenRow], places: Sequence[Sequence[int]], device: torch.device
+) -> tuple[dict[str, Any], Tensor]:
+    """Return what the model is called with and where the prediction of each label stands.
 
-    The shared prefix comes first, then what follows it in each row, without padding.
+    `places` are those of the labels in each row. The shared prefix comes first, then what follows
+    it in each row, without padding.
     """
     prefix = shared_prefix(rows)
     lengths = tuple(len(row.tokens) - prefix for row in rows)
     keep, start = [], prefix
-    for row, length in zip(rows, lengths, strict=True):
-        at = (t - 1 for t in range(1, len(row.tokens)) if row.supervised[t])
-        keep += [t if t < prefix else start + t - prefix for t in at]
+    for at, length in zip(places, lengths, strict=True):
+        keep += [t - 1 if t <= prefix else start + t - 1 - prefix for t in at]
         start += length
     tokens = [*rows[0].tokens[:prefix], *(t for row in rows for t in row.tokens[prefix:])]
-    places = (positions((prefix,), device), positions(lengths, device, first=prefix))
+    numbered = (positions((prefix,), device), positions(lengths, device, first=prefix))
     inputs = {
         "input_ids": torch.tensor([tokens], device=device),
-        "position_ids": torch.cat(places, dim=1),
+        "position_ids": torch.cat(numbered, dim=1),
         "row_lengths": lengths,
         "prefix": prefix,
         "use_cache": False,
