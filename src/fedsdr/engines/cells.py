@@ -18,9 +18,10 @@ from fedsdr.config import (
     value_of,
     with_values,
 )
-from fedsdr.engines.experiment import plan_of
+from fedsdr.engines.experiment import plan_of, settings_of
 from fedsdr.errors import UserError, choose
 from fedsdr.evaluation.comparison import Group
+from fedsdr.training.client import epochs_of
 from fedsdr.training.methods import METHODS
 from fedsdr.types import S
 
@@ -165,11 +166,10 @@ def _with_plain(configs: Mapping[str, Config]) -> dict[str, Config]:
         phases = METHODS[config.method.name].phases
         if len(phases) < 2:
             continue
-        train = config.train
-        smooth = train.smooth_epochs or train.local_epochs
-        epochs = sum(smooth if phase.train == S else train.local_epochs for phase in phases)
+        settings = settings_of(config)
+        epochs = sum(epochs_of(phase, settings) for phase in phases)
         plain = replace(config, method=MethodConfig("plain"))
-        equal = replace(plain, train=replace(train, local_epochs=epochs))
+        equal = replace(plain, train=replace(config.train, local_epochs=epochs))
         for title, beside in (("plain", plain), ("plain at equal compute", equal)):
             beside = _normal(beside)
             if beside not in found.values():
