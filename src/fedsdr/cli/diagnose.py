@@ -42,10 +42,8 @@ def diagnose(
 
     The run itself is not changed. What each number means: docs/diagnose.md.
     """
-    from rich.table import Table
-
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import wide_console
+    from fedsdr.cli.table import grid, wide_console
     from fedsdr.engines.diagnosing import diagnose as measure
     from fedsdr.engines.experiment import clients_of
     from fedsdr.engines.run_folder import check_data, open_run
@@ -69,10 +67,5 @@ def diagnose(
     write_atomically(folder / "diagnose.md", markdown_of(title, tables))
     console = wide_console()
     for name, body in tables:
-        table = Table(title=name)
-        for i, column in enumerate(body[0]):
-            table.add_column(column, justify="left" if i == 0 else "right")
-        for row in body[1:]:
-            table.add_row(*row)
-        console.print(table)
+        console.print(grid(name, body))
     print(f"\nnumbers in {folder}: diagnose.json, diagnose.md")

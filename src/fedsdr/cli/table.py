@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -32,15 +32,23 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def _table_of(results: Mapping[str, Any]) -> Table:
-    header, *body = rows_of(results)
-    table = Table(
-        title=f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
-        f"seed {results['seed']} (± 95 % interval over test rows; loss in nats a token)"
+    return grid(
+        f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
+        f"seed {results['seed']} (± 95 % interval over test rows; loss in nats a token)",
+        rows_of(results),
+        line_after=len(results["clients"]),
     )
+
+
+def grid(title: str, rows: Sequence[Sequence[str]], line_after: int | None = None) -> Table:
+    """Return rows, the first of them the header, as a table: words left, numbers right. A line
+    follows the first `line_after` rows of the body."""
+    header, *body = rows
+    table = Table(title=title)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for i, row in enumerate(body):
-        if i == len(results["clients"]):
+        if i == line_after:
             table.add_section()
         table.add_row(*row)
     return table
@@ -49,37 +57,25 @@ def _table_of(results: Mapping[str, Any]) -> Table:
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the tables of a comparison and the notes that they are read with."""
     console = wide_console()
-    for title, (header, *body) in tables_of(comparison["rows"], comparison["keys"]).items():
-        table = Table(title=title)
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in body:
-            table.add_row(*row)
-        console.print(table)
+    for title, rows in tables_of(comparison["rows"], comparison["keys"]).items():
+        console.print(grid(title, rows))
     for note in notes_of(comparison):
         console.print(note, highlight=False, markup=False)
 
 
 def print_estimates(estimates: Mapping[Group, Estimate]) -> None:
     """Print what each run of a comparison will take, and all that are still to be done."""
-    table = Table(title="what one run will take, from a small run of each kind")
-    columns = ("run", "runs to do", "train tokens", "rewrite tokens", "seconds", "MB up", "MB down")
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right")
+    rows = [["run", "runs to do", "train tokens", "rewrite tokens", "seconds", "MB up", "MB down"]]
     for group, one in estimates.items():
         numbers = (one.train_tokens, one.rewrite_tokens, one.seconds)
         sent = (one.bytes_up / 1e6, one.bytes_down / 1e6)
-        table.add_row(
-            str(group),
-            str(one.runs),
-            *(f"{number:,.0f}" for number in numbers),
-            *(f"{number:,.2f}" for number in sent),
-        )
+        texts = (*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent))
+        rows.append([str(group), str(one.runs), *texts])
     # A set of rewrites is made once, and its seconds are those of the first run that needs it.
     rewriting = {one.source: one.rewrite_seconds for one in estimates.values() if one.runs}
     seconds = sum(one.runs * one.seconds for one in estimates.values()) + sum(rewriting.values())
     console = wide_console()
-    console.print(table)
+    console.print(grid("what one run will take, from a small run of each kind", rows))
     console.print(
         f"{sum(one.runs for one in estimates.values())} runs to do, about {seconds:,.0f} s in all, "
         f"{sum(rewriting.values()):,.0f} of them for making the rewrites once",
