@@ -10,18 +10,22 @@ from fedsdr.models.rows import prepare
 from fedsdr.types import TokenRow
 
 VOCABULARY = 384
+# Two layers with grouped key and value heads, for a configuration of any such family.
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def tiny_llama(seed: int = 0, packed: bool = True, **changes: object) -> PreTrainedModel:
     """Return a two-layer Llama with grouped key and value heads, in fp32 and eval mode."""
     config = LlamaConfig(
         **{
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **SIZES,
             "max_position_embeddings": 512,
             "bos_token_id": 1,
             "eos_token_id": 2,

@@ -1,14 +1,12 @@
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from fedsdr.cli import main as cli_main
 from fedsdr.engines import probing
 from fedsdr.engines.diagnosing import diagnose
 from fedsdr.engines.experiment import clients_of, run_experiment
@@ -16,21 +14,6 @@ from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import open_run
 from fedsdr.evaluation.diagnosis import tables_of
 from fedsdr.models.rows import row_losses
-
-
-@pytest.fixture
-def fedsdr(monkeypatch, capsys):
-    def run(*arguments: object):
-        monkeypatch.setattr(sys, "argv", ["fedsdr", *map(str, arguments)])
-        try:
-            cli_main.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def bytes_of(folder):

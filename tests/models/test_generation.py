@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import VOCABULARY, branched, tiny_llama
+from tiny import SIZES, VOCABULARY, branched, tiny_llama
 
 from fedsdr.models import generation
 from fedsdr.models.generation import choose_tokens, transformers_generate
@@ -149,12 +149,7 @@ def test_a_window_of_attention_is_kept_while_generating():
     from fedsdr.models.attention import ATTENTION, register
 
     config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SIZES,
         sliding_window=6,
         initializer_range=0.2,
         attn_implementation="eager",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import branched, rows, tiny_llama
+from tiny import SIZES, branched, rows, tiny_llama
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from fedsdr.models.attention import ATTENTION, register
@@ -89,12 +89,7 @@ def test_a_training_step_in_bf16_is_as_near_to_fp32_as_the_models_own_is():
 
 def test_a_head_that_caps_or_scales_its_logits_is_left_to_the_model():
     config = Gemma2Config(
-        vocab_size=384,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SIZES,
         head_dim=8,
         sliding_window=5,
         final_logit_softcapping=3.0,
@@ -158,12 +153,7 @@ def test_packed_rows_equal_padded_rows_under_the_models_own_attention():
 
 def test_a_sliding_window_is_kept_inside_packed_rows():
     config = MistralConfig(
-        vocab_size=384,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SIZES,
         sliding_window=5,
         attn_implementation="eager",
     )
