@@ -70,6 +70,7 @@ class LocalSettings:
     lora_dropout: float = 0.05
     frozen_dropout: bool = False
     update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of the update that goes up
+    afterwards: bool = False  # run the method's phases after the last round; nothing is sent
 
 
 @dataclass(frozen=True)

@@ -12,70 +12,119 @@ from fedsdr.errors import UserError
 from fedsdr.types import Generation
 
 
+def openvino_reading(site, monkeypatch, tmp_path, answers):
+    """Let OpenVINO look installed and read a file of a name as `answers` has it: rightly, wrongly
+    or not at all. Returns the paths that it was given."""
+    read = []
+
+    def openvino(site, path):
+        read.append(path)
+        answer = answers[next(part for part in answers if path.name.endswith(part))]
+        if answer == "unreadable":
+            raise UserError("no such architecture")
+        if answer == "right":
+            return site.generate(3)
+        return lambda asked, _: (Generation(r.id, "something else", True, 1, 1) for r in asked)
+
+    choice = "openvino", "fastest"
+    monkeypatch.setattr(distilling, "choose_engine", lambda *a, **k: choice)
+    monkeypatch.setattr(distilling, "import_extra", lambda *a: None)
+    monkeypatch.setattr(distilling, "version", lambda package: "1")
+    monkeypatch.setattr(distilling, "_openvino", openvino)
+    monkeypatch.setattr(distilling, "cache_folder", lambda: tmp_path)
+    return read
+
+
 @pytest.fixture
-def auto_site(write_config, tmp_path, monkeypatch):
-    """A site whose "auto" engine is OpenVINO, with an engine that the test gives."""
-    site = open_site(write_config("teacher.engine=auto"), tmp_path / "run")
+def gguf_site(write_config, tmp_path):
+    """A site with the model of a folder, which says that it came from a .gguf file."""
 
-    def with_engine(build, gguf=None):
-        monkeypatch.setattr(distilling, "choose_engine", lambda *a, **k: ("openvino", "fastest"))
-        monkeypatch.setattr(distilling, "import_extra", lambda *a: None)
-        monkeypatch.setattr(distilling, "version", lambda package: "1")
-        entry = ("openvino_genai", "openvino-genai", build)
-        monkeypatch.setitem(distilling.ENGINES, "openvino", entry)
-        return prepare_rewriting(replace(site, base=replace(site.base, gguf=gguf)))
+    def open_(engine="auto"):
+        site = open_site(write_config(f"teacher.engine={engine}"), tmp_path / "run")
+        base = replace(site.base, gguf=tmp_path / "model.gguf", name=str(tmp_path / "model.gguf"))
+        return replace(site, base=base)
 
-    return site, with_engine
+    return open_
 
 
-def test_auto_takes_the_fast_engine_where_it_answers_as_the_loaded_model_does(auto_site):
-    _, with_engine = auto_site
-    rewriting = with_engine(lambda site: site.generate(3))
-    assert rewriting.teacher.engine.startswith("openvino")
-    assert rewriting.why == "fastest"
+def test_auto_takes_the_fast_engine_where_it_answers_as_the_loaded_model_does(
+    gguf_site, monkeypatch, tmp_path
+):
+    site = gguf_site()
+    read = openvino_reading(site, monkeypatch, tmp_path, {"model.gguf": "right"})
+    rewriting = prepare_rewriting(site)
+    assert (rewriting.teacher.engine, rewriting.why) == ("openvino 1", "fastest")
+    assert read == [tmp_path / "model.gguf"]
 
 
-def test_auto_leaves_an_engine_that_computes_another_model(auto_site):
-    _, with_engine = auto_site
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_a_copy_of_the_file_is_taken_where_the_engine_misreads_the_file_itself(
+    engine, gguf_site, monkeypatch, tmp_path
+):
+    site = gguf_site(engine)
+    answers = {"-fp16.gguf": "right", "model.gguf": "wrong"}
+    read = openvino_reading(site, monkeypatch, tmp_path, answers)
+    monkeypatch.setattr(distilling, "write_fp16_copy", lambda source, to: read.append(source))
+    rewriting = prepare_rewriting(site)
+    assert rewriting.teacher.engine == "openvino 1 fp16 copy"
+    assert "fp16 copy" in rewriting.why
+    copy = tmp_path / "models" / f"model-{site.base.fingerprint[:12]}-fp16.gguf"
+    own = tmp_path / "model.gguf"
+    assert read == [own, own, copy]  # tried, copied, tried
 
-    def other(requests, decoding):
-        return (Generation(r.id, "something else", True, 1, 1) for r in requests)
 
-    rewriting = with_engine(lambda site: other)
+@pytest.mark.parametrize("what", ["wrong", "unreadable"])
+def test_auto_leaves_an_engine_that_computes_another_model_or_cannot_read_it(
+    what, gguf_site, monkeypatch, tmp_path
+):
+    site = gguf_site()
+    openvino_reading(site, monkeypatch, tmp_path, {".gguf": what})
+    monkeypatch.setattr(distilling, "write_fp16_copy", lambda source, to: None)
+    rewriting = prepare_rewriting(site)
     assert rewriting.teacher.engine.startswith("transformers")
     assert "otherwise" in rewriting.why
 
 
-def test_auto_takes_a_copy_of_the_file_where_the_engine_misreads_the_file_itself(
-    auto_site, monkeypatch, tmp_path
+def test_a_named_engine_is_used_though_it_answers_otherwise_and_that_is_said(
+    gguf_site, monkeypatch, tmp_path
 ):
-    site, with_engine = auto_site
-    read = []
-
-    def openvino(site, path=None):
-        read.append(path)
-        return site.generate(3)
-
-    def misread(site):
-        return lambda asked, _: (Generation(r.id, "something else", True, 1, 1) for r in asked)
-
-    monkeypatch.setattr(distilling, "_openvino", openvino)
-    monkeypatch.setattr(distilling, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(distilling, "write_fp16_copy", lambda source, to: read.append(source))
-    rewriting = with_engine(misread, gguf=tmp_path / "model.gguf")
-    assert rewriting.teacher.engine == "openvino 1 fp16 copy"
-    assert "fp16 copy" in rewriting.why
-    copy = tmp_path / "models" / f"model-{site.base.fingerprint[:12]}-fp16.gguf"
-    assert read == [tmp_path / "model.gguf", copy]
+    site = gguf_site("openvino")
+    openvino_reading(site, monkeypatch, tmp_path, {".gguf": "wrong"})
+    monkeypatch.setattr(distilling, "write_fp16_copy", lambda source, to: None)
+    rewriting = prepare_rewriting(site)
+    assert rewriting.teacher.engine == "openvino 1"
+    assert "answers otherwise" in rewriting.why
 
 
-def test_auto_leaves_an_engine_that_cannot_read_the_model(auto_site):
-    _, with_engine = auto_site
+def test_a_named_engine_that_cannot_read_the_model_says_so_at_once(
+    gguf_site, monkeypatch, tmp_path
+):
+    site = gguf_site("openvino")
+    openvino_reading(site, monkeypatch, tmp_path, {".gguf": "unreadable"})
+    monkeypatch.setattr(distilling, "write_fp16_copy", lambda source, to: None)
+    with pytest.raises(UserError, match="no such architecture"):
+        prepare_rewriting(site)
 
-    def broken(site):
-        raise UserError("no such architecture")
 
-    assert with_engine(broken).teacher.engine.startswith("transformers")
+def test_a_model_folder_is_exported_once_and_the_export_is_read(
+    write_config, monkeypatch, tmp_path, model_folder
+):
+    site = open_site(write_config("teacher.engine=auto"), tmp_path / "run")
+    read = openvino_reading(site, monkeypatch, tmp_path, {"-openvino": "right"})
+    exported = []
+
+    def export(source, target):
+        exported.append(source)
+        target.mkdir(parents=True)
+
+    monkeypatch.setattr(distilling, "export_folder", export)
+    for _ in range(2):
+        rewriting = prepare_rewriting(site)
+        assert rewriting.teacher.engine == "openvino 1 export"
+    assert exported == [model_folder]
+    assert set(read) == {
+        tmp_path / "models" / f"{model_folder.name}-{site.base.fingerprint[:12]}-openvino"
+    }
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ class Killed(BaseException):
         ("algorithm.name=fedadam",),
         ("algorithm.name=scaffold", "federation.update_dtype=bf16"),
         ("method.name=plain", "federation.update_dtype=int8"),
+        ("method.name=plain-personal", "algorithm.name=scaffold"),
     ],
 )
 def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
@@ -95,9 +96,29 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
     run_experiment(config, broken, SILENT, resume=True)
     assert learned_bytes(broken) == learned_bytes(whole)
     rounds = [json.loads(x)["round"] for x in (broken / "rounds.jsonl").read_text().splitlines()]
-    assert rounds == [1, 2, 3]
+    assert rounds == [1, 2, 3, *([4] if "method.name=plain-personal" in overrides else [])]
     results = [json.loads((out / "results.json").read_text()) for out in (whole, broken)]
     assert results[0]["clients"] == results[1]["clients"]
+
+
+def test_a_personal_branch_is_trained_once_after_the_rounds_of_plain_and_changes_no_r(
+    write_config, tmp_path
+):
+    plain = run_experiment(write_config("method.name=plain"), tmp_path / "plain", SILENT)
+    config, out = write_config("method.name=plain-personal"), tmp_path / "personal"
+    personal = run_experiment(config, out, SILENT)
+    name = "global/adapter_model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    tokens = personal["cost"]["tokens"]
+    assert tokens["train S.raw"] == tokens["train R.raw"] == plain["cost"]["tokens"]["train R.raw"]
+    assert personal["cost"]["bytes_up"] == plain["cost"]["bytes_up"]
+    assert personal["mean"]["client"]["loss"] < personal["mean"]["global"]["loss"]
+    before = learned_bytes(out), (out / "rounds.jsonl").read_bytes()
+    run_experiment(config, out, SILENT, resume=True)
+    assert (learned_bytes(out), (out / "rounds.jsonl").read_bytes()) == before
+    longer = write_config("method.name=plain-personal", "federation.rounds=5")
+    with pytest.raises(UserError, match="after the last round was trained after 3"):
+        run_experiment(longer, out, SILENT, resume=True)
 
 
 def test_a_second_run_and_another_method_rewrite_nothing_again(write_config, tmp_path, monkeypatch):
@@ -289,6 +310,6 @@ def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
     config = write_config()
     site, client = open_site(config, tmp_path), clients_of(config)[0]
     site.model.set({n: torch.full_like(v, torch.nan) for n, v in site.model.get("S").items()})
-    evaluate_model(site, client, ("R",))
+    evaluate_model(site, [client], ("R",))
     with pytest.raises(UserError, match=r"client 'bank': the loss of base\+R\+S .* not finite"):
-        evaluate_model(site, client, ("R", "S"))
+        evaluate_model(site, [client], ("R", "S"))

@@ -1,8 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from fedsdr.evaluation.evaluate import ClientScores, evaluate_client
+from fedsdr.evaluation.evaluate import ClientScores, HeldOut, evaluate_on
 from fedsdr.evaluation.metrics import METRICS
 from fedsdr.types import Example, Generation, Turn
 
@@ -20,17 +21,18 @@ def run(test=TEST, answers=ANSWERS, losses=LOSSES, asked=None):
         if asked is not None:
             asked.extend((request, decoding) for request in requests)
         for request in reversed(requests):  # answers come in any order
-            if request.id in answers:
-                yield Generation(request.id, answers[request.id], request.id != "b", 10, 4)
+            row = request.id.removeprefix("bank/")
+            if row in answers:
+                yield Generation(request.id, answers[row], row != "b", 10, 4)
 
-    return evaluate_client(
-        test,
+    scores = evaluate_on(
+        {"bank": HeldOut(tuple(test), METRICS["label"])},
         losses=lambda rows: [losses[row.id] for row in rows],
         generate=generate,
-        metric=METRICS["label"],
         max_new_tokens=32,
         seed=5,
     )
+    return scores["bank"]
 
 
 def test_each_answer_is_scored_against_its_own_row_whatever_the_order():
@@ -79,6 +81,28 @@ def test_without_a_supervised_token_the_loss_is_not_a_number():
     assert scores.score == pytest.approx(2 / 3)
 
 
+def test_rows_of_all_clients_go_through_the_model_at_once_and_are_scored_by_their_own_metric():
+    tests = {
+        "bank": HeldOut((TEST[0],), METRICS["label"]),
+        "clinic": HeldOut((replace(TEST[0], response="it is 7"),), METRICS["number"]),
+    }
+    batches = []
+
+    def generate(requests, _):
+        batches.append([request.id for request in requests])
+        for request in requests:
+            yield Generation(request.id, "yes" if "bank" in request.id else "7.0", True, 1, 1)
+
+    def losses(rows):
+        return [(float(i), i + 1) for i, _ in enumerate(rows)]
+
+    scores = evaluate_on(tests, losses=losses, generate=generate, max_new_tokens=4, seed=0)
+    assert batches == [["bank/a", "clinic/a"]]
+    assert [scores[name].score for name in tests] == [1.0, 1.0]
+    assert [(s.rows[0].loss_sum, s.rows[0].tokens) for s in scores.values()] == [(0.0, 1), (1.0, 2)]
+    assert [s.metric for s in scores.values()] == ["exact_label", "final_number"]
+
+
 def test_no_rows_a_missing_answer_or_a_double_id_fail_loudly():
     with pytest.raises(ValueError, match="no test rows"):
         run(test=[])
@@ -90,11 +114,10 @@ def test_no_rows_a_missing_answer_or_a_double_id_fail_loudly():
 
 def test_a_loss_for_each_row_is_required():
     with pytest.raises(ValueError, match="zip"):
-        evaluate_client(
-            TEST[:1],
+        evaluate_on(
+            {"bank": HeldOut((TEST[0],), METRICS["label"])},
             losses=lambda rows: [],
-            generate=lambda requests, _: iter([Generation("a", "yes", True, 1, 1)]),
-            metric=METRICS["label"],
+            generate=lambda requests, _: iter([Generation("bank/a", "yes", True, 1, 1)]),
             max_new_tokens=4,
             seed=0,
         )

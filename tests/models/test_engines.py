@@ -19,6 +19,7 @@ from fedsdr.errors import UserError
 from fedsdr.models.engines import choose_engine
 from fedsdr.models.engines.openai import is_loopback, openai_generate
 from fedsdr.models.engines.openvino import gguf_architecture, openvino_generate, why_unreadable
+from fedsdr.models.engines.openvino_export import export_folder
 from fedsdr.models.engines.vllm import vllm_generate
 from fedsdr.types import Decoding, GenerationRequest, Turn
 
@@ -63,6 +64,25 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return write
 
 
+@pytest.fixture
+def optimum_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a command of that name alone on the PATH, which writes its arguments or fails."""
+
+    def put(folder: Path, fails: str = "") -> None:
+        work = (
+            f"echo 'first line' >&2; echo '{fails}' >&2; exit 1"
+            if fails
+            else ('for last; do :; done; echo "$@" > "$last/openvino_model.xml"')
+        )
+        command = folder / "bin" / "optimum-cli"
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f"#!/bin/sh\n{work}\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(command.parent))
+
+    return put
+
+
 # ---------------------------------------------------------------- the choice
 
 
@@ -75,7 +95,11 @@ def test_auto_takes_vllm_on_cuda_only_where_it_is_installed(installed: Callable[
 
 
 def test_auto_takes_openvino_on_the_cpu_for_a_file_that_it_reads(
-    installed: Callable[..., None], gguf_file: Callable[[str], Path], tmp_path: Path
+    installed: Callable[..., None],
+    gguf_file: Callable[[str], Path],
+    optimum_cli: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     installed("openvino_genai")
     assert choose_engine("auto", model_path=gguf_file("llama"), cuda=False)[0] == "openvino"
@@ -83,6 +107,9 @@ def test_auto_takes_openvino_on_the_cpu_for_a_file_that_it_reads(
     assert name == "transformers"
     assert "gemma3" in reason
     assert choose_engine("auto", model_path=tmp_path, cuda=False)[0] == "transformers"
+    optimum_cli(tmp_path)  # a folder can be exported now
+    assert choose_engine("auto", model_path=tmp_path, cuda=False)[0] == "openvino"
+    monkeypatch.delenv("PATH")
     (tmp_path / "openvino_model.xml").touch()
     assert choose_engine("auto", model_path=tmp_path, cuda=False)[0] == "openvino"
     installed()
@@ -113,6 +140,22 @@ def test_an_engine_that_is_not_installed_says_what_to_type(
 
 
 # ---------------------------------------------------------------- openvino
+def test_an_export_appears_whole_with_fp16_weights_or_not_at_all(
+    optimum_cli: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "model", tmp_path / "exports" / "model-openvino"
+    optimum_cli(tmp_path, fails="KeyError: no such architecture")
+    with pytest.raises(UserError, match=r"cannot export it \(KeyError: no such architecture\)"):
+        export_folder(source, target)
+    assert not target.exists()
+    optimum_cli(tmp_path)
+    export_folder(source, target)
+    assert why_unreadable(target) == ""
+    told = (target / "openvino_model.xml").read_text()
+    assert f"export openvino --model {source} --weight-format fp16" in told
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="pipx install 'optimum-intel"):
+        export_folder(source, tmp_path / "other")
 
 
 @given(st.binary(max_size=200))

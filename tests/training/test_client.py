@@ -9,6 +9,7 @@ from fedsdr.errors import UserError
 from fedsdr.models.adapters import load_adapter
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.rows import row_losses
+from fedsdr.seeds import seed_for
 from fedsdr.tensors import add, norm, subtract, zeros_like
 from fedsdr.training.client import ClientRows, phase_rows, rows_to_train, train_client
 from fedsdr.training.methods import METHODS, Phase
@@ -67,6 +68,18 @@ def test_the_rows_that_a_task_says_it_will_train_are_those_that_it_trains(
     assert sum(trained) == rows_to_train(task, 8) > 0
 
 
+def test_what_comes_after_the_last_round_trains_s_alone_and_sends_nothing(model, tmp_path):
+    store = store_at(tmp_path)
+    task = task_for(model, "plain-personal", round=2, afterwards=True)
+    before = {name: value.clone() for name, value in task.shared.items()}
+    start = model.initial("S", seed_for(11, "start", "bank"))
+    update = train_client(task, DATA, model, store)
+    assert update.delta == {}
+    assert {key.split(".")[0] for key in update.metrics} == {"S"}
+    assert norm(subtract(store.load(2).private, start)) > 0
+    assert all(torch.equal(model.get("R")[name], value) for name, value in before.items())
+
+
 def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_forward(
     model, tmp_path
 ):
@@ -74,7 +87,6 @@ def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_
     # The two stages by hand, with plain AdamW and the same orders.
     twin = BranchedModel(tiny_llama(), rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
     twin.set(task_for(twin).shared)
-    from fedsdr.seeds import seed_for
     from fedsdr.training.step import batches
 
     twin.set(twin.initial("S", seed_for(11, "start", "bank")))

@@ -146,7 +146,7 @@ def _normal(config: Config) -> Config:
     method, algorithm = METHODS[config.method.name], ALGORITHMS[config.algorithm.name]
     read = {"name", *algorithm.hyper, *(["mu"] if algorithm.correction == "fedprox" else [])}
     unread = [k for k in key_names() if k.startswith("algorithm.") and k[10:] not in read]
-    if S not in {phase.train for phase in method.phases}:
+    if S not in {phase.train for phase in method.all_phases}:
         unread += ["method.s_reset", "method.s_dropout", "train.smooth_epochs"]
     if "mixture" not in {phase.data for phase in method.phases}:
         unread += ["method.mixture"]
@@ -163,7 +163,7 @@ def _with_plain(configs: Mapping[str, Config]) -> dict[str, Config]:
     """Return `configs` and, beside each of several stages, plain at equal rounds and compute."""
     found = dict(configs)
     for name, config in configs.items():
-        phases = METHODS[config.method.name].phases
+        phases = METHODS[config.method.name].all_phases
         if len(phases) < 2:
             continue
         settings = settings_of(config)

@@ -20,10 +20,13 @@ from fedsdr.files import write_atomically
 from fedsdr.models.engines import choose_engine
 from fedsdr.models.engines.extras import import_extra
 from fedsdr.models.engines.gguf_copy import write_fp16_copy
+from fedsdr.models.engines.openvino import why_unreadable
+from fedsdr.models.engines.openvino_export import export_folder
 from fedsdr.models.load import Base, cache_folder
 from fedsdr.models.rows import device_of
 from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest, Turn
 
+OTHERWISE = ", though it answers otherwise than the loaded model does"
 PROBES = (
     "Name three colours.",
     "Write a Python function that adds two numbers.",
@@ -126,20 +129,19 @@ def prepare_rewriting(site: Site) -> Rewriting:
     engine, why = choose_engine(
         settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
     )
-    module, package, build = ENGINES[engine]
-    import_extra(module, engine)
-    built = functools.cache(lambda: build(site))
+    import_extra(ENGINES[engine][0], engine)
     variant = ""
-    if settings.engine == "auto" and engine == "openvino" and not _agrees(site, built):
-        otherwise = "openvino answers otherwise than the loaded model does"
-        built = functools.cache(lambda: _openvino_from_copy(site))
-        if site.base.gguf and _agrees(site, built):
-            variant = " fp16 copy"
-            why = f"{otherwise} from the file as it is, but not from an fp16 copy of it"
+    built: Callable[[], Generate] = functools.cache(lambda: _BUILD[engine](site))
+    if engine == "openvino":
+        sources = _openvino_sources(site)
+        agreeing = next((source for source in sources if _agrees(site, source.build)), None)
+        if agreeing is None and settings.engine == "auto":
+            engine, why = "transformers", "openvino answers otherwise than the loaded model does"
         else:
-            engine, why = "transformers", otherwise
-            _, package, build = ENGINES[engine]
-            built = functools.cache(lambda: build(site))
+            source = agreeing or sources[0]
+            variant, why = source.variant, why + (source.note if agreeing else OTHERWISE)
+            built = source.build
+            built()  # an engine that was named says now what is wrong with it
     if engine == "openai":
         built()  # loads nothing, and says now what is wrong with the address
     # What the plain engine samples depends on the dtype of the base, and on our own code.
@@ -151,7 +153,7 @@ def prepare_rewriting(site: Site) -> Rewriting:
         model=settings.model or base.name,
         weights=_address(settings.url) if engine == "openai" else base.fingerprint,
         template=site.renderer.fingerprint,
-        engine=f"{engine} {version(package)}{variant}{precision}",
+        engine=f"{engine} {version(ENGINES[engine][1])}{variant}{precision}",
         decoding=Decoding(
             settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
         ),
@@ -163,8 +165,44 @@ def prepare_rewriting(site: Site) -> Rewriting:
     return Rewriting(teacher, generate, why, load_prompts(settings.prompts or None))
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Something that OpenVINO can read the model from; `build` loads it, once."""
+
+    variant: str
+    note: str  # why it is not the model's own file
+    build: Callable[[], Generate]
+
+
+def _openvino_sources(site: Site) -> list[_Source]:
+    """Return them, the model's own file or folder first."""
+    base = site.base
+    own = _model_path(base) or Path(base.name)
+    copies = cache_folder() / "models"
+    name = f"{own.stem}-{base.fingerprint[:12]}"
+
+    def source(variant: str, note: str, path: Callable[[], Path]) -> _Source:
+        return _Source(variant, note, functools.cache(lambda: _openvino(site, path())))
+
+    as_it_is = source("", "", lambda: own)
+    if base.gguf:
+        told = ", from an fp16 copy: from the file itself it answers otherwise"
+        copy = functools.partial(_made, write_fp16_copy, own, copies / f"{name}-fp16.gguf")
+        return [as_it_is, source(" fp16 copy", told, copy)]
+    if own.is_dir() and why_unreadable(own):
+        export = functools.partial(_made, export_folder, own, copies / f"{name}-openvino")
+        return [source(" export", ", from an export of the folder", export)]
+    return [as_it_is]
+
+
+def _made(make: Callable[[Path, Path], None], source: Path, target: Path) -> Path:
+    if not target.exists():
+        make(source, target)
+    return target
+
+
 def _agrees(site: Site, build: Callable[[], Generate]) -> bool:
-    """Whether another engine's greedy answers to most probes are those of the loaded model.
+    """Whether OpenVINO's greedy answers to most probes are those of the loaded model.
 
     FedSD needs the seed model's own words. An engine that reads the same file may still compute
     another model: on a CPU with AVX2 alone, OpenVINO 2026.4 gave other greedy answers to 13 of 14
@@ -197,22 +235,11 @@ def _transformers(site: Site) -> Generate:
     return site.generate(site.config.teacher.batch_size)
 
 
-def _openvino_from_copy(site: Site) -> Generate:
-    """OpenVINO on a copy of the .gguf file without quantisation, made once."""
-    source = site.base.gguf
-    assert source is not None
-    name = f"{source.stem}-{site.base.fingerprint[:12]}-fp16.gguf"
-    copy = cache_folder() / "models" / name
-    if not copy.is_file():
-        write_fp16_copy(source, copy)
-    return _openvino(site, copy)
-
-
-def _openvino(site: Site, path: Path | None = None) -> Generate:
+def _openvino(site: Site, path: Path) -> Generate:
     from fedsdr.models.engines.openvino import openvino_generate
 
     return openvino_generate(
-        path or _model_path(site.base) or site.base.name,
+        path,
         site.renderer.prompt,
         batch_size=site.config.teacher.batch_size,
         stop_ids=site.renderer.stop_token_ids,
@@ -244,10 +271,11 @@ def _openai(site: Site) -> Generate:
     )
 
 
-# engine -> (module that it needs, package whose version identifies it, how to build it)
-ENGINES: dict[str, tuple[str, str, Callable[[Site], Generate]]] = {
-    "transformers": ("transformers", "transformers", _transformers),
-    "openvino": ("openvino_genai", "openvino-genai", _openvino),
-    "vllm": ("vllm", "vllm", _vllm),
-    "openai": ("httpx", "fedsdr", _openai),
+# engine -> (module that it needs, package whose version identifies it)
+ENGINES = {
+    "transformers": ("transformers", "transformers"),
+    "openvino": ("openvino_genai", "openvino-genai"),
+    "vllm": ("vllm", "vllm"),
+    "openai": ("httpx", "fedsdr"),
 }
+_BUILD = {"transformers": _transformers, "vllm": _vllm, "openai": _openai}

@@ -25,17 +25,17 @@ def evaluate_clients(
     measured: dict[str, ClientResult] = {}
     tested = [client for client in clients if client.test]
     with progress.bar("evaluating", 3 * len(tested)) as advance:
+        site.model.set(state.shared)
+        base = _base_scores(site, tested)
+        advance(len(tested))
+        shared = evaluate_model(site, tested, method.global_model) if method.sent else base
+        advance(len(tested))
         for client in tested:
-            site.model.set(state.shared)
-            base = evaluate_model(site, client, ())
+            name = client.client_id
+            own = _client_scores(site, client, state, shared[name])
             advance(1)
-            shared = evaluate_model(site, client, method.global_model) if method.sent else base
-            advance(1)
-            own = _client_scores(site, client, state, shared)
-            advance(1)
-            measured[client.client_id] = ClientResult(
-                len(client.raw), {"base": base, "global": shared, "client": own}
-            )
+            models = {"base": base[name], "global": shared[name], "client": own}
+            measured[name] = ClientResult(len(client.raw), models)
     facts: dict[str, Any] = {
         "method": method.name,
         "algorithm": config.algorithm.name,
@@ -46,6 +46,15 @@ def evaluate_clients(
     return build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
 
 
+def _base_scores(site: Site, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
+    config = site.config
+    length, pack = config.data.max_length, config.train.pack_tokens
+    key = tuple((c.client_id, c.raw, c.test) for c in clients), config.evaluation, length, pack
+    if key not in site.base_scores:
+        site.base_scores[key] = evaluate_model(site, clients, ())
+    return site.base_scores[key]
+
+
 def _client_scores(
     site: Site, client: ClientData, state: ServerState, shared: ClientScores
 ) -> ClientScores:
@@ -54,7 +63,9 @@ def _client_scores(
     if not private:
         return shared
     site.model.set(private)
-    return evaluate_model(site, client, site.method.client_model, mixed=site.method.mixed)
+    mixed_by = client if site.method.mixed else None
+    branches = site.method.client_model
+    return evaluate_model(site, [client], branches, mixed_by=mixed_by)[client.client_id]
 
 
 def cost_of(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def run_experiment(
     if rewriting and not (resumed and has_rewrites(site, clients)):
         distill_clients(site, rewriting, clients, progress)
     state = run_rounds(site, clients, plan, progress)
+    state = personalize(site, clients, state, plan, progress)
     return finish(site, clients, state, progress)
 
 
@@ -155,8 +157,13 @@ def run_rounds(
             for name, value in site.model.initial(branch, seed_for(plan.seed, "start")).items()
         }
         state = first_state(start, plan)
-    _keep_records(site.folder / "rounds.jsonl", state.round)
+    _keep_records(site.folder / "rounds.jsonl", max([state.round, *state.accepted.values()]))
     rounds = site.config.federation.rounds
+    if state.round < rounds and any(last > state.round for last in state.accepted.values()):
+        raise UserError(
+            f"{site.folder}: what comes after the last round was trained after {state.round}; "
+            f"more rounds need another --out, or go back to federation.rounds = {state.round}"
+        )
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
         total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
@@ -170,6 +177,47 @@ def run_rounds(
         _append_record(site.folder / "rounds.jsonl", record)
         save_state(site.folder / "checkpoint", state)
         progress.log(_round_line(record))
+    return state
+
+
+def personalize(
+    site: Site,
+    clients: Sequence[ClientData],
+    state: ServerState,
+    plan: Plan,
+    progress: Progress,
+) -> ServerState:
+    """Run the phases that come after the last round, with as many epochs as the rounds had in all.
+
+    They stand in rounds.jsonl as a round of their own in which nothing is sent. UserError when a
+    client fails.
+    """
+    last = state.round + 1
+    if not site.method.afterwards or all(state.accepted.get(c.client_id) == last for c in clients):
+        return state
+    given = plan.settings
+    settings = dataclasses.replace(
+        given,
+        afterwards=True,
+        local_epochs=(given.smooth_epochs or given.local_epochs) * state.round,
+        smooth_epochs=0,
+        correction="none",
+        update_dtype="fp32",
+    )
+    began, done = time.perf_counter(), []
+    rows = sum(len(client.raw) for client in clients) * settings.local_epochs
+    with progress.bar("after the last round, rows trained", rows) as advance:
+        for client in clients:
+            name = client.client_id
+            seed, kept = seed_for(plan.seed, "client"), state.accepted.get(name, 0)
+            task = ClientTask(last, name, seed, state.shared, {}, settings, kept)
+            update = train_at(site, client, task, advance)
+            done.append({"id": name, "num_examples": update.num_examples, **update.metrics})
+    record = RoundRecord(last, tuple(done), (), 0, 0, 0.0, time.perf_counter() - began)
+    _append_record(site.folder / "rounds.jsonl", record)
+    state = dataclasses.replace(state, accepted={c.client_id: last for c in clients})
+    save_state(site.folder / "checkpoint", state)
+    progress.log(_round_line(record))
     return state
 
 

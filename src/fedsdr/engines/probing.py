@@ -189,8 +189,8 @@ def _losses_by_model(
     every: list[tuple[Branch, ...]] = [(R,), (S,), (R, S)]
     for branches in every:
         if has.issuperset(branches):
-            mixed = method.mixed and len(branches) > 1
-            with forward_of(site, branches, client, mixed) as (losses, _):
+            mixed_by = client if method.mixed and len(branches) > 1 else None
+            with forward_of(site, branches, mixed_by) as (losses, _):
                 found["+".join(branches)] = _mean(losses(examples))
     return found
 

@@ -18,7 +18,7 @@ from fedsdr.data.templates import Renderer, render_for
 from fedsdr.distill.records import read_distilled
 from fedsdr.engines.mixing import MixedModel
 from fedsdr.errors import UserError, choose
-from fedsdr.evaluation.evaluate import ClientScores, Losses, evaluate_client
+from fedsdr.evaluation.evaluate import ClientScores, HeldOut, Losses, evaluate_on
 from fedsdr.evaluation.metrics import metric_for
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.checkpointing import checkpoint_layers
@@ -51,6 +51,8 @@ class Site:
     base: Base
     model: BranchedModel
     renderer: Renderer
+    # The scores of the bare base, which the runs of a comparison share, by what they depend on.
+    base_scores: dict[object, dict[str, ClientScores]] = dataclasses.field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -155,38 +157,49 @@ def train_at(
 
 
 def evaluate_model(
-    site: Site, client: ClientData, branches: tuple[Branch, ...], *, mixed: bool = False
-) -> ClientScores:
-    """Measure the model of these branches, as they are set now, on a client's test rows."""
-    with forward_of(site, branches, client, mixed) as (losses, generate):
-        scores = evaluate_client(
-            client.test,
+    site: Site,
+    clients: Sequence[ClientData],
+    branches: tuple[Branch, ...],
+    *,
+    mixed_by: ClientData | None = None,
+) -> dict[str, ClientScores]:
+    """Measure the model of these branches, as they are set now, on the test rows of each client.
+
+    With `mixed_by`, R and S are weighed for each row, by the training rows of that client.
+    """
+    tests = {
+        c.client_id: HeldOut(c.test, metric_for((*c.raw, *c.test)))  # by its kind of data
+        for c in clients
+    }
+    with forward_of(site, branches, mixed_by) as (losses, generate):
+        scores = evaluate_on(
+            tests,
             losses=losses,
             generate=generate,
-            metric=metric_for((*client.raw, *client.test)),
             max_new_tokens=site.config.evaluation.max_new_tokens,
             seed=site.config.seed,
         )
-    if not math.isfinite(scores.loss):
-        model = "+".join(("base", *branches))
-        raise UserError(
-            f"client '{client.client_id}': the loss of {model} on its test rows is not finite; "
-            "start anew with a lower train.lr"
-        )
+    for name, measured in scores.items():
+        if not math.isfinite(measured.loss):
+            model = "+".join(("base", *branches))
+            raise UserError(
+                f"client '{name}': the loss of {model} on its test rows is not finite; "
+                "start anew with a lower train.lr"
+            )
     return scores
 
 
 @contextmanager
 def forward_of(
-    site: Site, branches: tuple[Branch, ...], client: ClientData, mixed: bool = False
+    site: Site, branches: tuple[Branch, ...], mixed_by: ClientData | None = None
 ) -> Iterator[tuple[Losses, Generate]]:
     """Give the losses and the generation of the model with these branches in its forward."""
     generate = site.generate(site.config.evaluation.batch_size)
-    if mixed:
+    if mixed_by:
         local = MixedModel(
             model=site.model,
             prompt=site.renderer.prompt,
-            examples=client.raw,
+            examples=mixed_by.raw,
             seed=site.config.seed,
         )
         yield local.losses(site.losses), local.generate(generate)

@@ -1,7 +1,7 @@
-"""One model on one client's test rows: the loss of the gold answers and the score of its own."""
+"""One model on the test rows of clients: the loss of the gold answers and the score of its own."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsdr.data.templates import prompts_of
@@ -54,35 +54,52 @@ class ClientScores:
         return sum(row.finished for row in self.rows) / len(self.rows)
 
 
-def evaluate_client(
-    test: Sequence[Example],
+@dataclass(frozen=True)
+class HeldOut:
+    """The test rows of one client and how their answers are scored."""
+
+    rows: tuple[Example, ...]
+    metric: Metric
+
+
+def evaluate_on(
+    tests: Mapping[str, HeldOut],
     *,
     losses: Losses,
     generate: Generate,
-    metric: Metric,
     max_new_tokens: int,
     seed: int,
-) -> ClientScores:
-    """Measure one model, given as its `losses` and `generate`, on one client's test rows.
+) -> dict[str, ClientScores]:
+    """Measure one model, given as its `losses` and `generate`, on the test rows of each client.
 
+    All rows go through the model together, since small batches cost as much as large ones.
     Decoding is greedy. In a conversation the last answer is generated, with the gold ones before
-    it. ValueError when there are no rows, or not exactly one loss and one answer for each.
+    it. ValueError when a client has no rows, or there is not exactly one loss and one answer for
+    each.
     """
-    if not test:
+    rows = [(f"{client}/{row.id}", row) for client, test in tests.items() for row in test.rows]
+    if not all(test.rows for test in tests.values()):
         raise ValueError("no test rows to evaluate on")
     requests = [
-        GenerationRequest(row.id, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
-        for row in test
+        GenerationRequest(name, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
+        for name, row in rows
     ]
     greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
     generations = list(generate(requests, greedy))
     answers = {generation.id: generation for generation in generations}
-    counts = {len(generations), len(answers), len(test)}
-    if len(counts) > 1 or answers.keys() != {row.id for row in test}:
-        raise ValueError(f"{len(generations)} answers do not fit the ids of {len(test)} test rows")
-    rows = []
-    for row, (loss_sum, tokens) in zip(test, losses(test), strict=True):
-        made = answers[row.id]
-        score = metric.score(row.response, made.text)
-        rows.append(ExampleScore(row.id, loss_sum, tokens, score, made.new_tokens, made.finished))
-    return ClientScores(metric.name, tuple(rows))
+    counts = {len(generations), len(answers), len(rows)}
+    if len(counts) > 1 or answers.keys() != {name for name, _ in rows}:
+        raise ValueError(f"{len(generations)} answers do not fit the ids of {len(rows)} test rows")
+    measured = dict(zip(dict(rows), losses([row for _, row in rows]), strict=True))
+    scores = {}
+    for client, test in tests.items():
+        scored = []
+        for row in test.rows:
+            name = f"{client}/{row.id}"
+            (loss_sum, tokens), made = measured[name], answers[name]
+            score = test.metric.score(row.response, made.text)
+            scored.append(
+                ExampleScore(row.id, loss_sum, tokens, score, made.new_tokens, made.finished)
+            )
+        scores[client] = ClientScores(test.metric.name, tuple(scored))
+    return scores

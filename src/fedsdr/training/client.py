@@ -57,7 +57,7 @@ def train_client(
     )
     metrics: dict[str, float] = {}
     steps: dict[Branch, int] = {}
-    for phase in phases_of(method, task.accepted_round):
+    for phase in phases_of(method, task):
         began = time.perf_counter()
         result = _run_phase(phase, task, rows, model, adjust, after_step)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
@@ -69,11 +69,12 @@ def train_client(
             f"{name}.steps": result.steps,
             f"{name}.seconds": time.perf_counter() - began,
         }
-    after = model.get(*method.sent)
+    sent = () if settings.afterwards else method.sent
+    after = model.get(*sent)
     control_delta: Tensors = {}
     if task.control:
         new = dict(control)
-        for branch in method.sent:
+        for branch in sent:
             c_k, c, before, now = (
                 {name: value for name, value in tree.items() if name.startswith(branch)}
                 for tree in (control, task.control, task.shared, after)
@@ -84,7 +85,7 @@ def train_client(
     if not all(bool(value.isfinite().all()) for value in private.values()):
         raise UserError(f"client '{task.client_id}': its private branch diverged; lower train.lr")
     delta, residual = encode_with_feedback(
-        subtract(after, task.shared), kept.residual, settings.update_dtype
+        subtract(after, task.shared) if sent else {}, kept.residual, settings.update_dtype
     )
     if private or control or residual:
         store.save(task.round, Kept(private, control, residual), accepted=task.accepted_round)
@@ -98,9 +99,11 @@ def train_client(
     )
 
 
-def phases_of(method: Method, accepted_round: int) -> list[Phase]:
-    """Return the phases of this round: some wait until an update of the client was counted."""
-    return [phase for phase in method.phases if accepted_round or not phase.returning]
+def phases_of(method: Method, task: ClientTask) -> list[Phase]:
+    """Return the phases of this task: some wait until an update of the client was counted."""
+    if task.settings.afterwards:
+        return list(method.afterwards)
+    return [phase for phase in method.phases if task.accepted_round or not phase.returning]
 
 
 def epochs_of(phase: Phase, settings: LocalSettings) -> int:
@@ -112,7 +115,7 @@ def epochs_of(phase: Phase, settings: LocalSettings) -> int:
 def rows_to_train(task: ClientTask, num_examples: int) -> int:
     """Return how many rows the task's optimizer steps take in all, for a bar with the time left."""
     method = choose(task.settings.method, METHODS, "method.name")
-    phases = phases_of(method, task.accepted_round)
+    phases = phases_of(method, task)
     return num_examples * sum(epochs_of(phase, task.settings) for phase in phases)
 
 

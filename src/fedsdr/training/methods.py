@@ -29,6 +29,7 @@ class Method:
     """What a client trains, what it sends, and which branches make the resulting models.
 
     `mixed`: the client's model weighs R and S for each instance (FedDPA) instead of adding both.
+    `afterwards`: phases that run once, after the last round, beside the final global R.
     """
 
     name: str
@@ -37,16 +38,22 @@ class Method:
     global_model: tuple[Branch, ...]
     client_model: tuple[Branch, ...]
     mixed: bool = False
+    afterwards: tuple[Phase, ...] = ()
 
     @property
     def rewrites(self) -> bool:
         """Whether any phase reads rewritten data."""
-        return any(phase.data != "raw" for phase in self.phases)
+        return any(phase.data != "raw" for phase in self.all_phases)
+
+    @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Those of a round and those after the last one."""
+        return (*self.phases, *self.afterwards)
 
     @property
     def private(self) -> tuple[Branch, ...]:
         """The branches that a client trains and keeps for itself."""
-        trained = {phase.train for phase in self.phases}
+        trained = {phase.train for phase in self.all_phases}
         return tuple(b for b in (R, S) if b in trained and b not in self.sent)
 
 
@@ -80,6 +87,15 @@ METHODS: dict[str, Method] = {
             (R,),
             (R, S),
             mixed=True,
+        ),
+        # What a private branch is worth without FedSDR: it never meets R in training.
+        Method(
+            "plain-personal",
+            (Phase("raw", (R,), train=R),),
+            (R,),
+            (R,),
+            (R, S),
+            afterwards=(Phase("raw", (R, S), train=S),),
         ),
         Method("local", (Phase("raw", (S,), train=S),), (), (), (S,)),
     )

@@ -7,11 +7,13 @@ top-k left (older OpenVINO cuts it before top-k; an endpoint does as it likes). 
 a random generator of its own: the same seed gives other text in another engine.
 """
 
+import shutil
 from pathlib import Path
 
 from fedsdr.errors import choose
 from fedsdr.models.engines.extras import is_installed
 from fedsdr.models.engines.openvino import why_unreadable
+from fedsdr.models.engines.openvino_export import COMMAND
 
 ENGINES = ("transformers", "openvino", "vllm", "openai")
 
@@ -33,8 +35,11 @@ def choose_engine(name: str, *, model_path: str | Path | None, cuda: bool) -> tu
         return "transformers", "CUDA is present, vllm is not installed"
     if model_path is None:
         return "transformers", "no model file on disk that openvino could read"
-    if problem := why_unreadable(model_path):
+    problem = why_unreadable(model_path)
+    if problem and Path(model_path).is_dir() and shutil.which(COMMAND):
+        problem = ""  # an export of the folder will be read
+    if problem:
         return "transformers", f"openvino cannot read the model: {problem}"
     if not is_installed("openvino_genai"):
         return "transformers", "openvino_genai is not installed: pip install -e '.[openvino]'"
-    return "openvino", "no CUDA, and openvino reads the model file"
+    return "openvino", "no CUDA, and openvino reads the model"

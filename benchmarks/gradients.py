@@ -1,0 +1,127 @@
+"""Our training step against PEFT's on the same rows: how far apart are losses and gradients?
+
+    python benchmarks/gradients.py [--rows 4] [--tokens 48] [--dtypes fp32,bf16]
+
+PEFT has two adapters active on the model as transformers runs it, row by row, with the loss on
+whole logits; ours packs the rows. Both branches have the same random factors, R is trained. The
+distance of gradients is ||ours - PEFT's|| / ||PEFT's||, over all factors and for the worst of
+them. In bf16 both are also compared with PEFT in fp32: two roundings differ, and neither is right.
+"""
+
+import argparse
+import gc
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from fedsdr.config import ModelConfig
+from fedsdr.data.clients import load_clients
+from fedsdr.data.templates import render_for
+from fedsdr.models.adapters import peft_tensors
+from fedsdr.models.branches import BranchedModel
+from fedsdr.models.load import EMBEDDED, load_base
+from fedsdr.models.rows import accumulate_gradients
+from fedsdr.tensors import Tensors
+from fedsdr.types import TokenRow
+
+RANK, ALPHA, TARGETS = 8, 16, ["q_proj", "v_proj"]
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Gradients = dict[str, Tensor]
+
+
+def real_rows(count: int, length: int) -> list[TokenRow]:
+    """Return rows of the embedded clients in turn, each cut to `length` tokens."""
+    renderer = render_for(load_base(ModelConfig(name=EMBEDDED)).tokenizer)
+    clients = load_clients(clients="embedded:five-domains", test_fraction=0.0)
+    encoded = [[renderer.encode(row, 4 * length) for row in c.raw[:count]] for c in clients]
+    rows = [row for turn in zip(*encoded, strict=True) for row in turn][:count]
+    return [TokenRow(r.id, r.tokens[-length:], r.supervised[-length:]) for r in rows]
+
+
+def factors(model: BranchedModel) -> Tensors:
+    """Return random factors of both branches, none of them zero."""
+    start = model.initial("R", 1) | model.initial("S", 2)
+    draw = torch.Generator().manual_seed(3)
+    return {name: v + 0.02 * torch.randn(v.shape, generator=draw) for name, v in start.items()}
+
+
+def our_step(dtype: str, rows: list[TokenRow]) -> tuple[float, Gradients, Tensors]:
+    """Return the loss, the gradients of R and the factors that they are at."""
+    base = load_base(ModelConfig(name=EMBEDDED, device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    model = BranchedModel(base.model, rank=RANK, alpha=ALPHA, target_modules=TARGETS)
+    start = factors(model)
+    model.set(start)
+    parameters = model.parameters("R")
+    with model.using("R", "S", trained="R"):
+        loss, _ = accumulate_gradients(model.model, parameters.values(), rows, pack_tokens=1024)
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return float(loss), peft_tensors(gradients, "R"), start
+
+
+def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, Gradients]:
+    """Return the same of PEFT's two adapters, one row at a time."""
+    gguf = load_base(ModelConfig(name=EMBEDDED)).gguf
+    assert gguf is not None
+    base = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=TORCH_DTYPES[dtype]
+    ).requires_grad_(False)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.0)
+    model = get_peft_model(base, config, adapter_name="R")
+    model.add_adapter("S", config)
+    for branch in ("R", "S"):
+        own = {name: v for name, v in start.items() if name.startswith(branch)}
+        set_peft_model_state_dict(model, peft_tensors(own, branch), adapter_name=branch)  # type: ignore[arg-type]
+    model.base_model.set_adapter(["R", "S"])
+    for name, p in model.named_parameters():
+        p.requires_grad_(".R." in name)
+    supervised = sum(sum(row.supervised[1:]) for row in rows)
+    total = 0.0
+    for row in rows:
+        tokens, labels = torch.tensor([row.tokens]), torch.tensor(row.supervised[1:])
+        logits = model(tokens).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
+        loss = losses[labels].sum() / supervised
+        loss.backward()
+        total += float(loss)
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return total, {n.replace(".R.", "."): g.float() for n, g in gradients.items()}
+
+
+def distances(ours: Gradients, theirs: Gradients) -> tuple[float, float]:
+    """Return ||a - b|| / ||b|| over all factors, and of the worst one."""
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"other factors: {sorted(ours.keys() ^ theirs.keys())[:4]}")
+    each = {n: ((ours[n] - theirs[n]).norm() ** 2, theirs[n].norm() ** 2) for n in ours}
+    apart, whole = (sum(float(pair[i]) for pair in each.values()) for i in (0, 1))
+    return (apart / whole) ** 0.5, max(float(a / b) ** 0.5 for a, b in each.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=48, help="the last so many of each row")
+    parser.add_argument("--dtypes", default="fp32,bf16")
+    given = parser.parse_args()
+    rows = real_rows(given.rows, given.tokens)
+    print(f"{len(rows)} rows, {sum(len(r.tokens) for r in rows)} tokens, {torch.__version__}")
+    print("| dtype | compared | loss, relative | gradients | worst factor |")
+    print("|---|---|--:|--:|--:|")
+    exact: tuple[float, Gradients] | None = None
+    for dtype in given.dtypes.split(","):
+        loss, gradients, start = our_step(dtype, rows)
+        gc.collect()
+        theirs = peft_step(dtype, rows, start)
+        compared = [("ours, PEFT", (loss, gradients), theirs)]
+        if exact:
+            compared += [("ours, PEFT in fp32", (loss, gradients), exact)]
+            compared += [("PEFT, PEFT in fp32", theirs, exact)]
+        exact = theirs if dtype == "fp32" else exact
+        for what, (a, got), (b, want) in compared:
+            every, worst = distances(got, want)
+            print(f"| {dtype} | {what} | {abs(a - b) / b:.1e} | {every:.1e} | {worst:.1e} |")
+
+
+if __name__ == "__main__":
+    main()
