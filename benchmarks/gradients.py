@@ -22,8 +22,9 @@ from fedsdr.data.templates import render_for
 from fedsdr.models.adapters import peft_tensors
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.load import EMBEDDED, load_base
-from fedsdr.models.rows import accumulate_gradients
+from fedsdr.models.rows import supervised_tokens
 from fedsdr.tensors import Tensors
+from fedsdr.training.step import accumulate_gradients
 from fedsdr.types import TokenRow
 
 RANK, ALPHA, TARGETS = 8, 16, ["q_proj", "v_proj"]
@@ -35,7 +36,7 @@ def real_rows(count: int, length: int) -> list[TokenRow]:
     """Return rows of the embedded clients in turn, each cut to `length` tokens."""
     renderer = render_for(load_base(ModelConfig(name=EMBEDDED)).tokenizer)
     clients = load_clients(clients="embedded:five-domains", test_fraction=0.0)
-    encoded = [[renderer.encode(row, 4 * length) for row in c.raw[:count]] for c in clients]
+    encoded = [[renderer.encode(row, 4096) for row in c.raw[:count]] for c in clients]
     rows = [row for turn in zip(*encoded, strict=True) for row in turn][:count]
     return [TokenRow(r.id, r.tokens[-length:], r.supervised[-length:]) for r in rows]
 
@@ -55,9 +56,9 @@ def our_step(dtype: str, rows: list[TokenRow]) -> tuple[float, Gradients, Tensor
     model.set(start)
     parameters = model.parameters("R")
     with model.using("R", "S", trained="R"):
-        loss, _ = accumulate_gradients(model.model, parameters.values(), rows, pack_tokens=1024)
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    return float(loss), peft_tensors(gradients, "R"), start
+        total, count = accumulate_gradients(model.model, parameters.values(), rows, 1024)
+        gradients = {n: p.grad.float() for n, p in parameters.items() if p.grad is not None}
+    return total / count, peft_tensors(gradients, "R"), start
 
 
 def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, Gradients]:
@@ -76,7 +77,7 @@ def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, 
     model.base_model.set_adapter(["R", "S"])
     for name, p in model.named_parameters():
         p.requires_grad_(".R." in name)
-    supervised = sum(sum(row.supervised[1:]) for row in rows)
+    supervised = sum(supervised_tokens(row) for row in rows)
     total = 0.0
     for row in rows:
         tokens, labels = torch.tensor([row.tokens]), torch.tensor(row.supervised[1:])
@@ -84,7 +85,7 @@ def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, 
         losses = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
         loss = losses[labels].sum() / supervised
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return total, {n.replace(".R.", "."): g.float() for n, g in gradients.items()}
 
@@ -92,7 +93,7 @@ def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, 
 def distances(ours: Gradients, theirs: Gradients) -> tuple[float, float]:
     """Return ||a - b|| / ||b|| over all factors, and of the worst one."""
     if ours.keys() != theirs.keys():
-        raise ValueError(f"other factors: {sorted(ours.keys() ^ theirs.keys())[:4]}")
+        raise ValueError(f"other factors: {sorted(ours)[:2]}, {sorted(theirs)[:2]}")
     each = {n: ((ours[n] - theirs[n]).norm() ** 2, theirs[n].norm() ** 2) for n in ours}
     apart, whole = (sum(float(pair[i]) for pair in each.values()) for i in (0, 1))
     return (apart / whole) ** 0.5, max(float(a / b) ** 0.5 for a, b in each.values())

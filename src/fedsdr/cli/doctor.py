@@ -20,6 +20,8 @@ EXTRAS = {
     "datasets": ("hub data sets", "pip install -e '.[hub]'"),
     "peft": ("loading the adapters elsewhere", "pip install peft"),
 }
+# The command of optimum-intel, which needs an environment of its own.
+OPTIMUM = ("optimum-cli", "OpenVINO for model folders", "pipx install 'optimum-intel[openvino]'")
 
 
 @click.command()
@@ -58,6 +60,11 @@ def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
             print(f"  ok      {package} {version(package)}: {purpose}")
         except PackageNotFoundError:
             print(f"  missing {package}: {purpose} -> {mend}")
+    command, purpose, mend = OPTIMUM
+    found = shutil.which(command)
+    print(
+        f"  ok      {command}: {purpose}" if found else f"  missing {command}: {purpose} -> {mend}"
+    )
     if config:
         _print_memory(config, set_)
 

@@ -130,7 +130,7 @@ def run_experiment(
         advance(1)
     if not config.train.pack_tokens:
         chosen = site.config.train.pack_tokens
-        progress.log(f"packs of {chosen:,} tokens, from the free memory (train.pack_tokens)")
+        progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
     for client in clients:
         check_supervised(client.client_id, "training", site.encode(client.raw))
         check_supervised(client.client_id, "test", site.encode(client.test))
