@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--quantize", default="none", help="none, 8bit or 4bit (CUDA)")
-    parser.add_argument("--quick", action="store_true", help="packs of 512 tokens alone")
+    parser.add_argument("--packs", default="512,1024,2048", help="their sizes in tokens")
     parser.add_argument("--heap", action="store_true", help="count the holes of the heap too")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -104,7 +104,7 @@ def main() -> None:
         "ratio",
     )
     for pack_tokens, targets, checkpointing in product(
-        (512,) if options.quick else (512, 1024, 2048),
+        [int(size) for size in options.packs.split(",")],
         (["q_proj", "v_proj"], "all-linear"),
         (False, True),
     ):

@@ -113,7 +113,18 @@ def _text(facts: Diagnosis) -> dict[str, Any]:
         {client: ["\n".join(responses_of(e)) for e in rows] for client, rows in kind.items()}
         for kind in (raw, facts.rewritten)
     ]
-    tokenizer, seed = facts.site.base.tokenizer, facts.seed
+    return alignment_of(texts[0], texts[1], facts.site.base.tokenizer, facts.seed)
+
+
+def alignment_of(
+    raw: Mapping[str, Sequence[str]],
+    rewritten: Mapping[str, Sequence[str]],
+    tokenizer: Any,
+    seed: int,
+) -> dict[str, Any]:
+    """Return how alike the texts of the clients are, raw and rewritten, in the tokenizer's tokens
+    and in words."""
+    texts = raw, rewritten
     tokens = [
         {c: tokenizer(rows, add_special_tokens=False)["input_ids"] for c, rows in kind.items()}
         for kind in texts
@@ -150,10 +161,7 @@ def _rewrites(facts: Diagnosis) -> dict[str, Any]:
 def _signs(seed: int, records: Sequence[RewriteRecord]) -> dict[str, Any]:
     pairs = [(r.raw, r.rewrite) for r in records]
     return {
-        **rewriting.length_ratios(pairs, seed),
-        "fillers per 1,000 words, raw": rewriting.fillers_per_thousand([a for a, _ in pairs]),
-        "fillers per 1,000 words, rewrite": rewriting.fillers_per_thousand([b for _, b in pairs]),
-        **rewriting.signs_of(pairs, seed),
+        **rewriting.kept_and_lost(pairs, seed),
         "refused": rewriting.mean_of([float(bool(refuses(*pair))) for pair in pairs], seed),
         "truncated": rewriting.mean_of([float(not r.finished) for r in records], seed),
     }

@@ -143,6 +143,16 @@ def signs_of(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     }
 
 
+def kept_and_lost(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
+    """Return length ratios, fillers on both sides, and all signs."""
+    return {
+        **length_ratios(pairs, seed),
+        "fillers per 1,000 words, raw": fillers_per_thousand([a for a, _ in pairs]),
+        "fillers per 1,000 words, rewrite": fillers_per_thousand([b for _, b in pairs]),
+        **signs_of(pairs, seed),
+    }
+
+
 def mean_of(values: Sequence[float], seed: int) -> dict[str, Any]:
     """Return {value, interval, rows}; the value of no rows is None."""
     if not values:
