@@ -26,7 +26,6 @@ from fedsdr.models.load import Base, cache_folder
 from fedsdr.models.rows import device_of
 from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest, Turn
 
-OTHERWISE = ", though it answers otherwise than the loaded model does"
 PROBES = (
     "Name three colours.",
     "Write a Python function that adds two numbers.",
@@ -134,12 +133,15 @@ def prepare_rewriting(site: Site) -> Rewriting:
     built: Callable[[], Generate] = functools.cache(lambda: _BUILD[engine](site))
     if engine == "openvino":
         sources = _openvino_sources(site)
-        agreeing = next((source for source in sources if _agrees(site, source.build)), None)
-        if agreeing is None and settings.engine == "auto":
-            engine, why = "transformers", "openvino answers otherwise than the loaded model does"
+        wrong = ""
+        for source in sources:
+            if not (wrong := _wrong_with(site, source.build)):
+                break
+        if wrong and settings.engine == "auto":
+            engine, why = "transformers", f"not openvino: {wrong}"
         else:
-            source = agreeing or sources[0]
-            variant, why = source.variant, why + (source.note if agreeing else OTHERWISE)
+            source = sources[0] if wrong else source
+            variant, why = source.variant, f"{why}, though {wrong}" if wrong else why + source.note
             built = source.build
             built()  # an engine that was named says now what is wrong with it
     if engine == "openai":
@@ -201,8 +203,8 @@ def _made(make: Callable[[Path, Path], None], source: Path, target: Path) -> Pat
     return target
 
 
-def _agrees(site: Site, build: Callable[[], Generate]) -> bool:
-    """Whether OpenVINO's greedy answers to most probes are those of the loaded model.
+def _wrong_with(site: Site, build: Callable[[], Generate]) -> str:
+    """Return "" when OpenVINO's greedy answers to most probes are those of the loaded model.
 
     FedSD needs the seed model's own words. An engine that reads the same file may still compute
     another model: on a CPU with AVX2 alone, OpenVINO 2026.4 gave other greedy answers to 13 of 14
@@ -213,10 +215,11 @@ def _agrees(site: Site, build: Callable[[], Generate]) -> bool:
     decoding = Decoding(temperature=0.0, max_new_tokens=16)
     try:
         theirs = {g.id: g.text.strip() for g in build()(requests, decoding)}
-    except UserError:  # it cannot read the file after all
-        return False
+    except UserError as error:  # it cannot read the file after all
+        return str(error)
     ours = {g.id: g.text.strip() for g in site.generate(len(PROBES))(requests, decoding)}
-    return sum(ours[text] == theirs[text] for text in PROBES) > len(PROBES) / 2
+    agree = sum(ours[text] == theirs[text] for text in PROBES) > len(PROBES) / 2
+    return "" if agree else "it answers otherwise than the loaded model does"
 
 
 def _address(url: str) -> str:
