@@ -74,6 +74,14 @@ class FederationConfig:
 
 
 @dataclass(frozen=True)
+class PrivacyConfig:
+    mode: Literal["none", "central", "local"] = "none"  # where noise is added (docs/privacy.md)
+    clip_norm: float = 1.0  # of what a client sends, all its tensors together
+    noise_multiplier: float = 1.0  # standard deviation of the noise / clip_norm
+    delta: float = 1e-5  # at which epsilon is told
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     local_epochs: int = 3  # in each stage of a round
     smooth_epochs: int = 0  # 0: as local_epochs; else the epochs of the stages that train S
@@ -132,6 +140,7 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -164,6 +173,9 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "federation.rounds": (1, 1e9, "at least 1"),
     "federation.clients_per_round": (0, 1e9, "0 (all) or more"),
     "federation.min_updates": (1, 1e9, "at least 1"),
+    "privacy.clip_norm": (1e-9, 1e9, "above 0"),
+    "privacy.noise_multiplier": (1e-3, 1e9, "above 0: without noise there is no privacy"),
+    "privacy.delta": (1e-300, 0.1, "above 0, at most 0.1"),
     "train.local_epochs": (1, 1e6, "at least 1"),
     "train.smooth_epochs": (0, 1e6, "0 (as local_epochs) or more"),
     "train.batch_size": (1, 1e9, "at least 1"),

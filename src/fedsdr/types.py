@@ -70,6 +70,8 @@ class LocalSettings:
     lora_dropout: float = 0.05
     frozen_dropout: bool = False
     update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of the update that goes up
+    clip_norm: float = 0.0  # of an update, all its tensors together; 0: no clipping
+    local_noise: float = 0.0  # standard deviation of the noise that the client adds; 0: none
     afterwards: bool = False  # run the method's phases after the last round; nothing is sent
 
 
@@ -135,6 +137,7 @@ class RoundRecord:
     bytes_up: int
     step_norm: float
     seconds: float
+    epsilon: float | None = None  # of client-level differential privacy, spent so far
 
 
 @dataclass(frozen=True)

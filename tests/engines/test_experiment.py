@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,37 @@ def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
     evaluate_model(site, [client], ("R",))
     with pytest.raises(UserError, match=r"client 'bank': the loss of base\+R\+S .* not finite"):
         evaluate_model(site, [client], ("R", "S"))
+
+
+def test_a_private_run_tells_its_epsilon_each_round_and_at_the_end(write_config, tmp_path):
+    lines = []
+    config = write_config("privacy.mode=central", "privacy.noise_multiplier=2", "method.name=plain")
+    results = run_experiment(config, tmp_path / "run", replace(SILENT, log=lines.append))
+    records = [json.loads(x) for x in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
+    spent = [record["epsilon"] for record in records]
+    assert spent == sorted(spent)
+    assert results["privacy"]["epsilon"] == spent[-1] > 0
+    assert results["privacy"]["neighbours"] == "one client replaced"
+    assert sum(f"epsilon {spent[i]:.3g}" in line for i in range(3) for line in lines) == 3
+
+
+def test_a_run_with_local_noise_keeps_no_losses_of_the_clients(write_config, tmp_path):
+    config = write_config("privacy.mode=local", "method.name=plain", "federation.rounds=1")
+    run_experiment(config, tmp_path / "run", SILENT)
+    (record,) = map(json.loads, (tmp_path / "run/rounds.jsonl").read_text().splitlines())
+    assert [set(client) for client in record["clients"]] == [{"id", "num_examples"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("federation.update_dtype=int8", "federation.update_dtype"),
+        ("algorithm.name=scaffold", "control variates"),
+        ("method.name=local", "sends nothing"),
+        ("privacy.noise_multiplier=0", "without noise there is no privacy"),
+    ],
+)
+def test_privacy_that_the_noise_would_not_cover_is_refused(override, words, write_config, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run_experiment(write_config("privacy.mode=central", override), tmp_path / "run", SILENT)
+    assert not (tmp_path / "run").exists()

@@ -249,3 +249,21 @@ def test_training_lowers_the_loss_of_the_trained_rows(model, tmp_path):
     )
     long = train_client(task, DATA, model, store_at(tmp_path))
     assert long.metrics["R.raw.loss"] < short.metrics["R.raw.loss"] - 0.1
+
+
+def test_a_client_clips_what_it_sends_and_tells_the_norm_that_it_had(model, tmp_path):
+    whole = train_client(task_for(model), DATA, model, store_at(tmp_path / "a"))
+    bound = norm(whole.delta) / 3
+    clipped = train_client(task_for(model, clip_norm=bound), DATA, model, store_at(tmp_path / "b"))
+    assert norm(clipped.delta) == pytest.approx(bound)
+    assert clipped.metrics["update.norm"] == pytest.approx(norm(whole.delta))
+    for name, value in clipped.delta.items():
+        torch.testing.assert_close(value, whole.delta[name] / 3)
+
+
+def test_a_client_that_adds_the_noise_itself_sends_no_counts_and_no_losses(model, tmp_path):
+    task = task_for(model, clip_norm=1e-6, local_noise=0.5)
+    update = train_client(task, DATA, model, store_at(tmp_path))
+    assert (update.num_examples, update.metrics) == (1, {})
+    sent = torch.cat([value.flatten() for value in update.delta.values()])
+    assert float(sent.std()) == pytest.approx(0.5, rel=5 / (2 * len(sent)) ** 0.5)

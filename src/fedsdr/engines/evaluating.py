@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,22 @@ def evaluate_clients(
         "rounds": state.round,
         "cost": cost_of(site.folder, measured, time.perf_counter() - began),
     }
-    return build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
+    results = build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
+    return results | _privacy_of(site)
+
+
+def _privacy_of(site: Site) -> dict[str, Any]:
+    """Return what the run has spent of its privacy, nothing where none was asked for."""
+    asked = site.config.privacy
+    if asked.mode == "none":
+        return {}
+    spent = [record["epsilon"] for record in _records(site.folder)]
+    epsilon = max(value for value in spent if value is not None)
+    return {"privacy": {**asdict(asked), "epsilon": epsilon, "neighbours": "one client replaced"}}
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
 def _base_scores(site: Site, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
@@ -76,7 +92,7 @@ def cost_of(
     Of training and bytes up, what was counted: refused updates are not in it. "rewrite" is all
     tokens of the rewrites, whenever they were made; "this run" those that the cache lacked.
     """
-    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    records = _records(folder)
     trained = [client for record in records for client in record["clients"]]
     tokens: dict[str, float] = {}
     seconds: dict[str, float] = {}

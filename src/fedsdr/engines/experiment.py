@@ -23,6 +23,7 @@ from fedsdr.engines.run_folder import check_data, checked_config, start_folder
 from fedsdr.engines.site import Site, check_supervised, open_site, train_at
 from fedsdr.errors import UserError, choose
 from fedsdr.federation.checkpoint import load_state, save_state
+from fedsdr.federation.privacy import NO_PRIVACY, Privacy, check_accountant
 from fedsdr.federation.round import Plan, first_state, run_round
 from fedsdr.files import disk_errors_named, write_atomically
 from fedsdr.models.adapters import save_adapter
@@ -60,7 +61,8 @@ def clients_of(config: Config) -> list[ClientData]:
 def settings_of(config: Config) -> LocalSettings:
     """Return what the clients must know of the configuration."""
     algorithm = choose(config.algorithm.name, ALGORITHMS, "algorithm.name")
-    train, method = config.train, config.method
+    train, method, privacy = config.train, config.method, config.privacy
+    noise = privacy.noise_multiplier * privacy.clip_norm
     return LocalSettings(
         method=choose(method.name, METHODS, "method.name").name,
         correction=algorithm.correction,
@@ -78,6 +80,8 @@ def settings_of(config: Config) -> LocalSettings:
         lora_dropout=config.lora.dropout,
         frozen_dropout=config.lora.frozen_dropout,
         update_dtype=config.federation.update_dtype,
+        clip_norm=privacy.clip_norm if privacy.mode != "none" else 0.0,
+        local_noise=noise if privacy.mode == "local" else 0.0,
     )
 
 
@@ -98,7 +102,29 @@ def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
         min_updates=config.federation.min_updates,
         rule=server_rule(algorithm.name, **{k: v for k, v in given.items() if v is not None}),
         settings=settings_of(config),
+        privacy=privacy_of(config),
     )
+
+
+def privacy_of(config: Config) -> Privacy:
+    """Return what is asked of privacy; UserError where noise would not cover what is sent."""
+    given = config.privacy
+    if given.mode == "none":
+        return NO_PRIVACY
+    check_accountant()
+    if config.federation.update_dtype != "fp32":
+        raise UserError(
+            "privacy.mode: what rounding took from an update is sent with the next one, over the "
+            'clipping norm; set federation.update_dtype = "fp32"'
+        )
+    if config.algorithm.name == "scaffold":
+        raise UserError(
+            "privacy.mode: scaffold sends control variates, which no noise covers; choose another "
+            "algorithm.name"
+        )
+    if not METHODS[config.method.name].sent:
+        raise UserError(f"privacy.mode: '{config.method.name}' sends nothing; set it to none")
+    return Privacy(given.mode, given.clip_norm, given.noise_multiplier, given.delta)
 
 
 def run_experiment(
@@ -257,9 +283,9 @@ def _round_line(record: RoundRecord) -> str:
         for key, value in client.items():
             if key.endswith(".loss") and isinstance(value, float):
                 parts.setdefault(key.removesuffix(".loss"), []).append(value)
-    losses = ", ".join(f"loss {name} {sum(v) / len(v):.3f}" for name, v in parts.items())
-    refused = f", {len(record.refused)} refused" if record.refused else ""
-    return (
-        f"round {record.round}: {len(record.clients)} updates{refused}, {losses}, "
-        f"step {record.step_norm:.3f}, {record.bytes_up / 1e6:.1f} MB up, {record.seconds:.0f} s"
-    )
+    told = [f"round {record.round}: {len(record.clients)} updates"]
+    told += [f"{len(record.refused)} refused"] if record.refused else []
+    told += [f"loss {name} {sum(v) / len(v):.3f}" for name, v in parts.items()]
+    told += [f"step {record.step_norm:.3f}", f"{record.bytes_up / 1e6:.1f} MB up"]
+    told += [f"epsilon {record.epsilon:.3g}"] if record.epsilon is not None else []
+    return ", ".join([*told, f"{record.seconds:.0f} s"])

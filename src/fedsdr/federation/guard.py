@@ -1,12 +1,13 @@
 """What an update must satisfy to be counted."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fedsdr.algorithms.compress import SCALE
-from fedsdr.tensors import ByShape
+from fedsdr.tensors import ByShape, norm
 from fedsdr.types import ClientFault, ClientUpdate
 
 Form = Mapping[str, tuple[torch.Size, torch.dtype]]  # what the tensor of each name must be
@@ -18,13 +19,19 @@ def form_of(values: Mapping[str, Tensor]) -> Form:
 
 
 def reason_to_refuse(
-    answer: ClientUpdate | ClientFault, round: int, form: Form, control: Form, by_shape: ByShape
+    answer: ClientUpdate | ClientFault,
+    round: int,
+    form: Form,
+    control: Form,
+    by_shape: ByShape,
+    bound: float = math.inf,
 ) -> str:
     """Return why an answer cannot be counted, in one line, or '' when it can.
 
     An update must be of this round, count at least one example, and have exactly the names, shapes
     and dtypes of `form` (the shared tensors, encoded as updates are) and of `control`, with every
-    value finite, before and after decoding. `by_shape` is of the shared tensors.
+    value finite, before and after decoding. `by_shape` is of the shared tensors. `bound` is the
+    norm that the update may have, where noise was made for it.
     """
     if isinstance(answer, ClientFault):
         return answer.reason
@@ -37,7 +44,15 @@ def reason_to_refuse(
         or _mismatch(answer.control_delta, control, "control")
         or _not_finite(answer.delta, by_shape, "update")
         or (_not_finite(answer.control_delta, by_shape, "control") if control else "")
+        or _too_long(answer.delta, bound)
     )
+
+
+def _too_long(values: Mapping[str, Tensor], bound: float) -> str:
+    # Clipping itself ends within one rounding of the bound.
+    if bound == math.inf or norm(values) <= bound * (1 + 1e-6):
+        return ""
+    return f"update has norm {norm(values):.4g}, over privacy.clip_norm = {bound:.4g}"
 
 
 def _mismatch(values: Mapping[str, Tensor], wanted: Form, what: str) -> str:

@@ -5,15 +5,19 @@
 The server sees names, tensors and counts. It knows no text, no model and no private branch.
 """
 
+import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fedsdr.algorithms.compress import decode_stacked, encode
 from fedsdr.algorithms.corrections import new_server_control
+from fedsdr.algorithms.privacy import add_gaussian
 from fedsdr.algorithms.server_rules import ServerRule
 from fedsdr.errors import UserError
 from fedsdr.federation.guard import form_of, reason_to_refuse
+from fedsdr.federation.privacy import NO_PRIVACY, Privacy, epsilon_spent
 from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import ByShape, Tensors, WeightedMean, add, norm, num_bytes, zeros_like
@@ -40,6 +44,7 @@ class Plan:
     min_updates: int
     rule: ServerRule
     settings: LocalSettings
+    privacy: Privacy = NO_PRIVACY
 
 
 def first_state(shared: Tensors, plan: Plan) -> ServerState:
@@ -66,7 +71,10 @@ def run_round(
     `min_updates` remain.
     """
     began = time.perf_counter()
-    number = state.round + 1
+    number, privacy = state.round + 1, plan.privacy
+    private = privacy.mode != "none"
+    # Who takes part hides a client only as long as nobody can work it out from the seed.
+    draw = secrets.randbits(63) if private else plan.seed
     tasks = [
         ClientTask(
             round=number,
@@ -77,10 +85,11 @@ def run_round(
             settings=plan.settings,
             accepted_round=state.accepted.get(client, 0),
         )
-        for client in sample_clients(plan.clients, plan.clients_per_round, plan.seed, number)
+        for client in sample_clients(plan.clients, plan.clients_per_round, draw, number)
     ]
     like = encode(state.shared, plan.settings.update_dtype)  # what an update must look like
     form, control_form, by_shape = form_of(like), form_of(state.control), ByShape(state.shared)
+    bound = privacy.clip_norm if privacy.mode == "central" else math.inf
     delta, control_delta = WeightedMean(), WeightedMean()
     counted: list[ClientUpdate] = []
     refused: list[dict[str, object]] = []
@@ -89,11 +98,13 @@ def run_round(
         # Sums are taken in the order of the tasks, so that arrival order cannot change a bit.
         if not any(task.client_id == answer.client_id for task in waiting):
             raise ValueError(f"the engine answered for {answer.client_id} out of turn")
-        reason = reason_to_refuse(answer, number, form, control_form, by_shape)
+        reason = reason_to_refuse(answer, number, form, control_form, by_shape, bound)
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
-        delta.add(decode_stacked(answer.delta, by_shape), answer.num_examples)
+        # A client's rows must not make it heavier than the noise was made for.
+        weight = 1 if private else answer.num_examples
+        delta.add(decode_stacked(answer.delta, by_shape), weight)
         if state.control:
             control_delta.add(by_shape.stack(answer.control_delta), 1.0)
         # Of a counted update only the numbers are kept.
@@ -104,7 +115,10 @@ def run_round(
             f"round {number}: {len(counted)} of {len(tasks)} updates could be counted, "
             f"federation.min_updates is {plan.min_updates} ({why})"
         )
-    step, memory = plan.rule.update(by_shape.unstack(delta.result()), dict(state.memory))
+    mean = by_shape.unstack(delta.result())
+    if privacy.mode == "central":
+        mean = add_gaussian(mean, privacy.noise_multiplier * privacy.clip_norm / len(counted))
+    step, memory = plan.rule.update(mean, dict(state.memory))
     control = state.control
     if control:
         control = new_server_control(
@@ -120,6 +134,7 @@ def run_round(
         bytes_up=len(counted) * (num_bytes(like) + num_bytes(state.control)),
         step_norm=norm(step),
         seconds=time.perf_counter() - began,
+        epsilon=epsilon_spent(privacy, number, len(plan.clients), len(tasks)) if private else None,
     )
     accepted = {**state.accepted, **{u.client_id: number for u in counted}}
     return ServerState(number, add(state.shared, step), memory, control, accepted), record

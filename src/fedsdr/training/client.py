@@ -9,10 +9,11 @@ import torch
 
 from fedsdr.algorithms.compress import encode_with_feedback
 from fedsdr.algorithms.corrections import Adjust, local_correction, new_control
+from fedsdr.algorithms.privacy import add_gaussian, clip
 from fedsdr.errors import UserError, choose
 from fedsdr.models.branches import BranchedModel
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import Tensors, subtract, zeros_like
+from fedsdr.tensors import Tensors, norm, subtract, zeros_like
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.step import PhaseResult, train_phase
 from fedsdr.training.store import ClientStore, Kept
@@ -84,15 +85,19 @@ def train_client(
     private = model.get(*method.private)
     if not all(bool(value.isfinite().all()) for value in private.values()):
         raise UserError(f"client '{task.client_id}': its private branch diverged; lower train.lr")
-    delta, residual = encode_with_feedback(
-        subtract(after, task.shared) if sent else {}, kept.residual, settings.update_dtype
-    )
+    change = subtract(after, task.shared) if sent else {}
+    if settings.clip_norm and sent:
+        metrics["update.norm"] = norm(change)
+        change = clip(change, settings.clip_norm)
+    if settings.local_noise and sent:  # the server is not trusted: it learns no counts either
+        change, metrics = add_gaussian(change, settings.local_noise), {}
+    delta, residual = encode_with_feedback(change, kept.residual, settings.update_dtype)
     if private or control or residual:
         store.save(task.round, Kept(private, control, residual), accepted=task.accepted_round)
     return ClientUpdate(
         client_id=task.client_id,
         round=task.round,
-        num_examples=len(rows.raw),
+        num_examples=1 if settings.local_noise else len(rows.raw),
         delta=delta,
         control_delta=control_delta,
         metrics=metrics,
