@@ -18,9 +18,12 @@ def run(config: Path, set_: tuple[str, ...], out: Path | None, resume: bool) -> 
     from fedsdr.cli.table import print_results
     from fedsdr.config import load_config
     from fedsdr.engines.experiment import run_experiment
+    from fedsdr.files import write_atomically
+    from fedsdr.report.page import page_of
 
     folder = folder_of(config, out)
     settings = load_config(config, set_)
     results = run_experiment(settings, folder, console_progress(), resume=resume)
+    write_atomically(folder / "report.html", page_of([folder]))
     print_results(results)
-    print(f"\nresults in {folder}: results.json, rounds.jsonl, global/, clients/")
+    print(f"\nresults in {folder}: report.html, results.json, rounds.jsonl, global/, clients/")

@@ -1,0 +1,128 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fedsdr.engines.comparing import write_comparison
+from fedsdr.errors import UserError
+from fedsdr.evaluation.evaluate import ClientScores, ExampleScore
+from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.report.page import page_of
+
+SECRET = "the patient of room 12 has gout"
+
+
+class Page(HTMLParser):
+    """The cells of all tables, the captions, and what would be loaded from elsewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.captions, self.loads, self.open = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.open = tag
+        self.loads += [
+            v for k, v in attrs if k in ("src", "href") and not v.startswith(("data:", "#"))
+        ]
+
+    def handle_data(self, data):
+        if self.open in ("td", "th") and data.strip():
+            self.cells.append(data)
+        if self.open == "caption":
+            self.captions.append(data)
+
+
+def scores(loss):
+    return ClientScores("rouge_l", (ExampleScore("a", loss, 1, 0.5, 3, True),))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    def make(name="run", client="clinic", loss=1.25):
+        folder = tmp_path / name
+        (folder / "distilled").mkdir(parents=True)
+        models = {"base": scores(2.0), "global": scores(loss), "client": scores(1.0)}
+        cost = {"tokens": {"train R.raw": 1234}, "seconds": {}, "bytes_up": 5e6, "bytes_down": 0}
+        results = build_results(method="fedsdr", algorithm="fedavg", seed=0, rounds=2,
+                                clients={client: ClientResult(9, models)}, cost=cost)  # fmt: skip
+        (folder / "results.json").write_text(json.dumps(results))
+        records = [
+            {"round": r, "clients": [{"id": client, "num_examples": 9, "R.raw.loss": 2.0 / r}],
+             "refused": [], "bytes_up": 1, "bytes_down": 1, "step_norm": 0.5, "seconds": 1.0}
+            for r in (1, 2)
+        ]  # fmt: skip
+        (folder / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        audit = {"answers": 9, "rewritten": 5, "length_ratio": 2.5, "all_new_tokens": 77,
+                 "kept_raw": {"truncated": 4}}  # fmt: skip
+        (folder / "distilled/audit.json").write_text(json.dumps({"clients": {client: audit}}))
+        (folder / "distilled/clinic.jsonl").write_text(json.dumps({"raw": SECRET}) + "\n")
+        (folder / "config.toml").write_text("seed = 0\n")
+        return folder
+
+    return make
+
+
+def test_the_page_has_the_numbers_of_the_run_and_loads_nothing(run_folder):
+    text = page_of([run_folder()])
+    page = Page(text)
+    assert {"clinic", "1.250", "1,234", "x2.50", "truncated 4"} <= set(page.cells)
+    assert page.loads == []
+    assert "<script" not in text
+    assert re.search(r"<svg[^>]*>", text)
+    assert "seed = 0" in text
+
+
+def test_no_text_of_a_client_is_on_the_page(run_folder):
+    assert SECRET not in page_of([run_folder()])
+
+
+def test_names_are_escaped(run_folder):
+    text = page_of([run_folder(client="<b>bank")])
+    assert "<b>bank" not in text
+    assert "<b>bank" in Page(text).cells
+
+
+def test_the_same_run_gives_the_same_bytes(run_folder):
+    folder = run_folder()
+    assert page_of([folder]) == page_of([folder])
+
+
+def test_several_runs_stand_side_by_side_before_each_alone(run_folder):
+    page = Page(page_of([run_folder("a", loss=1.5), run_folder("b", loss=1.75)]))
+    assert page.captions[0].startswith("Mean over clients of the loss")
+    first = page.cells[: 3 * 9]
+    assert first[9] == "a"
+    assert first[18] == "b"
+    assert (first[9 + 6], first[18 + 6]) == ("1.500", "1.750")
+
+
+def test_a_comparison_is_shown_with_what_failed(tmp_path):
+    row = {
+        "variant": "plain", "algorithm": "fedavg", "model": "global", "seeds": 3, "clients": 5,
+        "test_rows": 60, "metric": "mixed", "difference_seeds": 0, "loss": 1.5, "loss_sd": 0.125,
+        "loss_difference": None, "loss_difference_sd": None, "loss_difference_low": None,
+        "loss_difference_high": None, "score": 0.5, "score_sd": None, "score_difference": None,
+        "score_difference_sd": None, "score_difference_low": None, "score_difference_high": None,
+        "train_tokens": 10.0, "rewrite_tokens": 0.0, "train_seconds": 1.0, "bytes_up": 1.0,
+        "bytes_down": 1.0,
+    }  # fmt: skip
+    cells = [{"folder": "cells/x", "variant": "plain", "algorithm": "fedavg", "point": {},
+              "seed": 0, "failed": "no space"}]  # fmt: skip
+    found = {"baseline": "plain", "keys": [], "rows": [row], "rewriting_seconds": 0.0,
+             "cells": cells}  # fmt: skip
+    tmp_path.joinpath("study").mkdir()
+    write_comparison(found, tmp_path / "study")
+    text = page_of([tmp_path / "study"])
+    assert "1.500 (0.125)" in Page(text).cells
+    assert "failed: cells/x: no space" in text
+
+
+def test_a_folder_without_results_is_named_and_so_is_a_broken_file(tmp_path, run_folder):
+    with pytest.raises(UserError, match=r"results\.json: missing"):
+        page_of([tmp_path / "none"])
+    folder = run_folder()
+    (folder / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results\.json: broken"):
+        page_of([folder])
