@@ -129,7 +129,14 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    name: Literal["in-process"] = "in-process"
+    name: Literal["in-process", "flower"] = "in-process"
+    # the rest is of flower (docs/deploy.md)
+    threads: int = 0  # of a client on the CPU; 0: as PyTorch chooses
+    parallel_clients: int = 1  # simulated: clients that train at once, each with a base of its own
+    sites: int = 0  # to wait for before round 1; 0: federation.min_updates
+    join_seconds: float = 600.0  # to wait for them
+    rewrite_seconds: float = 43200.0  # to wait for the rewrites of all sites, before round 1
+    round_seconds: float = 3600.0  # to wait for the updates of a round
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,12 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "teacher.batch_size": (1, 1e9, "at least 1"),
     "evaluation.max_new_tokens": (1, 1e9, "at least 1"),
     "evaluation.batch_size": (1, 1e9, "at least 1"),
+    "engine.threads": (0, 4096, "0 (as PyTorch chooses) or more"),
+    "engine.parallel_clients": (1, 1e4, "at least 1"),
+    "engine.sites": (0, 1e9, "0 (federation.min_updates) or more"),
+    "engine.join_seconds": (1, 1e9, "at least 1"),
+    "engine.rewrite_seconds": (1, 1e9, "at least 1"),
+    "engine.round_seconds": (1, 1e9, "at least 1"),
 }
 # Keys that hold a path, which is relative to the file that names it.
 _PATHS = ("model.name", "data.clients", "data.source", "teacher.prompts", "teacher.cache")

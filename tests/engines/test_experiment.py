@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import load_config
-from fedsdr.engines import experiment
+from fedsdr.engines import experiment, rounds
 from fedsdr.engines.distilling import distill_clients, prepare_rewriting
 from fedsdr.engines.experiment import clients_of, plan_of, run_experiment, run_rounds
 from fedsdr.engines.exporting import export_model
@@ -72,7 +72,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_experiment(config, whole, SILENT)
     calls = {"train": 0, "save": 0}
-    real_train, real_save = experiment.train_at, experiment.save_state
+    real_train, real_save = experiment.train_at, rounds.save_state
 
     def train(*args, **kwargs):
         calls["train"] += 1
@@ -91,13 +91,13 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "train_at", train)
-        patch.setattr(experiment, "save_state", save)
+        patch.setattr(rounds, "save_state", save)
         with pytest.raises(Killed):
             run_experiment(config, broken, SILENT)
     run_experiment(config, broken, SILENT, resume=True)
     assert learned_bytes(broken) == learned_bytes(whole)
-    rounds = [json.loads(x)["round"] for x in (broken / "rounds.jsonl").read_text().splitlines()]
-    assert rounds == [1, 2, 3, *([4] if "method.name=plain-personal" in overrides else [])]
+    numbers = [json.loads(x)["round"] for x in (broken / "rounds.jsonl").read_text().splitlines()]
+    assert numbers == [1, 2, 3, *([4] if "method.name=plain-personal" in overrides else [])]
     results = [json.loads((out / "results.json").read_text()) for out in (whole, broken)]
     assert results[0]["clients"] == results[1]["clients"]
 

@@ -12,18 +12,45 @@ from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
 @overrides
 @out_folder
 @click.option("--resume", is_flag=True, help="Go on with a stopped run.")
-def run(config: Path, set_: tuple[str, ...], out: Path | None, resume: bool) -> None:
+@click.option("--engine", type=click.Choice(["in-process", "flower"]), help="As engine.name.")
+@click.option(
+    "--federation",
+    metavar="NAME",
+    help="Run on the SuperLink of this name in Flower's configuration, with the clients there.",
+)
+def run(
+    config: Path,
+    set_: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    engine: str | None,
+    federation: str | None,
+) -> None:
     """Run everything: rewrite (if the method needs it), train in rounds, evaluate."""
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.config import load_config
-    from fedsdr.engines.experiment import run_experiment
+    from fedsdr.engines.experiment import run_experiment, run_rounds
+    from fedsdr.errors import UserError
     from fedsdr.files import write_atomically
     from fedsdr.report.page import page_of
 
     folder = folder_of(config, out)
-    settings = load_config(config, set_)
-    results = run_experiment(settings, folder, console_progress(), resume=resume)
+    settings = load_config(config, (*set_, *([f"engine.name={engine}"] if engine else [])))
+    progress, rounds = console_progress(), run_rounds
+    if settings.engine.name == "flower":
+        from fedsdr.engines.flower import check_installed
+        from fedsdr.engines.flower.running import simulate, submit
+
+        check_installed()
+        rounds = simulate
+    if federation and rounds is run_rounds:
+        raise UserError("--federation: is of Flower; add --engine flower")
+    if federation:
+        submit(settings, folder, federation, resume, progress)
+        print(f"results in {folder.resolve()} where the ServerApp runs: rounds.jsonl, global/")
+        return
+    results = run_experiment(settings, folder, progress, resume=resume, rounds=rounds)
     write_atomically(folder / "report.html", page_of([folder]))
     print_results(results)
     print(f"\nresults in {folder}: report.html, results.json, rounds.jsonl, global/, clients/")

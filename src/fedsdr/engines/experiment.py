@@ -19,13 +19,13 @@ from fedsdr.engines.distilling import (
 from fedsdr.engines.evaluating import evaluate_clients
 from fedsdr.engines.in_process import in_process
 from fedsdr.engines.progress import Progress
+from fedsdr.engines.rounds import keep, next_round, start_of, state_to_go_on_from
 from fedsdr.engines.run_folder import check_data, checked_config, start_folder
 from fedsdr.engines.site import Site, check_supervised, open_site, train_at
 from fedsdr.errors import UserError, choose
-from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.privacy import NO_PRIVACY, Privacy, check_accountant
-from fedsdr.federation.round import Plan, first_state, run_round
-from fedsdr.files import disk_errors_named, write_atomically
+from fedsdr.federation.round import Plan
+from fedsdr.files import write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.seeds import seed_for
 from fedsdr.training.client import rows_to_train
@@ -39,6 +39,9 @@ from fedsdr.types import (
     RoundRecord,
     ServerState,
 )
+
+# What runs the rounds that are still to be done, with a checkpoint after each.
+RunRounds = Callable[[Site, Sequence[ClientData], Plan, Progress], ServerState]
 
 
 def clients_of(config: Config) -> list[ClientData]:
@@ -134,12 +137,13 @@ def run_experiment(
     *,
     resume: bool = False,
     open_site: Callable[[Config, Path], Site] = open_site,
+    rounds: RunRounds | None = None,
 ) -> dict[str, Any]:
     """Run a configuration into the folder `out` and return what results.json holds.
 
     With `resume`, go on from the last whole round; the result has the same bytes as that of an
     uninterrupted run. Raises UserError for all that the user can mend, before `out` is touched
-    where that can be known.
+    where that can be known. `rounds`: another engine's in the place of `run_rounds`.
     """
     resumed = (out / "config.toml").exists()
     config = checked_config(config, out, resume)
@@ -165,7 +169,7 @@ def run_experiment(
     start_folder(site, clients)
     if rewriting and not (resumed and has_rewrites(site, clients)):
         distill_clients(site, rewriting, clients, progress)
-    state = run_rounds(site, clients, plan, progress)
+    state = (rounds or run_rounds)(site, clients, plan, progress)
     state = personalize(site, clients, state, plan, progress)
     return finish(site, clients, state, progress)
 
@@ -175,21 +179,10 @@ def run_rounds(
 ) -> ServerState:
     """Run the rounds that are still to be done, with a checkpoint after each."""
     by_id = {client.client_id: client for client in clients}
-    state = load_state(site.folder / "checkpoint")
-    if state is None:
-        start = {
-            name: value
-            for branch in site.method.sent
-            for name, value in site.model.initial(branch, seed_for(plan.seed, "start")).items()
-        }
-        state = first_state(start, plan)
-    _keep_records(site.folder / "rounds.jsonl", max([state.round, *state.accepted.values()]))
     rounds = site.config.federation.rounds
-    if state.round < rounds and any(last > state.round for last in state.accepted.values()):
-        raise UserError(
-            f"{site.folder}: what comes after the last round was trained after {state.round}; "
-            f"more rounds need another --out, or go back to federation.rounds = {state.round}"
-        )
+    state = state_to_go_on_from(
+        site.folder, plan, rounds, lambda: start_of(site.model, site.method, plan.seed)
+    )
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
         total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
@@ -199,10 +192,7 @@ def run_rounds(
             yield from run(tasks)
 
     while state.round < rounds:
-        state, record = run_round(state, plan, run_clients)
-        _append_record(site.folder / "rounds.jsonl", record)
-        save_state(site.folder / "checkpoint", state)
-        progress.log(_round_line(record))
+        state = next_round(site.folder, state, plan, run_clients, progress)
     return state
 
 
@@ -240,10 +230,8 @@ def personalize(
             update = train_at(site, client, task, advance)
             done.append({"id": name, "num_examples": update.num_examples, **update.metrics})
     record = RoundRecord(last, tuple(done), (), 0, 0, 0.0, time.perf_counter() - began)
-    _append_record(site.folder / "rounds.jsonl", record)
     state = dataclasses.replace(state, accepted={c.client_id: last for c in clients})
-    save_state(site.folder / "checkpoint", state)
-    progress.log(_round_line(record))
+    keep(site.folder, state, record, progress)
     return state
 
 
@@ -261,31 +249,3 @@ def finish(
     results = evaluate_clients(site, clients, state, progress)
     write_atomically(site.folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
-
-
-def _append_record(path: Path, record: RoundRecord) -> None:
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(record)) + "\n")
-
-
-def _keep_records(path: Path, rounds: int) -> None:
-    """Drop the lines of rounds that the checkpoint does not have, and a torn last line."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()[:rounds]
-        write_atomically(path, "".join(line + "\n" for line in lines))
-
-
-def _round_line(record: RoundRecord) -> str:
-    parts: dict[str, list[float]] = {}
-    for client in record.clients:
-        for key, value in client.items():
-            if key.endswith(".loss") and isinstance(value, float):
-                parts.setdefault(key.removesuffix(".loss"), []).append(value)
-    told = [f"round {record.round}: {len(record.clients)} updates"]
-    told += [f"{len(record.refused)} refused"] if record.refused else []
-    told += [f"loss {name} {sum(v) / len(v):.3f}" for name, v in parts.items()]
-    told += [f"step {record.step_norm:.3f}", f"{record.bytes_up / 1e6:.1f} MB up"]
-    told += [f"epsilon {record.epsilon:.3g}"] if record.epsilon is not None else []
-    return ", ".join([*told, f"{record.seconds:.0f} s"])

@@ -29,7 +29,7 @@ MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device
 
 # What may differ when a run is gone on with: checkpointing changes no bit of what is learnt, and
 # is what lets a run go on that was too large for its machine.
-_RESUMABLE = ("federation.rounds", "train.checkpointing")
+_RESUMABLE = ("federation.rounds", "train.checkpointing")  # and where it runs: [engine]
 _AUTOMATIC = {"train.pack_tokens": 0}  # "auto" elsewhere
 
 
@@ -74,14 +74,15 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     for key in key_names():
         now = value_of(config, key)
         automatic = now == _AUTOMATIC.get(key, "auto")
-        if key not in _RESUMABLE and not automatic and value_of(before, key) != now:
+        may_differ = key in _RESUMABLE or key.startswith("engine.")
+        if not may_differ and not automatic and value_of(before, key) != now:
             raise UserError(
                 f"{saved}: '{key}' was {value_of(before, key)!r} and is now {now!r}; "
                 "resume with the same value or choose another --out"
             )
     federation = dataclasses.replace(before.federation, rounds=config.federation.rounds)
     train = dataclasses.replace(before.train, checkpointing=config.train.checkpointing)
-    return dataclasses.replace(before, federation=federation, train=train)
+    return dataclasses.replace(before, federation=federation, train=train, engine=config.engine)
 
 
 def check_data(out: Path, clients: Sequence[ClientData]) -> None:

@@ -1,0 +1,201 @@
+"""Start a run on Flower and wait for its end: simulated on this machine, or on a SuperLink.
+
+Flower's own command does the work. It exits 0 even when a run has failed, and a simulation leaves
+its SuperLink running, so this asks for the status and ends what it has started.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from fedsdr.config import Config
+from fedsdr.engines.flower.app_folder import write_app
+from fedsdr.engines.flower.run_config import RunConfig, to_run_config
+from fedsdr.engines.progress import Progress
+from fedsdr.engines.site import Site
+from fedsdr.errors import UserError
+from fedsdr.federation.checkpoint import load_state
+from fedsdr.federation.round import Plan
+from fedsdr.models.rows import device_of
+from fedsdr.training.methods import METHODS
+from fedsdr.types import ClientData, ServerState
+
+SAID, STOPPED = "fedsdr: ", "fedsdr stopped: "  # what the server app's lines begin with
+START_SECONDS = 60.0
+# Flower looks for new versions, sends telemetry and runs `uv sync`, unless it is told not to.
+_QUIET = {
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "NO_COLOR": "1",
+}
+
+
+def simulate(
+    site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
+) -> ServerState:
+    """Run the rounds that are still to be done in Flower's simulation, into the site's folder.
+
+    `engine.parallel_clients` processes have a base each and train one client at a time, with as
+    many threads as this process, since the number of threads decides the last bits of a product.
+    """
+    config, folder = site.config, site.folder.resolve()
+    engine = dataclasses.replace(
+        config.engine,
+        sites=len(clients),
+        threads=config.engine.threads or torch.get_num_threads(),
+    )
+    values: RunConfig = to_run_config(dataclasses.replace(config, engine=engine))
+    values |= {"out": str(folder), "resume": True}
+    parallel = engine.parallel_clients
+    gpus = 1 / parallel if device_of(site.model.model).type == "cuda" else 0.0
+    resources = (
+        f"num-supernodes={len(clients)} init-args-num-cpus={parallel} "
+        f"client-resources-num-cpus=1 client-resources-num-gpus={gpus}"
+    )
+    with tempfile.TemporaryDirectory(prefix="fedsdr-flower-") as home:
+        environment = _environment() | {"FLWR_HOME": home}
+        write_app(Path(home) / "app", values)
+        with _superlink(Path(home), environment):
+            _run_to_its_end(
+                Path(home) / "app",
+                "ours",
+                environment,
+                progress,
+                ("--federation-config", resources),
+            )
+    state = load_state(folder / "checkpoint")
+    if state is None:
+        raise RuntimeError(f"{folder}: the simulation left no checkpoint")
+    return state
+
+
+def submit(config: Config, out: Path, superlink: str, resume: bool, progress: Progress) -> None:
+    """Run a configuration on a SuperLink that $FLWR_HOME/config.toml knows as `superlink`.
+
+    `out` is a folder of the machine where the ServerApp runs; its last part names the experiment,
+    under which the sites keep what is theirs. UserError when the run fails.
+    """
+    if METHODS[config.method.name].afterwards:
+        raise UserError(f"method.name: '{config.method.name}' runs on one machine alone")
+    values = to_run_config(config) | {
+        "out": os.path.abspath(out),
+        "experiment": out.name,
+        "resume": resume,
+    }
+    with tempfile.TemporaryDirectory(prefix="fedsdr-flower-") as folder:
+        write_app(Path(folder) / "app", values)
+        _run_to_its_end(Path(folder) / "app", superlink, _environment(), progress)
+
+
+def _environment() -> dict[str, str]:
+    scripts = sysconfig.get_path("scripts")
+    return {**os.environ, **_QUIET, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
+
+
+def _run_to_its_end(
+    app: Path,
+    superlink: str,
+    environment: dict[str, str],
+    progress: Progress,
+    options: Sequence[str] = (),
+) -> None:
+    """Start a run and show what our server app says until it ends. UserError unless it ends well."""
+    run, lines = "", []
+    command = ["flwr", "run", str(app), superlink, "--stream", *options]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                lines.append(line.strip())
+                if started := re.search(r"started run (\d+)", line):
+                    run = started[1]
+                if line.startswith(SAID):
+                    progress.log(lines[-1].removeprefix(SAID))
+        except BaseException:
+            process.kill()
+            if run:
+                _flwr(environment, "stop", run, superlink)
+            raise
+    if not run:
+        raise UserError(f"flwr run: no run was started: {_last_words(lines)}")
+    answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
+    (found,) = json.loads(answer.stdout)["runs"]
+    if found["status"] != "finished:completed":
+        raise UserError(
+            f"run {run} of Flower is {found['status']}: {_last_words(lines)}; what is done is "
+            "kept: go on with --resume"
+        )
+
+
+def _flwr(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["flwr", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _last_words(lines: Sequence[str]) -> str:
+    """Return why our server app stopped, or else what was said last."""
+    ours = [line.removeprefix(STOPPED) for line in lines if line.startswith(STOPPED)]
+    return (
+        ours[-1] if ours else next((line for line in reversed(lines) if line), "nothing was said")
+    )
+
+
+@contextlib.contextmanager
+def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Have a SuperLink for simulations on a free port of this machine, known as "ours"."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "ours"\n'
+        f'[superlink.ours]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1"]
+    with (home / "superlink.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that it can be ended with all that it starts
+        )
+    try:
+        _wait_until_healthy(process, port, home / "superlink.log")
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            return
+        time.sleep(0.2)
+    said = _last_words(log.read_text().splitlines())
+    raise UserError(f"flower-superlink did not start in {START_SECONDS:.0f} s: {said}")

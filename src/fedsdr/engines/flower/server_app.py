@@ -1,0 +1,126 @@
+"""Flower's side of the server: wait for sites, have them rewrite, run the rounds.
+
+The server needs no data and no weights of the model: of its configuration it makes the names and
+shapes of the shared branch. Its folder is that of any run, without what stays at the sites.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedsdr.config import Config, save_config
+from fedsdr.engines.experiment import plan_of
+from fedsdr.engines.flower.asking import POLL_SECONDS, Sites, over_grid, replies, told
+from fedsdr.engines.flower.run_config import Scalar, from_run_config
+from fedsdr.engines.flower.running import SAID, STOPPED
+from fedsdr.engines.progress import SILENT, Progress
+from fedsdr.engines.rounds import next_round, start_of, state_to_go_on_from
+from fedsdr.engines.run_folder import checked_config
+from fedsdr.errors import UserError
+from fedsdr.models.adapters import save_adapter
+from fedsdr.models.branches import BranchedModel
+from fedsdr.models.load import load_shape
+from fedsdr.training.methods import METHODS
+from fedsdr.types import ServerState
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job that the run configuration describes."""
+    try:
+        _main(grid, context.run_config)
+    except UserError as error:
+        _say(f"{STOPPED}{error}")
+        raise
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # Flower carries it to whoever started the run
+
+
+def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
+    config, out = from_run_config(run), Path(str(run["out"])).expanduser()
+    config = checked_config(config, out, resume=bool(run["resume"]))
+    progress = dataclasses.replace(SILENT, log=lambda line: _say(f"{SAID}{line}"))
+    method = METHODS[plan_of(config, ()).settings.method]
+    simulated = not run["experiment"]  # then whoever started it does what is not of the rounds
+    if method.afterwards and not simulated:
+        raise UserError(f"method.name: '{method.name}' trains after the last round; deploy another")
+    state = serve(grid, config, out, progress, rewriting=method.rewrites and not simulated)
+    if method.global_model:
+        folder, alpha = out / "global", config.lora.alpha
+        base = config.model.name
+        save_adapter(folder, state.shared, method.global_model, alpha=alpha, base_name=base)
+    progress.log(f"{state.round} rounds are done; the global adapter is in {out / 'global'}")
+
+
+def serve(
+    grid: Grid, config: Config, out: Path, progress: Progress, *, rewriting: bool
+) -> ServerState:
+    """Run the rounds that are still to be done over the grid, into the folder `out`; with
+    `rewriting`, have all sites rewrite first.
+
+    A client that joins late takes part from the next round on; one that is away is recorded as
+    refused. UserError when too few sites join, or too few updates can be counted: what is done is
+    kept, and the run can be resumed.
+    """
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    rounds = config.federation.rounds
+    plan = plan_of(config, ())
+
+    def start() -> dict[str, torch.Tensor]:
+        lora, shape = config.lora, load_shape(config.model)
+        model = BranchedModel(
+            shape, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
+        )
+        return start_of(model, METHODS[plan.settings.method], config.seed)
+
+    state = state_to_go_on_from(out, plan, rounds, start)
+    save_config(config, out / "config.toml")
+    sites = Sites(grid, progress.log)
+    nodes = _wait(sites, config)
+    if rewriting and state.round < rounds:
+        _rewrite(grid, nodes, config.engine.rewrite_seconds, progress)
+    known = {*state.accepted, *nodes}
+    while state.round < rounds:
+        nodes = sites.look(again=True)
+        known |= nodes.keys()
+        run_clients = over_grid(grid, nodes, config.engine.round_seconds)
+        plan = dataclasses.replace(plan, clients=tuple(sorted(known)))
+        state = next_round(out, state, plan, run_clients, progress)
+    return state
+
+
+def _wait(sites: Sites, config: Config) -> dict[str, int]:
+    """Return client -> node once enough sites have joined."""
+    wanted = config.engine.sites or config.federation.min_updates
+    end = time.monotonic() + config.engine.join_seconds
+    while len(nodes := sites.look()) < wanted:
+        if time.monotonic() > end:
+            raise UserError(
+                f"{len(nodes)} of {wanted} sites joined in {config.engine.join_seconds:g} s "
+                f"({', '.join(nodes) or 'none'}); start the others, or change engine.sites or "
+                "engine.join_seconds"
+            )
+        time.sleep(POLL_SECONDS)
+    return nodes
+
+
+def _rewrite(grid: Grid, nodes: Mapping[str, int], seconds: float, progress: Progress) -> None:
+    """Have every site rewrite its training answers. A late one does it in its first round."""
+    messages = {
+        name: Message(RecordDict(), node, "train.rewrite", ttl=seconds)
+        for name, node in nodes.items()
+    }
+    for name, reply in replies(grid, messages, seconds):
+        said = told(reply)
+        counts = f"{said.get('rewritten')} of {said.get('answers')} answers rewritten"
+        progress.log(f"  {name}: {said.get('fault') or counts}")

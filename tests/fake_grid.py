@@ -1,0 +1,63 @@
+"""A Flower grid in this process: no Ray and no SuperLink, but every message crosses as bytes."""
+
+from collections.abc import Callable, Iterable
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore.task_identity import TaskIdentity
+
+
+class FakeGrid:
+    """What `grid` is to a ServerApp. `nodes` is node id -> node configuration.
+
+    `answer(app, message, context)` stands for what happens at a node; None is no answer, and an
+    exception is Flower's error reply. `crossed` has every message, as the bytes of the wire.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        nodes: dict[int, dict],
+        run_config: dict,
+        answer: Callable = lambda app, message, context: app(message, context),
+    ) -> None:
+        self.app, self.nodes, self.run_config, self.answer = app, nodes, run_config, answer
+        self.crossed: list[bytes] = []
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self._replies: dict[str, Message | None] = {}
+
+    def get_node_ids(self) -> Iterable[int]:
+        return sorted(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            node = message.metadata.dst_node_id
+            if node not in self.nodes:
+                continue
+            ids.append(message.metadata.message_id)
+            reply = self._at_node(self._cross(message), node)
+            self._replies[ids[-1]] = reply and self._cross(reply)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        # The last one first: arrival order must not matter.
+        found = [self._replies.pop(m, None) for m in reversed(list(message_ids))]
+        return [reply for reply in found if reply is not None]
+
+    def _cross(self, message: Message) -> Message:
+        data = message_to_proto(message).SerializeToString()
+        self.crossed.append(data)
+        return message_from_proto(ProtoMessage.FromString(data))
+
+    def _at_node(self, message: Message, node: int) -> Message | None:
+        config, run_config = self.nodes[node], self.run_config
+        context = Context(1, node, dict(config), RecordDict(), dict(run_config))
+        try:
+            return self.answer(self.app, message, context)
+        except Exception as error:  # as a SuperNode does
+            return Message(Error(code=2, reason=f"{type(error).__name__}"), reply_to=message)
