@@ -45,6 +45,7 @@ class Plan:
     rule: ServerRule
     settings: LocalSettings
     privacy: Privacy = NO_PRIVACY
+    fewest_clients: int = 0  # in any round, where they come and go; 0: len(clients) in each
 
 
 def first_state(shared: Tensors, plan: Plan) -> ServerState:
@@ -134,7 +135,13 @@ def run_round(
         bytes_up=len(counted) * (num_bytes(like) + num_bytes(state.control)),
         step_norm=norm(step),
         seconds=time.perf_counter() - began,
-        epsilon=epsilon_spent(privacy, number, len(plan.clients), len(tasks)) if private else None,
+        epsilon=_epsilon(plan, number, len(tasks)) if private else None,
     )
     accepted = {**state.accepted, **{u.client_id: number for u in counted}}
     return ServerState(number, add(state.shared, step), memory, control, accepted), record
+
+
+def _epsilon(plan: Plan, rounds: int, chosen: int) -> float:
+    # A draw hides a client the less, the fewer there are: earlier rounds may have had fewer.
+    clients = plan.fewest_clients or len(plan.clients)
+    return epsilon_spent(plan.privacy, rounds, clients, max(chosen, plan.clients_per_round))

@@ -16,17 +16,24 @@ POLL_SECONDS = 0.5
 def replies(
     grid: Grid, messages: Mapping[str, Message], seconds: float
 ) -> Iterator[tuple[str, Message]]:
-    """Send, then yield (key, reply) as they come, until all are there or the time is over."""
+    """Send, then yield (key, reply) as they come, until all are there or the time is over.
+
+    What lies ready when the time is over counts: only the wait has an end, not what is done between
+    two replies.
+    """
     waiting = {
         message_id: key
         for key, message in messages.items()
         for message_id in grid.push_messages([message])  # none for a node that is gone
     }
     end = time.monotonic() + seconds
-    while waiting and time.monotonic() < end:
+    while waiting:
+        over = time.monotonic() >= end
         found = list(grid.pull_messages(list(waiting)))
         for reply in found:
             yield waiting.pop(reply.metadata.reply_to_message_id), reply
+        if over and not found:
+            return
         if waiting and not found:
             time.sleep(POLL_SECONDS)
 
@@ -120,6 +127,10 @@ class Sites:
             node, said = self._asked.pop(reply.metadata.reply_to_message_id), told(reply)
             name = said.get("client")
             self._names[node] = name if isinstance(name, str) else ""
-            rows = f"client '{name}' joined with {said.get('rows')} rows"
-            self._log(rows if name else f"node {node} cannot join: {said.get('fault')}")
+            rows = f" with {said['rows']} rows" if "rows" in said else ""
+            self._log(
+                f"client '{name}' joined{rows}"
+                if name
+                else f"node {node} cannot join: {said.get('fault')}"
+            )
         return {name: node for node, name in self._names.items() if name}

@@ -24,7 +24,7 @@ from fedsdr.config import Config
 from fedsdr.data.clients import load_one_client
 from fedsdr.distill.records import audit_of, read_records
 from fedsdr.engines.distilling import distill_clients, has_rewrites, prepare_rewriting
-from fedsdr.engines.experiment import clients_of
+from fedsdr.engines.experiment import clients_of, settings_of
 from fedsdr.engines.flower.records import answer_to_records, task_from_records
 from fedsdr.engines.flower.run_config import SITE_KEYS, Scalar, from_run_config, with_scalars
 from fedsdr.engines.in_process import in_process
@@ -32,7 +32,7 @@ from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import check_data, start_folder
 from fedsdr.engines.site import Site, open_site, train_at
 from fedsdr.errors import DiskError, UserError
-from fedsdr.types import ClientData, ClientFault, ClientTask, ClientUpdate
+from fedsdr.types import ClientData, ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 logger = logging.getLogger(__name__)
 _LOG = dataclasses.replace(SILENT, log=functools.partial(print, flush=True))
@@ -47,8 +47,8 @@ def join(message: Message, context: Context) -> Message:
     """Say who this is and how many training rows it has. The data are read, the model is not."""
 
     def introduce() -> dict[str, str | int]:
-        client = _held(*_key(context))[2]
-        return {"client": client.client_id, "rows": len(client.raw)}
+        config, _, client = _held(*_key(context))
+        return {"client": client.client_id, **_counts(config, rows=len(client.raw))}
 
     return _told(message, introduce)
 
@@ -60,7 +60,7 @@ def rewrite(message: Message, context: Context) -> Message:
     def count() -> dict[str, str | int]:
         site, client = open_node(context)
         audit = audit_of(read_records(site.distilled(client.client_id)))
-        return {"answers": audit.answers, "rewritten": audit.rewritten}
+        return _counts(site.config, answers=audit.answers, rewritten=audit.rewritten)
 
     return _told(message, count)
 
@@ -75,16 +75,16 @@ def train(message: Message, context: Context) -> Message:
 def answer_task(task: ClientTask, context: Context) -> ClientUpdate | ClientFault:
     """Return the update, or why there is none, as the engine in one process does.
 
-    A site trains by the method that its own configuration has: what goes up is not for the server
-    to choose task by task.
+    A site trains by the method, the clipping and the noise that its own configuration has: what
+    goes up is not for the server to choose task by task.
     """
 
     def work(task: ClientTask) -> ClientUpdate:
         site, client = open_node(context)
-        if (task.client_id, task.settings.method) != (client.client_id, site.config.method.name):
+        asked, own = _what_goes_up(task.settings), _what_goes_up(settings_of(site.config))
+        if (task.client_id, asked) != (client.client_id, own):
             raise UserError(
-                f"this is client '{client.client_id}' with method '{site.config.method.name}', "
-                f"not '{task.client_id}' with '{task.settings.method}'"
+                f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"
             )
         return train_at(site, client, task)
 
@@ -94,6 +94,18 @@ def answer_task(task: ClientTask, context: Context) -> ClientUpdate | ClientFaul
         logger.error("%s", error)
         answer = ClientFault(task.client_id, task.round, "its disk refuses (its log has more)")
     return answer
+
+
+def _what_goes_up(settings: LocalSettings) -> str:
+    return (
+        f"method '{settings.method}', clip_norm {settings.clip_norm:g}, "
+        f"local_noise {settings.local_noise:g}"
+    )
+
+
+def _counts(config: Config, **counts: int) -> dict[str, str | int]:
+    """Return the counts; none for a server that is not trusted with them."""
+    return {} if config.privacy.mode == "local" else {**counts}
 
 
 def open_node(context: Context) -> tuple[Site, ClientData]:

@@ -94,14 +94,20 @@ def serve(
         nodes = sites.look(again=True)
         known |= nodes.keys()
         run_clients = over_grid(grid, nodes, config.engine.round_seconds)
-        plan = dataclasses.replace(plan, clients=tuple(sorted(known)))
+        plan = dataclasses.replace(
+            plan, clients=tuple(sorted(known)), fewest_clients=_sites_wanted(config)
+        )
         state = next_round(out, state, plan, run_clients, progress)
     return state
 
 
+def _sites_wanted(config: Config) -> int:
+    return config.engine.sites or config.federation.min_updates
+
+
 def _wait(sites: Sites, config: Config) -> dict[str, int]:
     """Return client -> node once enough sites have joined."""
-    wanted = config.engine.sites or config.federation.min_updates
+    wanted = _sites_wanted(config)
     end = time.monotonic() + config.engine.join_seconds
     while len(nodes := sites.look()) < wanted:
         if time.monotonic() > end:
@@ -122,5 +128,5 @@ def _rewrite(grid: Grid, nodes: Mapping[str, int], seconds: float, progress: Pro
     }
     for name, reply in replies(grid, messages, seconds):
         said = told(reply)
-        counts = f"{said.get('rewritten')} of {said.get('answers')} answers rewritten"
-        progress.log(f"  {name}: {said.get('fault') or counts}")
+        counts = f"{said['rewritten']} of {said['answers']} answers " if "answers" in said else ""
+        progress.log(f"  {name}: {said.get('fault') or f'{counts}rewritten'}")

@@ -1,0 +1,99 @@
+"""Differential privacy over Flower: a site says itself what it sends."""
+
+import json
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from fake_grid import FakeGrid
+
+from fedsdr.engines.flower import asking, client_app, server_app
+from fedsdr.engines.flower.run_config import to_run_config
+from fedsdr.engines.progress import SILENT, Progress
+from fedsdr.federation.privacy import Privacy, epsilon_spent
+
+NAMES = ("bank", "clinic", "school")
+LOCAL = {"privacy.mode": "local", "privacy.clip_norm": 0.5, "privacy.noise_multiplier": 2.0}
+
+
+@pytest.fixture
+def serve(write_config, tmp_path, data_folder, monkeypatch):
+    """Return a function that runs a server's configuration over three sites, `pins` the keys that
+    the sites insist on; it returns the records, what was said, and the grid."""
+    pytest.importorskip("dp_accounting")
+    for module in (asking, server_app):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
+    for opened in (client_app._held, client_app._all_clients, client_app._site):
+        opened.cache_clear()
+
+    def run(*overrides: str, pins: dict | None = None):
+        config = write_config(
+            "method.name=plain", "engine.join_seconds=5", "engine.round_seconds=5", *overrides
+        )
+        nodes = {
+            number: {
+                "client": name,
+                "data": str(data_folder / f"{name}.jsonl"),
+                "state-dir": str(tmp_path / "sites" / name),
+            }
+            | (pins or {})
+            for number, name in enumerate(NAMES, 1)
+        }
+        out, said = tmp_path / "server", []
+        values = to_run_config(config) | {"out": str(out), "experiment": "trial"}
+        grid = FakeGrid(client_app.app, nodes, values)
+        progress = Progress(said.append, SILENT.bar)
+        server_app.serve(grid, config, out, progress, rewriting=False)
+        lines = (out / "rounds.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], said, grid
+
+    return run
+
+
+def test_a_site_that_adds_noise_itself_tells_no_counts_and_no_losses(serve):
+    records, said, _ = serve(
+        "privacy.mode=local", "privacy.clip_norm=0.5", "privacy.noise_multiplier=2.0",
+        "engine.sites=3", "federation.rounds=2", pins=LOCAL,
+    )  # fmt: skip
+    for record in records:
+        assert record["clients"] == [{"id": name, "num_examples": 1} for name in NAMES]
+    joined = {line for line in said if "joined" in line}
+    assert joined == {f"client '{name}' joined" for name in NAMES}
+    assert records[1]["epsilon"] == epsilon_spent(Privacy("local", 0.5, 2.0), 2, 3, 3)
+    assert f"epsilon {records[1]['epsilon']:.3g}" in said[-1]
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        (),
+        ("privacy.mode=central", "privacy.clip_norm=0.5"),
+        ("privacy.mode=local", "privacy.clip_norm=0.5", "privacy.noise_multiplier=0.01"),
+    ],
+)
+def test_a_server_cannot_ask_a_site_for_less_noise_than_the_site_insists_on(server, serve):
+    with pytest.raises(Exception, match=r"0 of 3 updates could be counted.*local_noise 1, not"):
+        serve("engine.sites=3", *server, pins=LOCAL)
+
+
+def test_a_server_cannot_change_the_method_of_a_site(serve):
+    with pytest.raises(Exception, match=r"0 of 3 .*with method 'fedsdr'.* not .*method 'plain'"):
+        serve("engine.sites=3", pins={"method.name": "fedsdr"})
+
+
+def test_clipped_updates_of_central_privacy_are_counted_over_the_wire(serve):
+    records, _, _ = serve("privacy.mode=central", "privacy.clip_norm=0.01", "engine.sites=3")
+    assert [record["refused"] for record in records] == [[], [], []]
+    assert all(c["update.norm"] > 0.01 for record in records for c in record["clients"])
+
+
+def test_epsilon_does_not_gain_from_sites_that_were_not_there_in_earlier_rounds(serve):
+    # Two sites are waited for, one of three is drawn: the first round may have had two alone.
+    records, _, _ = serve(
+        "privacy.mode=central", "engine.sites=2", "federation.clients_per_round=1",
+        "federation.rounds=2",
+    )  # fmt: skip
+    spent = [epsilon_spent(Privacy("central", 1.0, 1.0), n, 2, 1) for n in (1, 2)]
+    assert [record["epsilon"] for record in records] == spent
+    assert spent[1] > epsilon_spent(Privacy("central", 1.0, 1.0), 2, 3, 1)
