@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 class FakeGrid:
     """What `grid` is to a ServerApp. `nodes` is node id -> node configuration.
 
-    `answer(app, message, context)` stands for what happens at a node; None is no answer, and an
+    `answer(grid, message, context)` stands for what happens at a node; None is no answer, and an
     exception is Flower's error reply. `crossed` has every message, as the bytes of the wire.
     """
 
@@ -22,7 +22,7 @@ class FakeGrid:
         app: ClientApp,
         nodes: dict[int, dict],
         run_config: dict,
-        answer: Callable = lambda app, message, context: app(message, context),
+        answer: Callable = lambda grid, message, context: grid.app(message, context),
     ) -> None:
         self.app, self.nodes, self.run_config, self.answer = app, nodes, run_config, answer
         self.crossed: list[bytes] = []
@@ -58,6 +58,6 @@ class FakeGrid:
         config, run_config = self.nodes[node], self.run_config
         context = Context(1, node, dict(config), RecordDict(), dict(run_config))
         try:
-            return self.answer(self.app, message, context)
+            return self.answer(self, message, context)
         except Exception as error:  # as a SuperNode does
             return Message(Error(code=2, reason=f"{type(error).__name__}"), reply_to=message)

@@ -16,6 +16,7 @@ from fedsdr.cli.evaluate import evaluate
 from fedsdr.cli.export import export
 from fedsdr.cli.init import init
 from fedsdr.cli.run import run
+from fedsdr.cli.site import site
 from fedsdr.errors import UserError
 
 
@@ -25,7 +26,7 @@ def cli() -> None:
     """Federated fine-tuning of language models on data that disagree."""
 
 
-for command in (init, data, distill, run, compare, evaluate, diagnose, export, doctor):
+for command in (init, data, distill, run, compare, evaluate, diagnose, export, doctor, site):
     cli.add_command(command)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsdr.algorithms.compress import SCALE
-from fedsdr.tensors import ByShape
+from fedsdr.tensors import ByShape, norm
 from fedsdr.types import ClientFault, ClientUpdate
 
 Form = Mapping[str, tuple[torch.Size, torch.dtype]]  # what the tensor of each name must be
@@ -38,6 +38,13 @@ def reason_to_refuse(
         or _not_finite(answer.delta, by_shape, "update")
         or (_not_finite(answer.control_delta, by_shape, "control") if control else "")
     )
+
+
+def reason_of_norm(decoded: Mapping[str, Tensor], most: float) -> str:
+    """Return why a decoded update is too large to be counted, or '' (always when `most` is 0)."""
+    if most == 0 or (size := norm(decoded)) <= most:
+        return ""
+    return f"update has norm {size:.3g}, above federation.max_update_norm {most:g}"
 
 
 def _mismatch(values: Mapping[str, Tensor], wanted: Form, what: str) -> str:

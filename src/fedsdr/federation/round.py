@@ -13,7 +13,7 @@ from fedsdr.algorithms.compress import decode_stacked, encode
 from fedsdr.algorithms.corrections import new_server_control
 from fedsdr.algorithms.server_rules import ServerRule
 from fedsdr.errors import UserError
-from fedsdr.federation.guard import form_of, reason_to_refuse
+from fedsdr.federation.guard import form_of, reason_of_norm, reason_to_refuse
 from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import ByShape, Tensors, WeightedMean, add, norm, num_bytes, zeros_like
@@ -40,6 +40,7 @@ class Plan:
     min_updates: int
     rule: ServerRule
     settings: LocalSettings
+    max_update_norm: float = 0.0  # 0: any
 
 
 def first_state(shared: Tensors, plan: Plan) -> ServerState:
@@ -93,7 +94,11 @@ def run_round(
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
-        delta.add(decode_stacked(answer.delta, by_shape), answer.num_examples)
+        decoded = decode_stacked(answer.delta, by_shape)
+        if reason := reason_of_norm(decoded, plan.max_update_norm):
+            refused.append({"id": answer.client_id, "reason": reason})
+            continue
+        delta.add(decoded, answer.num_examples)
         if state.control:
             control_delta.add(by_shape.stack(answer.control_delta), 1.0)
         # Of a counted update only the numbers are kept.

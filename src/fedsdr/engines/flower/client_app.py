@@ -4,7 +4,7 @@ A site names itself in its node configuration, and never takes a path from the s
 
     --node-config 'client="bank" data="/data/bank.jsonl" state-dir="/var/lib/fedsdr"'
 
-S and the rewrites stay under STATE_DIR/EXPERIMENT/CLIENT/, which looks like the folder of a run. Any
+S and the rewrites stay under STATE_DIR/EXPERIMENT/CLIENT/, laid out as the folder of a run is. Any
 key of config.py may stand there too, and counts more than the server's. A node of a simulation has
 a number instead, and all clients lie in the run's own folder.
 """

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Config, key_names, nested, value_of, with_values
+from fedsdr.config import Config, key_names, value_of, with_values
 
 Scalar = bool | int | float | str
 RunConfig = dict[str, Scalar]

@@ -114,7 +114,7 @@ def _run_to_its_end(
     progress: Progress,
     options: Sequence[str] = (),
 ) -> None:
-    """Start a run and show what our server app says until it ends. UserError unless it ends well."""
+    """Start a run; show what our server app says until it ends. UserError unless it ends well."""
     run, lines = "", []
     command = ["flwr", "run", str(app), superlink, "--stream", *options]
     with subprocess.Popen(
