@@ -1,6 +1,8 @@
 """A Flower grid in this process: no Ray and no SuperLink, but every message crosses as bytes."""
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -8,6 +10,28 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
+
+NAMES = ("bank", "clinic", "school")
+
+
+def nodes_of(data: Path, sites: Path) -> dict[int, dict]:
+    """Return three nodes as their sites configure them."""
+    return {
+        100 + i: {
+            "client": name,
+            "data": str(data / f"{name}.jsonl"),
+            "state-dir": str(sites / name),
+        }
+        for i, name in enumerate(NAMES)
+    }
+
+
+def checkpoint_of(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (out / "checkpoint").rglob("*") if p.is_file()}
+
+
+def records_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 class FakeGrid:

@@ -151,11 +151,11 @@ def _flwr(environment: dict[str, str], *arguments: str) -> subprocess.CompletedP
 
 
 def _last_words(lines: Sequence[str]) -> str:
-    """Return why our server app stopped, or else what was said last."""
+    """Return why our server app stopped, or else the first error, or what was said last."""
     ours = [line.removeprefix(STOPPED) for line in lines if line.startswith(STOPPED)]
-    return (
-        ours[-1] if ours else next((line for line in reversed(lines) if line), "nothing was said")
-    )
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    last = [line for line in reversed(lines) if line]
+    return next(iter((*ours, *errors, *last)), "nothing was said")
 
 
 @contextlib.contextmanager
