@@ -14,7 +14,11 @@ here=$(dirname "$0")
 export FLWR_HOME=$out/flwr FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 mkdir -p "$FLWR_HOME"
 pids=()
-stop() { kill "${pids[@]}" 2>/dev/null || true; wait "${pids[@]}" 2>/dev/null || true; }
+set -m # each of them is a process group, so that it can be ended with all that it has started
+stop() {
+  kill -- "${pids[@]/#/-}" 2>/dev/null || true
+  wait "${pids[@]}" 2>/dev/null || true
+}
 trap stop EXIT
 
 link=(--insecure) node=(--insecure)

@@ -136,11 +136,12 @@ def _run_to_its_end(
     if not run:
         raise UserError(f"flwr run: no run was started: {_last_words(lines)}")
     answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
-    (found,) = json.loads(answer.stdout)["runs"]
-    if found["status"] != "finished:completed":
+    known = json.loads(answer.stdout) if answer.returncode == 0 else {}
+    status = known["runs"][0]["status"] if known.get("success") else "not known any more"
+    if status != "finished:completed":
         raise UserError(
-            f"run {run} of Flower is {found['status']}: {_last_words(lines)}; what is done is "
-            "kept: go on with --resume"
+            f"run {run} of Flower is {status}: {_last_words(lines)}; what is done is kept: "
+            "go on with --resume"
         )
 
 
