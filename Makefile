@@ -10,7 +10,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt torch
-	$(BIN)/pip install -c constraints.txt -e '.[dev,dp,openvino,openai]' reasoning-gym
+	$(BIN)/pip install -c constraints.txt -e '.[dev,dp,flower,openai,openvino]' reasoning-gym
 	$(BIN)/pip install --no-deps -r requirements-embedded.txt
 	touch $@
 

@@ -9,6 +9,8 @@ import click
 
 from fedsdr import config
 from fedsdr.cli.main import cli
+from fedsdr.engines.flower.app_folder import write_app
+from fedsdr.engines.flower.run_config import to_run_config
 
 HEAD = """# Commands and keys
 
@@ -21,11 +23,18 @@ Exit codes: 0 done; 2 what you can fix, said in one line; 130 stopped by you, wi
 
 def commands() -> str:
     parts = ["\n## Commands\n"]
-    for name in sorted(cli.commands):
-        command = cli.commands[name]
-        context = click.Context(command, info_name=f"fedsdr {name}", **cli.context_settings)
+    for name, command in leaves("fedsdr", cli):
+        context = click.Context(command, info_name=name, **cli.context_settings)
         parts.append(f"\n```\n{command.get_help(context)}\n```\n")
     return "".join(parts)
+
+
+def leaves(name: str, command: click.Command) -> list[tuple[str, click.Command]]:
+    """Return the commands that do something, those of groups too, by their whole names."""
+    if not isinstance(command, click.Group):
+        return [(name, command)]
+    below = sorted(command.commands.items())
+    return [leaf for part, inner in below for leaf in leaves(f"{name} {part}", inner)]
 
 
 def keys() -> str:
@@ -56,4 +65,6 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("reference.md").write_text(reference(), encoding="utf-8")
+    here = Path(__file__).parent
+    (here / "reference.md").write_text(reference(), encoding="utf-8")
+    write_app(here.parent / "flower_app", to_run_config(config.Config()))

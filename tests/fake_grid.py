@@ -1,6 +1,8 @@
 """A Flower grid in this process: no Ray and no SuperLink, but every message crosses as bytes."""
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -9,11 +11,33 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
+NAMES = ("bank", "clinic", "school")
+
+
+def nodes_of(data: Path, sites: Path) -> dict[int, dict]:
+    """Return three nodes as their sites configure them."""
+    return {
+        100 + i: {
+            "client": name,
+            "data": str(data / f"{name}.jsonl"),
+            "state-dir": str(sites / name),
+        }
+        for i, name in enumerate(NAMES)
+    }
+
+
+def checkpoint_of(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (out / "checkpoint").rglob("*") if p.is_file()}
+
+
+def records_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+
 
 class FakeGrid:
     """What `grid` is to a ServerApp. `nodes` is node id -> node configuration.
 
-    `answer(app, message, context)` stands for what happens at a node; None is no answer, and an
+    `answer(grid, message, context)` stands for what happens at a node; None is no answer, and an
     exception is Flower's error reply. `crossed` has every message, as the bytes of the wire.
     """
 
@@ -22,7 +46,7 @@ class FakeGrid:
         app: ClientApp,
         nodes: dict[int, dict],
         run_config: dict,
-        answer: Callable = lambda app, message, context: app(message, context),
+        answer: Callable = lambda grid, message, context: grid.app(message, context),
     ) -> None:
         self.app, self.nodes, self.run_config, self.answer = app, nodes, run_config, answer
         self.crossed: list[bytes] = []
@@ -58,6 +82,6 @@ class FakeGrid:
         config, run_config = self.nodes[node], self.run_config
         context = Context(1, node, dict(config), RecordDict(), dict(run_config))
         try:
-            return self.answer(self.app, message, context)
+            return self.answer(self, message, context)
         except Exception as error:  # as a SuperNode does
             return Message(Error(code=2, reason=f"{type(error).__name__}"), reply_to=message)

@@ -1,10 +1,13 @@
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from fedsdr.config import load_config
+from fedsdr.config import Config, key_names, load_config
+from fedsdr.engines.flower.app_folder import write_app
+from fedsdr.engines.flower.run_config import to_run_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +21,18 @@ def test_the_reference_is_that_of_the_program():
     assert (ROOT / "docs" / "reference.md").read_text() == reference(), (
         "stale: run python docs/make_reference.py"
     )
+
+
+def test_the_flower_app_declares_every_key_that_a_run_can_override(tmp_path):
+    write_app(tmp_path, to_run_config(Config()))
+    made = (tmp_path / "pyproject.toml").read_text()
+    assert (ROOT / "flower_app/pyproject.toml").read_text() == made, (
+        "stale: run python docs/make_reference.py"
+    )
+    declared = tomllib.loads(made)["tool"]["flwr"]["app"]["config"]
+    flat = {f"{s}.{k}" for s, keys in declared.items() if isinstance(keys, dict) for k in keys}
+    assert flat | {"seed"} == set(key_names())
+    assert {"out", "experiment", "resume", "seed"} <= declared.keys()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda p: p.name)

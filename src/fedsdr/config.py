@@ -71,6 +71,7 @@ class FederationConfig:
     clients_per_round: int = 0  # 0: all
     min_updates: int = 1  # fewer good updates than this end the run
     update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of what goes up (docs/method.md)
+    max_update_norm: float = 0.0  # a larger update is refused; 0: none is (compare step_norm)
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "federation.rounds": (1, 1e9, "at least 1"),
     "federation.clients_per_round": (0, 1e9, "0 (all) or more"),
     "federation.min_updates": (1, 1e9, "at least 1"),
+    "federation.max_update_norm": (0.0, 1e30, "0 (any) or more"),
     "privacy.clip_norm": (1e-9, 1e9, "above 0"),
     "privacy.noise_multiplier": (1e-3, 1e9, "above 0: without noise there is no privacy"),
     "privacy.delta": (1e-300, 0.1, "above 0, at most 0.1"),

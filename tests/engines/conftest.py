@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 from tiny import tiny_llama
 from tiny_tokenizers import tiny_tokenizer
 
 from fedsdr.config import load_config
+from fedsdr.engines.progress import SILENT
 
 WORDS = {
     "bank": "the loan has a rate of {} percent a year",
@@ -67,3 +69,31 @@ def write_config(tmp_path, model_folder, data_folder, monkeypatch):
         return load_config(path, overrides)
 
     return write
+
+
+@pytest.fixture
+def deploy(tmp_path, data_folder, monkeypatch):
+    """Return a function that runs a configuration over three sites of a grid in this process;
+    it returns the state and the grid. OUT is tmp_path/server, a site's folder tmp_path/sites/NAME.
+    """
+    from fake_grid import FakeGrid, nodes_of
+
+    from fedsdr.engines.flower import asking, client_app, server_app
+    from fedsdr.engines.flower.run_config import to_run_config
+    from fedsdr.training.methods import METHODS
+
+    for module in (asking, server_app):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
+    for opened in (client_app._held, client_app._all_clients, client_app._site):
+        opened.cache_clear()  # what another test has opened
+
+    def run(config, *, data=data_folder, log=lambda line: None, sites=3, **grid):
+        engine = replace(config.engine, sites=sites, join_seconds=1, round_seconds=1)
+        config, out = replace(config, engine=engine), tmp_path / "server"
+        run_config = to_run_config(config) | {"out": str(out), "experiment": "trial"}
+        over = FakeGrid(client_app.app, nodes_of(data, tmp_path / "sites"), run_config, **grid)
+        rewriting = METHODS[config.method.name].rewrites
+        state = server_app.serve(over, config, out, replace(SILENT, log=log), rewriting=rewriting)
+        return state, over
+
+    return run

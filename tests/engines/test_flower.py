@@ -1,59 +1,20 @@
 """The same round over Flower's messages, on a grid in this process."""
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-flwr = pytest.importorskip("flwr")
+pytest.importorskip("flwr")
 
-from fake_grid import FakeGrid  # noqa: E402
+from fake_grid import NAMES, checkpoint_of, records_of
 
-from fedsdr.engines.experiment import run_experiment  # noqa: E402
-from fedsdr.engines.flower import client_app, server_app  # noqa: E402
-from fedsdr.engines.flower.run_config import to_run_config  # noqa: E402
-from fedsdr.engines.progress import SILENT  # noqa: E402
-
-NAMES = ("bank", "clinic", "school")
-
-
-@pytest.fixture(autouse=True)
-def _quick_and_fresh(monkeypatch):
-    """No wait between polls, and no site that another test has opened."""
-    monkeypatch.setattr("fedsdr.engines.flower.asking.POLL_SECONDS", 0.001)
-    monkeypatch.setattr("fedsdr.engines.flower.server_app.POLL_SECONDS", 0.001)
-    for opened in (client_app._held, client_app._all_clients, client_app._site):
-        opened.cache_clear()
-
-
-@pytest.fixture
-def deploy(tmp_path, data_folder):
-    """Return a function that runs a configuration over three sites, and the grid that did it."""
-
-    def run(config, out=tmp_path / "server", sites=tmp_path / "sites", **grid):
-        engine = dataclasses.replace(config.engine, sites=3, join_seconds=1, round_seconds=1)
-        config = dataclasses.replace(config, engine=engine)
-        nodes = {
-            100 + i: {
-                "client": name,
-                "data": str(data_folder / f"{name}.jsonl"),
-                "state-dir": str(sites / name),
-            }
-            for i, name in enumerate(NAMES)
-        }
-        run_config = to_run_config(config) | {"out": str(out), "experiment": "trial"}
-        over = FakeGrid(client_app.app, nodes, run_config, **grid)
-        state = server_app.serve(
-            over, config, out, SILENT, rewriting=config.method.name == "fedsdr"
-        )
-        return state, over
-
-    return run
-
-
-def records_of(out):
-    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.flower import client_app
+from fedsdr.engines.progress import SILENT
+from fedsdr.models.adapters import load_adapter
+from fedsdr.types import ClientFault
 
 
 @pytest.mark.parametrize(
@@ -69,10 +30,7 @@ def test_three_sites_come_to_the_bytes_of_one_process(overrides, write_config, t
     run_experiment(config, tmp_path / "one", SILENT)
     state, _ = deploy(config)
     assert state.round == 2
-    for path in sorted((tmp_path / "one" / "checkpoint").rglob("*")):
-        if path.is_file():
-            there = tmp_path / "server" / path.relative_to(tmp_path / "one")
-            assert there.read_bytes() == path.read_bytes(), path
+    assert checkpoint_of(tmp_path / "server") == checkpoint_of(tmp_path / "one")
     for name in NAMES:
         own = tmp_path / "one/clients" / name
         for path in own.rglob("*.safetensors"):
@@ -87,4 +45,65 @@ def test_three_sites_come_to_the_bytes_of_one_process(overrides, write_config, t
             assert {k: v for k, v in a.items() if not k.endswith(timed)} == {
                 k: v for k, v in b.items() if not k.endswith(timed)
             }
-    assert torch.is_tensor(next(iter(state.shared.values())))
+
+
+def secrets_of(out, sites, config):
+    """Return what must never cross: name -> bytes of every row of S in any width, and all texts."""
+    secret = {}
+    for folder in sites.glob("*/trial/*/clients/*/round-*"):
+        for name, value in load_adapter(folder, "S").items():
+            for width in (torch.float32, torch.bfloat16, torch.float16):
+                rows = value.to(width).contiguous().view(torch.uint8)
+                # A B of zeros is not a secret, and half a row is as telling as all of it.
+                secret |= {
+                    f"{folder.name} {name} row {i} as {width}": bytes(row[: len(row) // 2].tolist())
+                    for i, row in enumerate(rows)
+                    if row.any() and len(row) >= 16
+                }
+    texts = {
+        text
+        for client in clients_of(config)
+        for e in (*client.raw, *client.test)
+        for text in (e.instruction, e.response)
+    }
+    for path in sites.glob("*/trial/*/distilled/*.jsonl"):
+        texts |= {json.loads(line)["rewrite"] for line in path.read_text().splitlines()}
+    return secret | {f"text {text!r}": text.encode() for text in texts if len(text) >= 8}
+
+
+LEAKS = {
+    "nothing": lambda update, s: update,
+    "S as a tensor": lambda update, s: replace(update, delta={**update.delta, **s}),
+    "S in place of R": lambda update, s: replace(
+        update, delta={n: s[n.replace("R/", "S/", 1)].clone() for n in update.delta}
+    ),
+    "a sentence": lambda update, s: ClientFault(
+        update.client_id, update.round, "the loan has a rate of 3 percent a year"
+    ),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_neither_s_nor_text_is_in_any_byte_that_crosses(
+    leak, write_config, tmp_path, deploy, monkeypatch
+):
+    real, sites = client_app.train_at, tmp_path / "sites"
+
+    def train(site, client, task, *rest):
+        update = real(site, client, task, *rest)
+        s = load_adapter(site.store(client.client_id).folder, "S")
+        return LEAKS[leak](update, s) if client.client_id == "bank" else update
+
+    monkeypatch.setattr(client_app, "train_at", train)
+    config = write_config("federation.rounds=2", "teacher.max_new_tokens=24")
+    _, grid = deploy(config)
+    secret = secrets_of(tmp_path / "server", sites, config)
+    assert sum(name.startswith("round") for name in secret) > 50
+    assert sum(name.startswith("text") for name in secret) > 3 * 10 * 2  # rewrites, too
+    assert len(grid.crossed) == 2 * 3 * (1 + 1 + 2)  # there and back: join, rewrite, two rounds
+    found = [name for name, value in secret.items() if any(value in b for b in grid.crossed)]
+    assert bool(found) == (leak != "nothing"), found[:5]
+    # What the server keeps is as clean, unless a client sends S in R's own place.
+    kept = (tmp_path / "server/checkpoint/round-0002/shared.safetensors").read_bytes()
+    assert not any(value in kept for value in secret.values())
+    assert "the loan" not in (tmp_path / "server/rounds.jsonl").read_text() or leak == "a sentence"

@@ -17,6 +17,7 @@ from fedsdr.cli.export import export
 from fedsdr.cli.init import init
 from fedsdr.cli.report import report
 from fedsdr.cli.run import run
+from fedsdr.cli.site import site
 from fedsdr.errors import UserError
 
 
@@ -37,6 +38,7 @@ for command in (
     report,
     export,
     doctor,
+    site,
 ):
     cli.add_command(command)
 

@@ -106,6 +106,7 @@ def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
         rule=server_rule(algorithm.name, **{k: v for k, v in given.items() if v is not None}),
         settings=settings_of(config),
         privacy=privacy_of(config),
+        max_update_norm=config.federation.max_update_norm,
     )
 
 

@@ -55,6 +55,13 @@ def _too_long(values: Mapping[str, Tensor], bound: float) -> str:
     return f"update has norm {norm(values):.4g}, over privacy.clip_norm = {bound:.4g}"
 
 
+def reason_of_norm(decoded: Mapping[str, Tensor], most: float) -> str:
+    """Return why a decoded update is too large to be counted, or '' (always when `most` is 0)."""
+    if most == 0 or (size := norm(decoded)) <= most:
+        return ""
+    return f"update has norm {size:.3g}, above federation.max_update_norm {most:g}"
+
+
 def _mismatch(values: Mapping[str, Tensor], wanted: Form, what: str) -> str:
     form = form_of(values)
     if form == wanted:

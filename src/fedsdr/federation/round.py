@@ -16,7 +16,7 @@ from fedsdr.algorithms.corrections import new_server_control
 from fedsdr.algorithms.privacy import add_gaussian
 from fedsdr.algorithms.server_rules import ServerRule
 from fedsdr.errors import UserError
-from fedsdr.federation.guard import form_of, reason_to_refuse
+from fedsdr.federation.guard import form_of, reason_of_norm, reason_to_refuse
 from fedsdr.federation.privacy import NO_PRIVACY, Privacy, epsilon_spent
 from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
@@ -45,6 +45,7 @@ class Plan:
     rule: ServerRule
     settings: LocalSettings
     privacy: Privacy = NO_PRIVACY
+    max_update_norm: float = 0.0  # 0: any
     fewest_clients: int = 0  # in any round, where they come and go; 0: len(clients) in each
 
 
@@ -103,9 +104,12 @@ def run_round(
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
+        decoded = decode_stacked(answer.delta, by_shape)
+        if reason := reason_of_norm(decoded, plan.max_update_norm):
+            refused.append({"id": answer.client_id, "reason": reason})
+            continue
         # A client's rows must not make it heavier than the noise was made for.
-        weight = 1 if private else answer.num_examples
-        delta.add(decode_stacked(answer.delta, by_shape), weight)
+        delta.add(decoded, 1 if private else answer.num_examples)
         if state.control:
             control_delta.add(by_shape.stack(answer.control_delta), 1.0)
         # Of a counted update only the numbers are kept.

@@ -4,16 +4,18 @@ A site names itself in its node configuration, and never takes a path from the s
 
     --node-config 'client="bank" data="/data/bank.jsonl" state-dir="/var/lib/fedsdr"'
 
-S and the rewrites stay under STATE_DIR/EXPERIMENT/CLIENT/, which looks like the folder of a run. Any
+S and the rewrites stay under STATE_DIR/EXPERIMENT/CLIENT/, laid out as the folder of a run is. Any
 key of config.py may stand there too, and counts more than the server's. A node of a simulation has
 a number instead, and all clients lie in the run's own folder.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +34,7 @@ from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import check_data, start_folder
 from fedsdr.engines.site import Site, open_site, train_at
 from fedsdr.errors import DiskError, UserError
+from fedsdr.files import disk_errors_named
 from fedsdr.types import ClientData, ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 logger = logging.getLogger(__name__)
@@ -86,7 +89,8 @@ def answer_task(task: ClientTask, context: Context) -> ClientUpdate | ClientFaul
             raise UserError(
                 f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"
             )
-        return train_at(site, client, task)
+        with _alone(site.store(client.client_id).folder):
+            return train_at(site, client, task)
 
     try:
         (answer,) = in_process(work)([task])
@@ -124,6 +128,18 @@ def open_node(context: Context) -> tuple[Site, ClientData]:
     except UserError as error:
         logger.error("%s", error)
         raise UserError("cannot open its data or model, or rewrite (its log has more)") from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for another process that trains the same client: a late one, left behind by its round,
+    would else take away the S of a later round."""
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _key(context: Context, of_client: bool = True) -> tuple[Items, Items]:

@@ -5,12 +5,13 @@ A list is written as JSON, and what is unset as "". Beside the keys of config.py
 simulation; and `resume`.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Config, key_names, nested, value_of, with_values
+from fedsdr.config import Config, key_names, value_of, with_values
 
 Scalar = bool | int | float | str
 RunConfig = dict[str, Scalar]
@@ -61,6 +62,7 @@ def _to_scalar(value: object) -> Scalar:
 def _from_scalar(scalar: Scalar, now: object) -> object:
     if scalar == "" and not isinstance(now, str):
         return None
-    if isinstance(scalar, str) and scalar.startswith("["):
-        return json.loads(scalar)
+    with contextlib.suppress(ValueError):  # a word: whether the key takes it is said elsewhere
+        if isinstance(scalar, str) and scalar.startswith("["):
+            return json.loads(scalar)
     return scalar

@@ -114,7 +114,7 @@ def _run_to_its_end(
     progress: Progress,
     options: Sequence[str] = (),
 ) -> None:
-    """Start a run and show what our server app says until it ends. UserError unless it ends well."""
+    """Start a run; show what our server app says until it ends. UserError unless it ends well."""
     run, lines = "", []
     command = ["flwr", "run", str(app), superlink, "--stream", *options]
     with subprocess.Popen(
@@ -136,11 +136,12 @@ def _run_to_its_end(
     if not run:
         raise UserError(f"flwr run: no run was started: {_last_words(lines)}")
     answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
-    (found,) = json.loads(answer.stdout)["runs"]
-    if found["status"] != "finished:completed":
+    known = json.loads(answer.stdout) if answer.returncode == 0 else {}
+    status = known["runs"][0]["status"] if known.get("success") else "not known any more"
+    if status != "finished:completed":
         raise UserError(
-            f"run {run} of Flower is {found['status']}: {_last_words(lines)}; what is done is "
-            "kept: go on with --resume"
+            f"run {run} of Flower is {status}: {_last_words(lines)}; what is done is kept: "
+            "go on with --resume"
         )
 
 
@@ -151,11 +152,11 @@ def _flwr(environment: dict[str, str], *arguments: str) -> subprocess.CompletedP
 
 
 def _last_words(lines: Sequence[str]) -> str:
-    """Return why our server app stopped, or else what was said last."""
+    """Return why our server app stopped, or else the first error, or what was said last."""
     ours = [line.removeprefix(STOPPED) for line in lines if line.startswith(STOPPED)]
-    return (
-        ours[-1] if ours else next((line for line in reversed(lines) if line), "nothing was said")
-    )
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    last = [line for line in reversed(lines) if line]
+    return next(iter((*ours, *errors, *last)), "nothing was said")
 
 
 @contextlib.contextmanager

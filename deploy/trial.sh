@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# A SuperLink and one SuperNode a site on this machine, one run, and nothing left behind.
+#
+#     [TLS=1] deploy/trial.sh CONFIG DATA OUT SITE...      DATA/SITE.jsonl are the rows of a site
+#
+# OUT/run is the server's folder, OUT/SITE what a site keeps, OUT/log what they all say.
+set -euo pipefail
+config=$1 data=$(realpath "$2") out=$3
+shift 3
+mkdir -p "$out/log"
+out=$(realpath "$out")
+port=${PORT:-18000}
+here=$(dirname "$0")
+export FLWR_HOME=$out/flwr FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+mkdir -p "$FLWR_HOME"
+pids=()
+set -m # each of them is a process group, so that it can be ended with all that it has started
+stop() {
+  kill -- "${pids[@]/#/-}" 2>/dev/null || true
+  wait "${pids[@]}" 2>/dev/null || true
+}
+trap stop EXIT
+
+link=(--insecure) node=(--insecure)
+secure='insecure = true'
+if [[ ${TLS:-} ]]; then
+  [[ -e $out/keys ]] || "$here/make-keys.sh" "$out/keys" 127.0.0.1 "$@"
+  link=(--ssl-ca-certfile "$out/keys/ca.crt" --ssl-certfile "$out/keys/server.crt"
+    --ssl-keyfile "$out/keys/server.key" --enable-supernode-auth)
+  node=(--root-certificates "$out/keys/ca.crt")
+  secure="root-certificates = \"$out/keys/ca.crt\""
+fi
+printf '[superlink]\ndefault = "trial"\n[superlink.trial]\naddress = "127.0.0.1:%s"\n%s\n' \
+  "$port" "$secure" >"$FLWR_HOME/config.toml"
+
+flower-superlink "${link[@]}" --host 127.0.0.1 --port "$port" --database "$out/superlink.db" \
+  --disable-runtime-dependency-installation >"$out/log/superlink" 2>&1 &
+pids+=($!)
+for _ in $(seq 120); do
+  (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+  sleep 0.5
+done
+number=0
+for site in "$@"; do
+  number=$((number + 1))
+  key=()
+  if [[ ${TLS:-} ]]; then
+    flwr supernode register "$out/keys/$site.pub" trial || true # known already in a second run
+    key=(--auth-supernode-private-key "$out/keys/$site")
+  fi
+  flower-supernode "${node[@]}" "${key[@]}" --superlink "127.0.0.1:$port" \
+    --port $((port + 100 + number)) \
+    --node-config "client=\"$site\" data=\"$data/$site.jsonl\" state-dir=\"$out/$site\"" \
+    >"$out/log/$site" 2>&1 &
+  pids+=($!)
+done
+resume=()
+[[ -e $out/run/config.toml ]] && resume=(--resume)
+${FEDSDR:-fedsdr} run "$config" --engine flower --federation trial --out "$out/run" "${resume[@]}" \
+  --set engine.sites=$# ${SET:-}

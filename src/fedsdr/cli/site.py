@@ -1,0 +1,45 @@
+"""fedsdr site: what a site of a Flower federation needs on its own machine."""
+
+from pathlib import Path
+
+import click
+
+from fedsdr.cli.options import config_file, overrides
+
+
+@click.group()
+def site() -> None:
+    """For a site that takes part in a run on other machines (docs/deploy.md)."""
+
+
+@site.command()
+@config_file
+@overrides
+@click.option("--client", required=True, metavar="NAME", help="The site's name.")
+@click.option("--data", required=True, help="Its rows: a file, or a folder with NAME.jsonl in it.")
+@click.option("--state-dir", required=True, type=click.Path(path_type=Path), help="Where S stays.")
+@click.option("--superlink", required=True, metavar="HOST:PORT", help="Where the run is.")
+@click.option("--root-certificates", type=click.Path(path_type=Path), help="As at the SuperNode.")
+def check(
+    config: Path,
+    set_: tuple[str, ...],
+    client: str,
+    data: str,
+    state_dir: Path,
+    superlink: str,
+    root_certificates: Path | None,
+) -> None:
+    """Say whether data, model, disk and connection are in order, before the site joins."""
+    from fedsdr.config import load_config
+    from fedsdr.engines.site_check import site_checks
+    from fedsdr.errors import UserError
+
+    settings, wrong = load_config(config, set_), []
+    for what, find in site_checks(settings, client, data, state_dir, superlink, root_certificates):
+        try:
+            print(f"ok     {what}: {find()}")
+        except UserError as error:
+            wrong.append(what)
+            print(f"wrong  {what}: {error}")
+    if wrong:
+        raise UserError(f"site '{client}' is not ready: {', '.join(wrong)}")

@@ -1,0 +1,203 @@
+"""Sites that fail, on a grid in this process: the run ends rightly, or stops and goes on."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from fake_grid import checkpoint_of, records_of
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedsdr.engines import experiment
+from fedsdr.engines.experiment import run_experiment
+from fedsdr.engines.flower.records import answer_from_records, answer_to_records
+from fedsdr.engines.progress import SILENT
+from fedsdr.errors import UserError
+
+QUICK = ("method.name=dual-raw", "federation.rounds=2")  # S and R without rewriting
+
+
+def first_of(update, value):
+    name = next(iter(update.delta))
+    return replace(update, delta={**update.delta, name: value(update.delta[name])})
+
+
+def spoilt(change):
+    """A node whose update of round 1 is changed on its way."""
+
+    def answer(grid, message, context):
+        reply = grid.app(message, context)
+        if is_train(message, context, round=1):
+            changed = change(answer_from_records(reply.content))
+            reply = Message(answer_to_records(changed), reply_to=message)
+        return reply
+
+    return answer
+
+
+def is_train(message, context, round):
+    """Whether this asks the bank to train in this round."""
+    mine = context.node_config["client"] == "bank" and message.metadata.message_type == "train"
+    return mine and message.content["task"]["round"] == round
+
+
+def instead(make):
+    """A node that trains in round 1, and whose answer is something else all the same."""
+
+    def answer(grid, message, context):
+        reply = grid.app(message, context)
+        return make(message, reply) if is_train(message, context, round=1) else reply
+
+    return answer
+
+
+def with_a_record_more(message, reply):
+    reply.content["notes"] = ConfigRecord({"text": "the loan has a rate of 3 percent a year"})
+    return reply
+
+
+def fail(message, reply):
+    raise MemoryError
+
+
+FAULTS = {
+    "a NaN": (spoilt(lambda u: first_of(u, lambda x: x * torch.nan)), "not finite"),
+    "a wrong shape": (spoilt(lambda u: first_of(u, lambda x: x[:1])), "has shape"),
+    "an extra tensor": (
+        spoilt(lambda u: replace(u, delta={**u.delta, "S/x": torch.ones(2)})),
+        "a tensor too many: 'S/x'",
+    ),
+    "a norm a million times too large": (
+        spoilt(lambda u: replace(u, delta={n: x * 1e6 for n, x in u.delta.items()})),
+        "above federation.max_update_norm 10",
+    ),
+    "another's name": (
+        spoilt(lambda u: replace(u, client_id="clinic")),
+        "answers in the name of 'clinic'",
+    ),
+    "another round": (spoilt(lambda u: replace(u, round=7)), "of round 7"),
+    "a record more": (instead(with_a_record_more), "malformed: a record is missing or one too"),
+    "no tensors": (
+        instead(lambda m, reply: Message(RecordDict(), reply_to=m)),
+        "its answer is malformed",
+    ),
+    "never": (instead(lambda m, reply: None), "no answer in 1 s (engine.round_seconds)"),
+    "an error": (instead(fail), "Flower error 2: MemoryError"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_answer_is_refused_and_what_the_client_learnt_for_it_is_taken_back(
+    fault, write_config, tmp_path, deploy, without_round_1
+):
+    answer, reason = FAULTS[fault]
+    config = write_config(*QUICK, "federation.max_update_norm=10")
+    deploy(config, answer=answer)
+    refused = [record["refused"] for record in records_of(tmp_path / "server")]
+    assert [r["id"] for r in refused[0]] == ["bank"]
+    assert reason in refused[0][0]["reason"]
+    assert "percent" not in refused[0][0]["reason"]
+    assert refused[1] == []
+    # As if the bank had been away in round 1: no S is lost, none counted twice.
+    assert checkpoint_of(tmp_path / "server") == checkpoint_of(without_round_1(config))
+    own = "clients/bank/adapter_model.safetensors"
+    there = tmp_path / "sites/bank/trial/bank" / own
+    assert there.read_bytes() == (without_round_1(config) / own).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folder_without_round_1(tmp_path_factory):
+    return tmp_path_factory.mktemp("without") / "run"
+
+
+@pytest.fixture
+def without_round_1(folder_without_round_1, monkeypatch):
+    """Return a function: the folder of a run in one process in which the bank was away in round 1,
+    run once for all tests."""
+    real, out = experiment.train_at, folder_without_round_1
+
+    def train(site, client, task, *rest):
+        if (client.client_id, task.round) == ("bank", 1):
+            raise UserError("away")
+        return real(site, client, task, *rest)
+
+    def run(config):
+        if not out.exists():
+            monkeypatch.setattr(experiment, "train_at", train)
+            run_experiment(config, out, SILENT)
+        return out
+
+    return run
+
+
+def test_a_node_that_was_killed_goes_on_as_another_node(
+    write_config, tmp_path, deploy, without_round_1
+):
+    said = []
+
+    def killed(grid, message, context):
+        reply = grid.app(message, context)  # its S is written already
+        if is_train(message, context, round=1):
+            grid.nodes[200] = grid.nodes.pop(100)
+            return None
+        return reply
+
+    config = write_config(*QUICK)
+    deploy(config, answer=killed, log=said.append)
+    assert sum("client 'bank' joined with 9 rows" in line for line in said) == 2
+    assert checkpoint_of(tmp_path / "server") == checkpoint_of(without_round_1(config))
+
+
+def test_a_site_with_a_broken_file_is_left_out_and_joins_when_it_is_mended(
+    write_config, tmp_path, deploy, data_folder
+):
+    data, said = tmp_path / "data", []
+    shutil.copytree(data_folder, data)
+    whole = (data / "bank.jsonl").read_text()
+    (data / "bank.jsonl").write_text(whole + '{"instruction": "secret loan", "output": tr')
+
+    def mended_in_round_1(grid, message, context):
+        if message.metadata.message_type == "train":
+            (data / "bank.jsonl").write_text(whole)
+        return grid.app(message, context)
+
+    deploy(
+        write_config(*QUICK),
+        data=data, sites=2, log=said.append, answer=mended_in_round_1,
+    )  # fmt: skip
+    assert "node 100 cannot join: UserError (its log has more)" in said
+    ids = [[c["id"] for c in record["clients"]] for record in records_of(tmp_path / "server")]
+    assert ids == [["clinic", "school"], ["bank", "clinic", "school"]]
+
+
+def test_a_server_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bytes(
+    write_config, tmp_path, deploy
+):
+    def server_dies(grid, message, context):
+        if is_train(message, context, round=2):
+            raise KeyboardInterrupt
+        return grid.app(message, context)
+
+    config = write_config(*QUICK, "federation.rounds=3", "algorithm.name=fedadam")
+    with pytest.raises(KeyboardInterrupt):
+        deploy(config, answer=server_dies)
+    assert [r["round"] for r in records_of(tmp_path / "server")] == [1]
+    deploy(config)
+    run_experiment(config, tmp_path / "one", SILENT)
+    assert checkpoint_of(tmp_path / "server") == checkpoint_of(tmp_path / "one")
+    assert [r["round"] for r in records_of(tmp_path / "server")] == [1, 2, 3]
+
+
+def test_waits_have_an_end_and_too_few_updates_end_the_run(write_config, tmp_path, deploy):
+    with pytest.raises(UserError, match=r"3 of 4 sites joined in 1 s \(bank, clinic, school\)"):
+        deploy(write_config(*QUICK), sites=4)
+    with pytest.raises(UserError, match=r"0 of 3 updates could be counted.*no answer in 1 s"):
+        deploy(
+            write_config(*QUICK),
+            answer=lambda grid, message, context: (
+                None if message.metadata.message_type == "train" else grid.app(message, context)
+            ),
+        )

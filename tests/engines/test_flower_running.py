@@ -1,0 +1,153 @@
+"""Flower's own runtimes, with processes of its own: the simulation of `fedsdr run`."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedsdr.config import (
+    AlgorithmConfig,
+    Config,
+    DataConfig,
+    LoraConfig,
+    MethodConfig,
+    ModelConfig,
+    TeacherConfig,
+)
+from fedsdr.engines.flower import running
+from fedsdr.engines.flower.run_config import from_run_config, to_run_config
+from fedsdr.engines.progress import SILENT
+from fedsdr.errors import UserError
+
+pytest.importorskip("flwr")
+
+from fedsdr.engines.flower import client_app
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "fedsdr.cli.main", "run", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+def processes_of(home):
+    """Return the command lines of processes that were started with this environment variable."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"FEDSDR_CACHE={home}".encode() in environment.read_bytes():
+                found.append(environment.with_name("cmdline").read_text().replace("\0", " "))
+        except OSError:  # it has ended, or is not ours to read
+            continue
+    return found
+
+
+def test_a_simulated_run_has_the_bytes_of_one_process_and_leaves_no_process(write_config, tmp_path):
+    write_config()
+    cache = tmp_path / "a cache of its own"
+    for engine in ("in-process", "flower"):
+        done = run(
+            tmp_path / "config.toml", "--out", tmp_path / engine, "--engine", engine,
+            "--set", "federation.rounds=2", FEDSDR_CACHE=str(cache), OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "round 2: 3 updates" in done.stderr
+    assert processes_of(cache) == []
+    one, other = tmp_path / "in-process", tmp_path / "flower"
+    learnt = sorted(p.relative_to(one) for p in one.rglob("*.safetensors"))
+    assert len(learnt) > 6
+    for path in learnt:
+        assert (other / path).read_bytes() == (one / path).read_bytes(), path
+    scores = [json.loads((out / "results.json").read_text())["clients"] for out in (one, other)]
+    assert scores[0] == scores[1]
+
+
+FAKE_FLWR = """#!{python}
+import json, sys
+if sys.argv[1] == "run":
+    print("Successfully started run 7")
+    print("fedsdr: round 1: 3 updates", "INFO : nothing of ours", sep="\\n")
+    print({last!r})
+elif sys.argv[1] == "list":
+    print(json.dumps({{"success": True, "runs": [{{"run-id": "7", "status": {status!r}}}]}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "last", "error"),
+    [
+        ("finished:completed", "", None),
+        ("finished:failed", "fedsdr stopped: too few sites", "is finished:failed: too few sites"),
+        ("finished:failed", "MemoryError: full", "is finished:failed: MemoryError: full"),
+    ],
+)
+def test_flowers_exit_code_is_not_believed(status, last, error, tmp_path, monkeypatch):
+    script = tmp_path / "flwr"
+    script.write_text(FAKE_FLWR.format(python=sys.executable, status=status, last=last))
+    script.chmod(0o755)
+    monkeypatch.setattr(running.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = []
+    arguments = (Config(), tmp_path / "out", "there", False, replace(SILENT, log=said.append))
+    if error is None:
+        running.submit(*arguments)
+    else:
+        with pytest.raises(UserError, match=error):
+            running.submit(*arguments)
+    assert said == ["round 1: 3 updates"]
+
+
+def test_a_method_that_trains_after_the_last_round_is_not_deployed(tmp_path):
+    config = replace(Config(), method=MethodConfig(name="plain-personal"))
+    with pytest.raises(UserError, match="'plain-personal' runs on one machine alone"):
+        running.submit(config, tmp_path, "there", False, SILENT)
+
+
+def test_a_configuration_survives_the_words_and_numbers_that_flower_carries():
+    config = Config(
+        seed=3,
+        data=DataConfig(include=["bank", "clinic"], source=["/a.jsonl", "/b.jsonl"]),
+        algorithm=AlgorithmConfig(name="fedadam", lr=0.5),
+        lora=LoraConfig(target_modules="all-linear", alpha=4.0),
+    )
+    values = to_run_config(config)
+    assert all(isinstance(value, (bool, int, float, str)) for value in values.values())
+    assert from_run_config({**values, "out": "/run", "experiment": "x", "resume": True}) == config
+    with pytest.raises(UserError, match=r"'lora.rnk'; did you mean 'lora.rank'"):
+        from_run_config({**values, "lora.rnk": 4})
+
+
+def test_a_site_takes_no_path_and_no_right_from_the_server():
+    theirs = to_run_config(
+        Config(
+            data=DataConfig(clients="/etc"),
+            model=ModelConfig(name="org/model", trust_remote_code=True),
+            teacher=TeacherConfig(url="http://elsewhere", model="m", allow_remote=True),
+        )
+    )
+    node = {"client": "bank", "data": "/rows.jsonl", "state-dir": "/state", "train.batch_size": 2}
+    items = tuple({**theirs, "experiment": "first"}.items()), tuple(node.items())
+    config, folder = client_app._config_and_folder(*items)
+    assert folder == Path("/state/first/bank")
+    assert (config.model.name, config.data.clients) == ("org/model", "/rows.jsonl")
+    assert config.train.batch_size == 2
+    assert not config.model.trust_remote_code
+    assert config.teacher == TeacherConfig()
+    for changed, words in (
+        ({"experiment": "../../home"}, "cannot name a folder"),
+        ({"experiment": ""}, "cannot name a folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            client_app._config_and_folder(tuple({**theirs, **changed}.items()), items[1])
+    with pytest.raises(UserError, match="'state-dir' is not set"):
+        client_app._config_and_folder(items[0], (("client", "bank"), ("data", "/rows.jsonl")))
