@@ -21,8 +21,8 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import checked_config
 from fedsdr.engines.site import Site, open_site, with_pack
 from fedsdr.errors import UserError
-from fedsdr.evaluation.comparison import Group, comparison_rows, tables_of
-from fedsdr.evaluation.reference import Reference, paper_note, paper_table
+from fedsdr.evaluation.comparison import Group, comparison_rows
+from fedsdr.evaluation.reference import Reference, paper_note, tables_in
 from fedsdr.evaluation.results import to_markdown
 from fedsdr.files import write_atomically
 
@@ -123,15 +123,6 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         notes.append(paper_note(comparison["paper"], comparison["model"], data))
     failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
     return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
-
-
-def tables_in(comparison: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """Return the tables of a comparison by title; the paper's numbers are in one of their own."""
-    rows, keys, paper = comparison["rows"], comparison["keys"], comparison["paper"]
-    tables = tables_of(rows, keys)
-    if paper is not None:
-        tables["Beside the paper"] = paper_table(rows, keys, paper)
-    return tables
 
 
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:

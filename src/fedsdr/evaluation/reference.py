@@ -17,6 +17,7 @@ from typing import Any
 
 from fedsdr.config import read_toml
 from fedsdr.errors import UserError
+from fedsdr.evaluation.comparison import tables_of
 
 OURS = [("global", "loss"), ("global", "score"), ("client", "loss"), ("client", "score")]
 
@@ -59,6 +60,15 @@ def load_reference(path: Path) -> Reference:
     if not all(type(number) in (int, float) for number in numbers):
         raise UserError(f"{path}: 'values' are numbers")
     return found
+
+
+def tables_in(comparison: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Return the tables of a comparison by title; the paper's numbers are in one of their own."""
+    rows, keys, paper = comparison["rows"], comparison["keys"], comparison["paper"]
+    tables = tables_of(rows, keys)
+    if paper is not None:
+        tables["Beside the paper"] = paper_table(rows, keys, paper)
+    return tables
 
 
 def paper_table(
