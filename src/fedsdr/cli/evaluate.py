@@ -63,10 +63,13 @@ def _on_suites(
 ) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; read when tqdm is loaded
     from fedsdr.evaluation.suites.catalogue import chosen_suites, read_suites
+    from fedsdr.models.engines.extras import is_installed
 
     # All that can be wrong with what was typed is found before a model is loaded.
     suites = chosen_suites(names, allow_code_execution)
     questions = read_suites(suites, folder)
+    if not is_installed("lm_eval"):
+        raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")
 
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_suites

@@ -11,7 +11,7 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.errors import UserError
 from fedsdr.evaluation.suites.catalogue import Suite
-from fedsdr.evaluation.suites.harness import SuiteScores, Tested, run_suite
+from fedsdr.evaluation.suites.harness import ModelFunctions, SuiteScores, run_suite
 from fedsdr.evaluation.suites.questions import Question
 from fedsdr.files import write_atomically
 from fedsdr.models.continuations import score_continuations
@@ -32,7 +32,7 @@ def run_suites(
     """Return what goes into suites.json: of each suite its shots, prompt, ids and questions, and of
     each model the mean and standard error of each metric, the scores by question, and seconds."""
     models = list(_models(site, state))
-    tested = tested_model(site)
+    functions = model_functions(site)
     results: dict[str, Any] = {}
     with progress.bar("suites", len(suites) * len(models)) as advance:
         for name, suite in suites.items():
@@ -42,7 +42,7 @@ def run_suites(
                 progress.log(f"{name}: {model}")
                 began = time.perf_counter()
                 with forward():
-                    scores = run_suite(name, suite, questions[name], limit, tested)
+                    scores = run_suite(name, suite, questions[name], limit, functions)
                 measured[model] = _entry(scores, time.perf_counter() - began)
                 advance(1)
             assert scores is not None
@@ -113,7 +113,7 @@ def _models(site: Site, state: ServerState) -> Iterator[tuple[str, Callable[[], 
                 )
 
 
-def tested_model(site: Site) -> Tested:
+def model_functions(site: Site) -> ModelFunctions:
     """Return the functions that the harness asks, over the forward as it is when they are called.
 
     Prompts are plain text, not in the chat template: that is how InstructEval asks.
@@ -142,7 +142,7 @@ def tested_model(site: Site) -> Tested:
     window = getattr(model.config, "max_position_embeddings", None) or LONGEST
     longest = min(LONGEST, window)
     first = tokenizer.bos_token_id
-    return Tested(
+    return ModelFunctions(
         encode=encode,
         end_token=tokenizer.eos_token_id if first is None else first,
         longest=longest,

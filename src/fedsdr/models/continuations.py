@@ -1,6 +1,7 @@
 """How likely given continuations are: one forward for all that share a context, prefixes once."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from fedsdr.types import TokenRow
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # context and continuation, neither empty
 
 PACK_TOKENS = 4096  # computed in one forward: what its rows all begin with counts once
+NEW_SUBJECT = 64  # tokens less in common with a pack, which then ends
 KEPT_TOKENS = 512  # whose logits, each as wide as the vocabulary, are held at once
 
 
@@ -47,17 +49,27 @@ def score_continuations(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[f
 
 
 def _packs(rows: dict[Pair, TokenRow]) -> Iterator[list[Pair]]:
-    """Cut the rows, sorted so that what begins alike stands together, into packs of at most
-    PACK_TOKENS; a row that alone is longer has a pack of its own."""
+    """Cut the rows, sorted so that what begins alike stands together, into packs.
+
+    A pack has at most PACK_TOKENS and KEPT_TOKENS, unless one row alone has more, and ends where
+    the next row has much less in common with it than its own rows, or that row and the one after,
+    have with each other: there the next subject begins.
+    """
+    keys = sorted(rows, key=lambda key: rows[key].tokens)
+    common = [shared_prefix([rows[a], rows[b]]) for a, b in pairwise(keys)]
     pack: list[Pair] = []
-    for key in sorted(rows, key=lambda key: rows[key].tokens):
-        grown = [rows[k] for k in (*pack, key)]
-        prefix = shared_prefix(grown)
-        tokens = prefix + sum(len(row.tokens) - prefix for row in grown)
-        kept = sum(sum(row.supervised) for row in grown)
-        if pack and (tokens > PACK_TOKENS or kept > KEPT_TOKENS):
-            yield pack
-            pack = []
+    prefix = tokens = kept = 0
+    for i, key in enumerate(keys):
+        size, labels = len(rows[key].tokens), sum(rows[key].supervised)
+        if pack:
+            with_it = min(prefix, common[i - 1])
+            otherwise = max(prefix if len(pack) > 1 else 0, *common[i : i + 1], 0)
+            full = tokens + size - len(pack) * with_it > PACK_TOKENS or kept + labels > KEPT_TOKENS
+            if full or common[i - 1] + NEW_SUBJECT < otherwise:
+                yield pack
+                pack = []
+        prefix = min(prefix, common[i - 1]) if pack else size
+        tokens, kept = (tokens + size, kept + labels) if pack else (size, labels)
         pack.append(key)
     if pack:
         yield pack

@@ -27,7 +27,7 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Tested:
+class ModelFunctions:
     """The model under test as functions, with its forward as it is when they are called."""
 
     encode: Callable[[str], list[int]]
@@ -37,31 +37,31 @@ class Tested:
     complete: Callable[[Sequence[str], Sequence[str], int], list[str]]  # prompts, until, tokens
 
 
-class TestedLM(TemplateLM):
-    """The harness's view of `Tested`. (It asks for a class of its own kind.)"""
+class FunctionsLM(TemplateLM):
+    """The harness's view of `ModelFunctions`. (It asks for a class of its own kind.)"""
 
-    def __init__(self, tested: Tested) -> None:
+    def __init__(self, model: ModelFunctions) -> None:
         super().__init__()
-        self.tested = tested
+        self.model = model
 
     @property
     def eot_token_id(self) -> int:
-        return self.tested.end_token
+        return self.model.end_token
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: object
     ) -> list[int]:
-        return self.tested.encode(string)
+        return self.model.encode(string)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
-        longest = self.tested.longest
+        longest = self.model.longest
         pairs = []
         for _, context, continuation in requests:
             kept = max(1, longest - len(continuation))  # too long a context loses its beginning
             pairs.append((tuple(context[-kept:]), tuple(continuation)))
-        return self.tested.likelihoods(pairs)
+        return self.model.likelihoods(pairs)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -82,7 +82,7 @@ class TestedLM(TemplateLM):
             alike.setdefault((tuple(asked["until"]), asked["max_gen_toks"]), []).append(i)
         for (until, tokens), members in alike.items():
             prompts = [requests[i].args[0] for i in members]
-            for i, text in zip(members, self.tested.complete(prompts, until, tokens), strict=True):
+            for i, text in zip(members, self.model.complete(prompts, until, tokens), strict=True):
                 answers[i] = text
         return answers
 
@@ -108,31 +108,42 @@ class SuiteScores:
 
 
 def run_suite(
-    name: str, suite: Suite, questions: Sequence[Question], limit: int, tested: Tested
+    name: str, suite: Suite, questions: Sequence[Question], limit: int, model: ModelFunctions
 ) -> SuiteScores:
     """Ask a model the questions, or the harness's own tasks where there are none; `limit` of them
     in all (0: every one), spread over subjects."""
     with _quiet():
         if not questions:
-            return _run_hub(name, suite, limit, tested)
+            return _run_hub(name, suite, limit, model)
         asked = limited(questions, limit)
-        room = tested.longest - suite.max_new_tokens
-        prompts = [prompt_of(q, lambda text: len(tested.encode(text)) <= room) for q in asked]
-        task = _task(name, suite, asked, [prompt for prompt, _ in prompts])
-        rows = _samples(TestedLM(tested), [task])
+        task, shots = task_of(name, suite, asked, model)
+        rows = samples(FunctionsLM(model), [task])
     scores = {m: tuple(float(row[m]) for row in rows) for m in suite.metrics}
-    return SuiteScores(tuple(q.id for q in asked), min(kept for _, kept in prompts), scores)
+    return SuiteScores(tuple(q.id for q in asked), shots, scores)
 
 
-def _samples(lm: TestedLM, tasks: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
-    """Return what the harness says of each question, task after task."""
+def task_of(
+    name: str, suite: Suite, asked: Sequence[Question], model: ModelFunctions
+) -> tuple[ConfigurableTask, int]:
+    """Return the harness's task of these questions, and the fewest shots that a prompt has."""
+    room = model.longest - suite.max_new_tokens
+    prompts = [prompt_of(q, lambda text: len(model.encode(text)) <= room) for q in asked]
+    task = _task(name, suite, asked, [prompt for prompt, _ in prompts])
+    return task, min(shots for _, shots in prompts)
+
+
+def samples(lm: TemplateLM, tasks: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
+    """Return what the harness says of each question, task after task: a score for each metric,
+    and in "filtered_resps" what the model said of each choice."""
     named = {task.task_name: task for task in tasks}
     wanted: Any = {"tasks": named, "groups": {}, "group_map": {}}
     results: Any = lm_eval.evaluate(lm, wanted, limit=limit, bootstrap_iters=0)
     return [row | {"task": name} for name in named for row in results["samples"][name]]
 
 
-def _task(name: str, suite: Suite, asked: Sequence[Question], prompts: Sequence[str]) -> Any:
+def _task(
+    name: str, suite: Suite, asked: Sequence[Question], prompts: Sequence[str]
+) -> ConfigurableTask:
     """Return a task of the harness that asks ready-made prompts."""
 
     def of(doc: Mapping[str, Any]) -> Question:
@@ -189,7 +200,7 @@ def _task(name: str, suite: Suite, asked: Sequence[Question], prompts: Sequence[
     return ConfigurableTask(config=config)
 
 
-def _run_hub(name: str, suite: Suite, limit: int, tested: Tested) -> SuiteScores:
+def _run_hub(name: str, suite: Suite, limit: int, model: ModelFunctions) -> SuiteScores:
     """Run the harness's own tasks, with its prompts, from the Hugging Face hub."""
     try:
         loaded: Any = TaskManager().load(list(suite.hub))
@@ -203,7 +214,7 @@ def _run_hub(name: str, suite: Suite, limit: int, tested: Tested) -> SuiteScores
         task.set_config("num_fewshot", suite.shots)
         task.set_fewshot_seed(0)
     each = -(-limit // len(tasks)) if limit else None
-    rows = _samples(TestedLM(tested), tasks, each)
+    rows = samples(FunctionsLM(model), tasks, each)
     scores: dict[str, list[float]] = {}
     ids: dict[str, None] = {}
     for row in rows:

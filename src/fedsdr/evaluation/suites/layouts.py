@@ -20,10 +20,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsdr.data.files import read_rows
 from fedsdr.errors import UserError
 from fedsdr.evaluation.suites.questions import Question
-from fedsdr.evaluation.suites.reading import csv_rows, files_in, json_rows, layout, one_of
+from fedsdr.evaluation.suites.reading import csv_rows, files_in, layout, one_of, rows_of
 
 LETTERS = ("A", "B", "C", "D", "E")
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -121,7 +120,7 @@ def read_crass(folder: Path) -> list[Question]:
     names = ("CorrectAnswer", "Answer1", "Answer2", "PossibleAnswer3")
     questions = []
     with layout(path, f"PCTID;Premise;QCC;{';'.join(names)}"):
-        for _, row in read_rows(path):
+        for row in rows_of(path):
             options = [row[name].strip() for name in names if row[name].strip()]
             right = options[0]
             shuffle(options)
@@ -151,7 +150,7 @@ def read_drop(folder: Path) -> list[Question]:
                 f"{row['passage'].strip()} {row['question'].strip()}\nAnswer:",
                 [span.strip() for span in row["answers_spans"]["spans"]],
             )
-            for row in json_rows(path)
+            for row in rows_of(path)
         ]
     single = [row for row in asked if len(set(row[3])) == 1]
     if len(single) < 4:
@@ -170,7 +169,7 @@ def read_gsm8k(folder: Path) -> list[Question]:
     """The first five questions of the file are the shots of the others."""
     path = folder / "gsm8k" / "test.jsonl"
     with layout(path, "question, answer"):
-        asked = [(f"Question: {r['question']}\nAnswer:", r["answer"]) for r in json_rows(path)]
+        asked = [(f"Question: {r['question']}\nAnswer:", r["answer"]) for r in rows_of(path)]
     shots = tuple(f"{text} {answer}\n\n" for text, answer in asked[:5])
     return [
         Question(str(i), "gsm8k", text, answer, shots=shots)
@@ -190,7 +189,7 @@ def read_humaneval(folder: Path) -> list[Question]:
                 answer=row["canonical_solution"],
                 test=f"{row['test']}\ncheck({row['entry_point']})\n",
             )
-            for row in json_rows(path)
+            for row in rows_of(path)
         ]
 
 
@@ -207,7 +206,7 @@ def read_fpb(folder: Path) -> list[Question]:
                 answer=one_of(SENTIMENTS, row["label"]),
                 choices=SENTIMENTS,
             )
-            for i, row in enumerate(json_rows(path))
+            for i, row in enumerate(rows_of(path))
         ]
 
 
@@ -225,7 +224,7 @@ def read_medqa(folder: Path) -> list[Question]:
                 answer=one_of(tuple(row["options"]), row["answer"]),
                 choices=tuple(row["options"]),
             )
-            for i, row in enumerate(json_rows(path))
+            for i, row in enumerate(rows_of(path))
         ]
 
 
@@ -244,7 +243,7 @@ def read_pubmedqa(folder: Path) -> list[Question]:
                 answer=one_of(decisions, row["final_decision"]),
                 choices=decisions,
             )
-            for row in json_rows(path)
+            for row in rows_of(path)
         ]
 
 
@@ -253,7 +252,7 @@ def read_truthfulqa(folder: Path) -> list[Question]:
     path = folder / "truthfulqa" / "TruthfulQA.csv"
     questions = []
     with layout(path, "Question, Best Answer, Correct Answers, Incorrect Answers"):
-        for i, (_, row) in enumerate(read_rows(path)):
+        for i, row in enumerate(rows_of(path)):
             right = dict.fromkeys([row["Best Answer"].strip(), *_split(row["Correct Answers"])])
             questions.append(
                 Question(

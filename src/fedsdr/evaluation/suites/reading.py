@@ -44,8 +44,8 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def json_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a .jsonl or .jsonl.gz file."""
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a .jsonl or .jsonl.gz file, or of a .csv file with a header."""
     if path.suffix != ".gz":
         if not path.is_file():
             raise UserError(f"--suite-data: {path}: no such file")
