@@ -126,6 +126,7 @@ def model_functions(site: Site) -> ModelFunctions:
         return list(tokenizer.encode(text))
 
     def complete(prompts: Sequence[str], until: Sequence[str], tokens: int) -> list[str]:
+        tokens = min(tokens, longest // 2)  # a small window is left to the prompt, too
         generate = transformers_generate(
             model,
             tokenizer,

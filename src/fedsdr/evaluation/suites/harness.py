@@ -126,7 +126,7 @@ def task_of(
     name: str, suite: Suite, asked: Sequence[Question], model: ModelFunctions
 ) -> tuple[ConfigurableTask, int]:
     """Return the harness's task of these questions, and the fewest shots that a prompt has."""
-    room = model.longest - suite.max_new_tokens
+    room = model.longest - min(suite.max_new_tokens, model.longest // 2)
     prompts = [prompt_of(q, lambda text: len(model.encode(text)) <= room) for q in asked]
     task = _task(name, suite, asked, [prompt for prompt, _ in prompts])
     return task, min(shots for _, shots in prompts)
