@@ -166,6 +166,7 @@ class CompareConfig:
     sweep: dict = field(default_factory=dict)  # lists of values: data.alpha = [0.1, 0.5]
     variants: list[dict] = field(default_factory=list)  # {name = "S reset", method.s_reset = true}
     baseline: str = "plain"  # a method or variant, from which the differences are taken
+    reference: str = ""  # a file with the numbers of a paper, for a table of their own
 
 
 # key -> (least, most, what is wrong otherwise)
@@ -226,23 +227,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, CompareConfig]:
     """Read a file as `load_config` does, and its [compare] section beside it."""
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file (make one with: fedsdr init DIR)") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a configuration file") from None
-    except (PermissionError, NotADirectoryError) as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    table = read_toml(path, "make one with: fedsdr init DIR")
     compare = table.pop("compare", {})
     if not isinstance(compare, Mapping):
         raise UserError(f"{path}: 'compare' is a section: write [compare] and its keys")
     study: CompareConfig = _merge(CompareConfig(), compare, str(path), "compare.")
+    if study.reference:
+        study = dataclasses.replace(study, reference=os.path.abspath(path.parent / study.reference))
     config: Config = _merge(Config(), table, str(path))
     config = _with_absolute_paths(config, path.parent)
     for override in overrides:
@@ -254,6 +245,23 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config,
         config = _with_absolute_paths(_merge(config, table, where), Path.cwd())
     _check_bounds(config, str(path))
     return config, study
+
+
+def read_toml(path: Path, if_missing: str) -> dict[str, Any]:
+    """Return what a TOML file holds; UserError, with `if_missing` where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file ({if_missing})") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a configuration file") from None
+    except (PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
 def with_values(config: Config, table: Mapping[str, Any], where: str, folder: Path) -> Config:

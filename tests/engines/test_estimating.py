@@ -27,4 +27,5 @@ def test_an_estimate_is_near_what_the_runs_took_and_touches_nothing(write_config
         assert abs(one.train_tokens - took) < wide * took
         assert abs(one.rewrite_tokens - cost["tokens"].get("rewrite", 0)) <= 30
         assert one.seconds > 0
+        assert one.memory > 0
     assert {one.runs for one in estimates_of(cells[:2], out, SILENT).values()} == {0}

@@ -19,6 +19,12 @@ from fedsdr.errors import UserError
 @click.option("--seeds", metavar="0,1,2", help="Instead of those of [compare].")
 @click.option("--sweep", multiple=True, metavar="KEY=A,B", help="Any key: data.alpha=0.1,0.5.")
 @click.option("--baseline", metavar="NAME", help="What differences are taken from, if not plain.")
+@click.option("--model", metavar="NAME", help="Instead of model.name.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file or folder instead of data.source, dealt as it would be, or of data.clients.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what it will take, from small runs.")
 @overrides
 @out_folder
@@ -29,6 +35,8 @@ def compare(
     seeds: str | None,
     sweep: tuple[str, ...],
     baseline: str | None,
+    model: str | None,
+    data: Path | None,
     dry_run: bool,
     set_: tuple[str, ...],
     out: Path | None,
@@ -43,8 +51,10 @@ def compare(
     from fedsdr.engines.cells import cells_of
     from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
     from fedsdr.engines.estimating import estimates_of
+    from fedsdr.evaluation.reference import load_reference
 
     settings, study = load_study(config, set_)
+    settings = _replaced(settings, model, data)
     study = replace(
         study,
         methods=study.methods if methods is None else _names(methods),
@@ -53,6 +63,7 @@ def compare(
         sweep=study.sweep | dict(_swept(settings, text) for text in sweep),
         baseline=study.baseline if baseline is None else baseline,
     )
+    reference = load_reference(Path(study.reference)) if study.reference else None
     folder = folder_of(config, out)
     cells = cells_of(settings, study, config.parent)
     if dry_run:
@@ -60,7 +71,7 @@ def compare(
         return
     done, failed = run_cells(cells, folder, console_progress())
     if done:
-        comparison = comparison_of(cells, done, failed, study.baseline, folder)
+        comparison = comparison_of(cells, done, failed, study.baseline, folder, reference)
         write_comparison(comparison, folder)
         print_comparison(comparison)
         print(f"\nin {folder}: compare.md, compare.csv, compare.json; every run in cells/")
@@ -72,6 +83,18 @@ def compare(
             print(f"fedsdr: {line}", file=sys.stderr)
             sys.exit(1)
         raise UserError(line)
+
+
+def _replaced(settings: Config, model: str | None, data: Path | None) -> Config:
+    """Return `settings` with another model and other data, as they fit a smaller machine."""
+    if model is not None:
+        table = {"model": {"name": model, "revision": ""}}
+        settings = with_values(settings, table, f"--model {model}", Path.cwd())
+    if data is not None:
+        key = "source" if settings.data.source else "clients"
+        own: dict[str, Any] = {"data": {key: str(data), "include": []}}
+        settings = with_values(settings, own, f"--data {data}", Path.cwd())
+    return settings
 
 
 def _names(text: str) -> list[str]:

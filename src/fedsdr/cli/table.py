@@ -9,8 +9,10 @@ from rich.table import Table
 from fedsdr.distill.records import Audit
 from fedsdr.engines.comparing import notes_of
 from fedsdr.engines.estimating import Estimate
-from fedsdr.evaluation.comparison import Group, tables_of
+from fedsdr.evaluation.comparison import Group
+from fedsdr.evaluation.reference import tables_in
 from fedsdr.evaluation.results import rows_of
+from fedsdr.evaluation.suites import tables as suite_tables
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -57,20 +59,29 @@ def grid(title: str, rows: Sequence[Sequence[str]], line_after: int | None = Non
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the tables of a comparison and the notes that they are read with."""
     console = wide_console()
-    for title, rows in tables_of(comparison["rows"], comparison["keys"]).items():
+    for title, rows in tables_in(comparison).items():
         console.print(grid(title, rows))
     for note in notes_of(comparison):
         console.print(note, highlight=False, markup=False)
 
 
+def print_suites(results: Mapping[str, Any]) -> None:
+    """Print what public suites found, and how each was asked."""
+    console = wide_console()
+    for title, rows in suite_tables.tables_of(results).items():
+        console.print(grid(title, rows))
+
+
 def print_estimates(estimates: Mapping[Group, Estimate]) -> None:
     """Print what each run of a comparison will take, and all that are still to be done."""
-    rows = [["run", "runs to do", "train tokens", "rewrite tokens", "seconds", "MB up", "MB down"]]
+    columns = ["train tokens", "rewrite tokens", "seconds", "MB up", "MB down", "GiB memory"]
+    rows = [["run", "runs to do", *columns]]
     for group, one in estimates.items():
         numbers = (one.train_tokens, one.rewrite_tokens, one.seconds)
         sent = (one.bytes_up / 1e6, one.bytes_down / 1e6)
         texts = (*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent))
-        rows.append([str(group), str(one.runs), *texts])
+        memory = "unknown" if one.memory is None else f"{one.memory / 2**30:,.2f}"
+        rows.append([str(group), str(one.runs), *texts, memory])
     # A set of rewrites is made once, and its seconds are those of the first run that needs it.
     rewriting = {one.source: one.rewrite_seconds for one in estimates.values() if one.runs}
     seconds = sum(one.runs * one.seconds for one in estimates.values()) + sum(rewriting.values())

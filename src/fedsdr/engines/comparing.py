@@ -10,7 +10,7 @@ import io
 import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import checked_config
 from fedsdr.engines.site import Site, open_site, with_pack
 from fedsdr.errors import UserError
-from fedsdr.evaluation.comparison import Group, comparison_rows, tables_of
+from fedsdr.evaluation.comparison import Group, comparison_rows
+from fedsdr.evaluation.reference import Reference, paper_note, tables_in
 from fedsdr.evaluation.results import to_markdown
 from fedsdr.files import write_atomically
 
@@ -72,20 +73,25 @@ def comparison_of(
     failed: Mapping[str, Failure],
     baseline: str,
     out: Path,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
-    """Return what compare.json holds: the rows, their notes, and what became of each cell."""
+    """Return what compare.json holds: the rows, what became of each cell, and the paper's rows."""
     _check_same_data(cells, done, out)
     groups: dict[Group, dict[int, dict[str, Any]]] = {}
     for cell in cells:
         runs = groups.setdefault(cell.group, {})
         if cell.name in done:
             runs[cell.config.seed] = done[cell.name]
+    config = cells[0].config
     rewriting = [r["cost"]["seconds"].get("rewrite, this run", 0.0) for r in done.values()]
     return {
         "baseline": baseline,
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
         "rewriting_seconds": sum(rewriting),
+        "model": config.model.name,
+        "data": config.data.clients or config.data.source,
+        "paper": None if reference is None else asdict(reference),
         "cells": [
             {
                 "folder": f"cells/{cell.name}",
@@ -111,6 +117,10 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         "cost: a run, mean over seeds. Rewrites are made once and shared by all cells: they took "
         f"{comparison['rewriting_seconds']:,.0f} s in all.",
     ]
+    if comparison["paper"] is not None:
+        data = comparison["data"]
+        data = ", ".join(data) if isinstance(data, list) else data
+        notes.append(paper_note(comparison["paper"], comparison["model"], data))
     failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
     return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
 
@@ -118,7 +128,7 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
     """Write compare.md, compare.csv and compare.json into `out`."""
     rows = comparison["rows"]
-    tables = tables_of(rows, comparison["keys"])
+    tables = tables_in(comparison)
     parts = [f"## {title}\n\n{to_markdown(table)}\n" for title, table in tables.items()]
     notes = [f"- {note}\n" for note in notes_of(comparison)]
     write_atomically(out / "compare.md", "".join([*parts, *notes]))

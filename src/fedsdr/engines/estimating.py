@@ -12,6 +12,7 @@ from fedsdr.engines.experiment import clients_of, run_experiment
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.evaluation.comparison import Group, training_part
+from fedsdr.models.memory import choose_pack
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData
 
@@ -29,6 +30,7 @@ class Estimate:
     rewrite_seconds: float
     bytes_up: float
     bytes_down: float
+    memory: int | None  # bytes at the peak of a step; None where it cannot be followed
     source: str
 
 
@@ -38,7 +40,7 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
     One client runs for one round on a few rows, in a temporary folder with a cache of its own.
     Training is scaled by the tokens of the raw rows, rewriting and evaluating by the number of
     rows, bytes by clients and rounds. A small run has small batches, so that real seconds are
-    likelier fewer; loading is not in them.
+    likelier fewer; loading is not in them. Memory is `models.memory`'s estimate of a full pack.
     """
     found: dict[Group, Estimate] = {}
     counted = {cell.name for cell in cells if finished(cell, out)}
@@ -53,6 +55,7 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
             results = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)
             tried = clients_of(small)
             site = open_once(small, Path(folder))
+        _, memory = choose_pack(site.config)  # at the size that the site has chosen
         cost, seconds = results["cost"], results["cost"]["seconds"]
 
         taking_part = config.federation.clients_per_round or len(clients)
@@ -68,6 +71,7 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
             rewrite_seconds=seconds.get("rewrite, this run", 0.0) * rewrite,
             bytes_up=cost["bytes_up"] * taking_part * rounds,
             bytes_down=cost["bytes_down"] * taking_part * rounds,
+            memory=None if memory is None else memory.total,
             source=repr((config.model, config.data, config.teacher)),
         )
         counted |= own.keys()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedsdr.models.compiled import compiled_on_cuda
+
 CHUNK_BYTES = 24 * 2**20  # of logits at once: a good matrix product, and little memory
 
 
@@ -19,6 +21,17 @@ def label_losses(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
     return _LabelLosses.apply(hidden, head.weight, head.bias, labels)
 
 
+@compiled_on_cuda
+def _at_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return -log softmax at the label and d loss / d logits = softmax - one at the label."""
+    log_shares = torch.log_softmax(logits, -1, dtype=torch.float32)
+    own = torch.arange(len(labels), device=labels.device), labels
+    losses = -log_shares[own]
+    dlogits = log_shares.exp_()
+    dlogits[own] -= 1
+    return losses, dlogits
+
+
 class _LabelLosses(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -30,14 +43,12 @@ class _LabelLosses(torch.autograd.Function):
         for start in range(0, len(labels), size):
             at = slice(start, start + size)
             logits = torch.nn.functional.linear(hidden[at], weight, bias)
-            log_shares = torch.log_softmax(logits, -1, dtype=torch.float32)
-            own = torch.arange(len(log_shares), device=labels.device), labels[at]
-            losses[at] = -log_shares[own]
-            if dhidden is not None:
-                # d loss / d logits = softmax - one at the label
-                shares = log_shares.exp_()
-                shares[own] -= 1
-                torch.mm(shares.to(weight.dtype), weight, out=dhidden[at])
+            if dhidden is None:
+                log_shares = torch.log_softmax(logits, -1, dtype=torch.float32)
+                losses[at] = torch.nn.functional.nll_loss(log_shares, labels[at], reduction="none")
+            else:
+                losses[at], dlogits = _at_labels(logits, labels[at])
+                torch.mm(dlogits.to(weight.dtype), weight, out=dhidden[at])
         ctx.save_for_backward(dhidden)
         return losses
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedsdr.models.compiled import compiled_on_cuda
+
 
 class FrozenRMSNorm(nn.Module):
     """y = weight x / sqrt(mean(x^2) + eps), in fp32 inside; the weight has no gradient.
@@ -24,21 +26,33 @@ class FrozenRMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
-        inverse = mean_square.add_(eps).rsqrt_()
+        y, inverse = _normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype).mul_(weight)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        wide = x.float()
-        # dx = i (g w) - x i^3 mean(x g w), with i the inverse root
-        dx = grad.float() * weight.float()
-        shared = (dx * wide).mean(-1, keepdim=True) * inverse.pow(3)
-        return dx.mul_(inverse).addcmul_(wide, shared, value=-1).to(x.dtype), None, None
+        return _gradient(grad, x, weight, inverse), None, None
+
+
+@compiled_on_cuda
+def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return y and the inverse root."""
+    wide = x.float()
+    mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+    inverse = mean_square.add_(eps).rsqrt_()
+    return (wide * inverse).to(x.dtype).mul_(weight), inverse
+
+
+@compiled_on_cuda
+def _gradient(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """Return dx = i (g w) - x i^3 mean(x g w), with i the inverse root."""
+    wide = x.float()
+    dx = grad.float() * weight.float()
+    shared = (dx * wide).mean(-1, keepdim=True) * inverse.pow(3)
+    return dx.mul_(inverse).addcmul_(wide, shared, value=-1).to(x.dtype)
 
 
 def fuse_norms(model: nn.Module) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fedsdr.errors import UserError
-from fedsdr.evaluation import comparison, diagnosis
+from fedsdr.evaluation import diagnosis
+from fedsdr.evaluation.reference import tables_in
 from fedsdr.evaluation.results import rows_of
 from fedsdr.report.curves import Curve, curves_svg
 
@@ -78,8 +79,7 @@ def _run(folder: Path) -> Section:
 def _comparison(folder: Path) -> Section:
     found = _read(folder / "compare.json")
     failed = [f"failed: {c['folder']}: {c['failed']}" for c in found["cells"] if c["failed"]]
-    tables = comparison.tables_of(found["rows"], found["keys"])
-    return Section(_name(folder), list(tables.items()), failed)
+    return Section(_name(folder), list(tables_in(found).items()), failed)
 
 
 def _side_by_side(folders: Sequence[Path]) -> Section:
