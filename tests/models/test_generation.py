@@ -183,3 +183,24 @@ def test_tokens_are_drawn_with_the_probabilities_of_temperature_top_k_and_top_p(
 
 def test_no_request_gives_no_answer():
     assert run(tiny_llama(), [], GREEDY, 4) == {}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_until_ends_a_text_before_the_first_of_its_strings_and_strips_nothing(packed):
+    model = tiny_llama(packed=packed)
+    whole = run(model, requests(), GREEDY, 4, stops=())
+    # Numbers with spaces around, so that a string does not also end a longer number.
+    stop = [f" {ids[len(ids) // 2]} " for a in whole.values() if (ids := a.text.split())][:3]
+    generate = transformers_generate(model, Numbers(), render, (), 4, stop)
+    shorter = 0
+    for answer in generate(requests(), GREEDY):
+        text = whole[answer.id].text
+        expected = text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+        # A stop at the very end is seen only when the space behind it has come.
+        assert answer.text == expected
+        assert answer.finished == (expected != text)
+        assert answer.new_tokens <= whole[answer.id].new_tokens
+        shorter += answer.new_tokens < whole[answer.id].new_tokens
+    assert shorter
+    (plain,) = transformers_generate(model, Numbers(), render, (), 4, [])(requests(1), GREEDY)
+    assert plain.text == whole[plain.id].text

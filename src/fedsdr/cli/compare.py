@@ -92,8 +92,8 @@ def _replaced(settings: Config, model: str | None, data: Path | None) -> Config:
         settings = with_values(settings, table, f"--model {model}", Path.cwd())
     if data is not None:
         key = "source" if settings.data.source else "clients"
-        table = {"data": {key: str(data), "include": []}}
-        settings = with_values(settings, table, f"--data {data}", Path.cwd())
+        own: dict[str, Any] = {"data": {key: str(data), "include": []}}
+        settings = with_values(settings, own, f"--data {data}", Path.cwd())
     return settings
 
 

@@ -1,18 +1,43 @@
-"""fedsdr evaluate: measure the models of a finished or stopped run again."""
+"""fedsdr evaluate: measure the models of a finished or stopped run again, or on public suites."""
 
 import json
+import os
 from pathlib import Path
 
 import click
 
 from fedsdr.cli.options import overrides, run_folder
+from fedsdr.errors import UserError
 
 
 @click.command()
 @run_folder
 @overrides
-def evaluate(run: Path, set_: tuple[str, ...]) -> None:
-    """Measure base, global and every client on their test rows, and write results.json."""
+@click.option("--suite", metavar="NAMES", help="Public suites instead of the test rows: mmlu,bbh.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Questions of each suite; all if not given."
+)
+@click.option(
+    "--suite-data",
+    type=click.Path(path_type=Path),
+    help="Folder of the test sets (docs/suites.md); the hub if not given.",
+)
+@click.option("--allow-code-execution", is_flag=True, help="Run the code that humaneval asks for.")
+def evaluate(
+    run: Path,
+    set_: tuple[str, ...],
+    suite: str | None,
+    limit: int | None,
+    suite_data: Path | None,
+    allow_code_execution: bool,
+) -> None:
+    """Measure base, global and every client on their test rows, and write results.json; with
+    --suite, on public benchmarks, and write suites.json."""
+    if suite is not None:
+        _on_suites(run, set_, suite, limit, suite_data, allow_code_execution)
+        return
+    if limit or suite_data or allow_code_execution:
+        raise UserError("--limit, --suite-data and --allow-code-execution are of --suite; add it")
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.engines.evaluating import evaluate_clients
@@ -26,3 +51,32 @@ def evaluate(run: Path, set_: tuple[str, ...]) -> None:
     results = evaluate_clients(site, clients, state, console_progress())
     write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
     print_results(results)
+
+
+def _on_suites(
+    run: Path,
+    set_: tuple[str, ...],
+    names: str,
+    limit: int | None,
+    folder: Path | None,
+    allow_code_execution: bool,
+) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; read when tqdm is loaded
+    from fedsdr.evaluation.suites.catalogue import chosen_suites, read_suites
+    from fedsdr.models.engines.extras import is_installed
+
+    # All that can be wrong with what was typed is found before a model is loaded.
+    suites = chosen_suites(names, allow_code_execution)
+    questions = read_suites(suites, folder)
+    if not is_installed("lm_eval"):
+        raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")
+
+    from fedsdr.cli.progress import console_progress
+    from fedsdr.cli.table import print_suites
+    from fedsdr.engines.benchmarking import run_suites, save_suites
+    from fedsdr.engines.run_folder import open_run
+
+    site, state = open_run(run, set_)
+    results = run_suites(site, state, suites, questions, limit or 0, console_progress())
+    save_suites(run, results)
+    print_suites(results)

@@ -12,6 +12,7 @@ from fedsdr.engines.estimating import Estimate
 from fedsdr.evaluation.comparison import Group
 from fedsdr.evaluation.reference import tables_in
 from fedsdr.evaluation.results import rows_of
+from fedsdr.evaluation.suites import tables as suite_tables
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -62,6 +63,13 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         console.print(grid(title, rows))
     for note in notes_of(comparison):
         console.print(note, highlight=False, markup=False)
+
+
+def print_suites(results: Mapping[str, Any]) -> None:
+    """Print what public suites found, and how each was asked."""
+    console = wide_console()
+    for title, rows in suite_tables.tables_of(results).items():
+        console.print(grid(title, rows))
 
 
 def print_estimates(estimates: Mapping[Group, Estimate]) -> None:

@@ -41,6 +41,9 @@ class _Row:
         return len(self.prompt) + len(self.new) - 1
 
 
+Ended = Callable[[_Row], bool]  # whether a row ended by itself
+
+
 @dataclass(frozen=True)
 class _Piece:
     """New tokens of the row in `slot`, the first of which stands at `start`."""
@@ -99,19 +102,32 @@ def transformers_generate(
     render: Callable[[Sequence[Turn]], list[int]],
     stop_token_ids: Sequence[int],
     batch_size: int = 32,
+    until: Sequence[str] | None = None,
 ) -> Generate:
     """Return a `Generate` that uses `model` as it stands when it is called.
 
     Sampling order: temperature, then top-k, then top-p. Models that cannot share a forward
-    between rows go through transformers' own `generate`, one row at a time.
+    between rows go through transformers' own `generate`, one row at a time. With `until`, the text
+    also ends before the first of these strings, and no white space is taken from its ends.
     """
     stops = frozenset(stop_token_ids)
 
+    def text_of(row: _Row) -> str:
+        kept = row.new[:-1] if row.new[-1] in stops else row.new
+        return str(tokenizer.decode(kept, skip_special_tokens=True))
+
+    def ended(row: _Row) -> bool:
+        return row.new[-1] in stops or (
+            bool(until) and any(stop in text_of(row) for stop in until or ())
+        )
+
     def answer(row: _Row) -> Generation:
-        finished = bool(row.new) and row.new[-1] in stops
-        kept = row.new[:-1] if finished else row.new
-        text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Generation(row.request.id, text, finished, len(row.prompt), len(row.new))
+        text = text_of(row)
+        if until is None:
+            text = text.strip()
+        else:
+            text = text[: min((text.find(stop) for stop in until if stop in text), default=None)]
+        return Generation(row.request.id, text, ended(row), len(row.prompt), len(row.new))
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
         rows = [
@@ -119,7 +135,7 @@ def transformers_generate(
             for r in requests
         ]
         steps = _in_one_cache if uses_rows(model) else _one_by_one
-        for row in steps(model, rows, decoding, stops, batch_size):
+        for row in steps(model, rows, decoding, ended, batch_size):
             yield answer(row)
 
     return generate
@@ -127,7 +143,7 @@ def transformers_generate(
 
 @torch.inference_mode()
 def _in_one_cache(
-    model: nn.Module, rows: list[_Row], decoding: Decoding, stops: frozenset[int], batch_size: int
+    model: nn.Module, rows: list[_Row], decoding: Decoding, ended: Ended, batch_size: int
 ) -> Iterator[_Row]:
     # Longest prompts first: rows that share a step then have caches of like length, in order.
     waiting = deque(sorted(rows, key=lambda r: (-len(r.prompt), r.request.id)))
@@ -166,7 +182,7 @@ def _in_one_cache(
             row.new.append(token)
         for slot in reversed(range(len(running))):
             row = running[slot]
-            if row.new[-1] in stops or len(row.new) == decoding.max_new_tokens:
+            if ended(row) or len(row.new) == decoding.max_new_tokens:
                 last = running.pop()  # takes the place of the row that leaves
                 if slot < len(running):
                     cache.copy(len(running), slot, last.cached)
@@ -232,14 +248,14 @@ def _groups(pieces: Sequence[_Piece], padding: float) -> list[list[_Piece]]:
 
 @torch.inference_mode()
 def _one_by_one(
-    model: nn.Module, rows: list[_Row], decoding: Decoding, stops: frozenset[int], batch_size: int
+    model: nn.Module, rows: list[_Row], decoding: Decoding, ended: Ended, batch_size: int
 ) -> Iterator[_Row]:
     """For models whose layers keep a state of their own kind: their cache, one row at a time."""
     device = device_of(model)
     for row in rows:
         ids = torch.tensor([row.prompt], device=device)
         cache = None
-        while not row.new or (row.new[-1] not in stops and len(row.new) < decoding.max_new_tokens):
+        while not row.new or not (ended(row) or len(row.new) == decoding.max_new_tokens):
             out = model(input_ids=ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             uniform = float(row.uniforms[len(row.new)])

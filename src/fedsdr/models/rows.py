@@ -101,13 +101,26 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
         head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
         losses = label_losses(hidden[keep], head, wanted)
     else:
-        if uses_rows(model):
-            inputs, keep = _packed(rows, places, device)
-            logits = model(**inputs, logits_to_keep=keep).logits[0]
-        else:
-            logits = _padded_logits(model, rows, device)
+        logits = _label_logits(model, rows, places)
         losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
     return total.index_add(0, torch.tensor(owner, device=device), losses)
+
+
+def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+    """Return the logits from which the supervised tokens t > 0 are predicted, row after row,
+    (their number, vocabulary), in the dtype of the model."""
+    places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
+    return _label_logits(model, rows, places)
+
+
+def _label_logits(
+    model: nn.Module, rows: Sequence[TokenRow], places: Sequence[Sequence[int]]
+) -> Tensor:
+    if not uses_rows(model):
+        return _padded_logits(model, rows, device_of(model))
+    inputs, keep = _packed(rows, places, device_of(model))
+    logits: Tensor = model(**inputs, logits_to_keep=keep).logits[0]
+    return logits
 
 
 def supervised_tokens(row: TokenRow) -> int:
