@@ -107,16 +107,23 @@ def test_an_experiment_runs_with_another_model_and_data_beside_the_papers_number
     assert not any("MMLU" in key for row in compared["rows"] for key in row)
 
 
+def numbers(measures='{ MMLU = "suite" }', values="{ MMLU = 1.0 }", point="{}"):
+    return (
+        f'source = "x"\nsetting = "y"\nmeasures = {measures}\n[[rows]]\nvariant = "plain"\n'
+        f'algorithm = "fedavg"\nvalues = {values}\npoint = {point}\n'
+    )
+
+
 BAD = {
     "a missing file": (None, "no such file"),
     "another form": ('source = "x"\n', "not the numbers of a paper"),
-    "an unnamed measure": (
-        'source = "x"\nsetting = "y"\n[measures]\n[[rows]]\nvariant = "plain"\n'
-        'algorithm = "fedavg"\nvalues = { MMLU = 1.0 }\n', "values of 'MMLU'"),
-    "a text": (
-        'source = "x"\nsetting = "y"\nmeasures = { MMLU = "suite" }\n[[rows]]\n'
-        'variant = "plain"\nalgorithm = "fedavg"\nvalues = { MMLU = "1.0" }\n', "are numbers"),
-}  # fmt: skip
+    "an unnamed measure": (numbers(measures="{}"), "values of 'MMLU'"),
+    "a list of measures": (numbers(measures='["MMLU"]'), "not the numbers of a paper"),
+    "a measure of no kind": (numbers(measures="{ MMLU = 3 }"), "what kind of number"),
+    "a text": (numbers(values='{ MMLU = "1.0" }'), "are numbers"),
+    "a point that is none": (numbers(point='"x"'), "not the numbers of a paper"),
+    "an unknown key": (numbers(point='{ "data.alpah" = 1 }'), "did you mean 'data.alpha'?"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

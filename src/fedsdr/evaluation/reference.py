@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import read_toml
-from fedsdr.errors import UserError
+from fedsdr.config import key_names, read_toml
+from fedsdr.errors import UserError, nearest
 from fedsdr.evaluation.comparison import tables_of
 
 OURS = [("global", "loss"), ("global", "score"), ("client", "loss"), ("client", "score")]
@@ -49,14 +49,20 @@ def load_reference(path: Path) -> Reference:
         found = Reference(**{**table, "rows": [PaperRow(**row) for row in table["rows"]]})
         named = {name for row in found.rows for name in row.values}
         numbers = [value for row in found.rows for value in row.values.values()]
-        unknown = named - set(found.measures)
+        swept = {key for row in found.rows for key, _ in row.point.items()}
+        kinds = list(found.measures.values())
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not the numbers of a paper ({error}); it takes source, setting, measures "
             "and [[rows]] of variant, algorithm, point, values"
         ) from None
-    if unknown:
-        raise UserError(f"{path}: values of '{min(unknown)}', which 'measures' does not name")
+    if unnamed := named - set(found.measures):
+        raise UserError(f"{path}: values of '{min(unnamed)}', which 'measures' does not name")
+    if unknown := swept - set(key_names()):
+        key = min(unknown)
+        raise UserError(f"{path}: 'point' has the unknown key '{key}'{nearest(key, key_names())}")
+    if not all(isinstance(kind, str) for kind in kinds):
+        raise UserError(f"{path}: 'measures' says in a text what kind of number each one is")
     if not all(type(number) in (int, float) for number in numbers):
         raise UserError(f"{path}: 'values' are numbers")
     return found
