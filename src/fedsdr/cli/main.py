@@ -15,6 +15,7 @@ from fedsdr.cli.doctor import doctor
 from fedsdr.cli.evaluate import evaluate
 from fedsdr.cli.export import export
 from fedsdr.cli.init import init
+from fedsdr.cli.judge import judge
 from fedsdr.cli.run import run
 from fedsdr.errors import UserError
 
@@ -25,7 +26,7 @@ def cli() -> None:
     """Federated fine-tuning of language models on data that disagree."""
 
 
-for command in (init, data, distill, run, compare, evaluate, diagnose, export, doctor):
+for command in (init, data, distill, run, compare, evaluate, diagnose, judge, export, doctor):
     cli.add_command(command)
 
 
