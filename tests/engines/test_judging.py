@@ -46,7 +46,6 @@ def made(tmp_path_factory, model_folder, data_folder):
 
 @pytest.fixture
 def runs(made):
-    """The same without what an earlier test has left: every judge begins anew."""
     return made / "plain", made / "dual-raw"
 
 
@@ -165,8 +164,14 @@ def test_an_endpoint_that_does_not_answer_is_told_of_before_anything_is_written(
     assert not out.exists()
 
 
-def test_an_endpoint_that_goes_down_halfway_loses_no_verdict(runs, tmp_path, fedsdr, monkeypatch):
-    with server(lambda n, body: longest(n, body) if n < 6 else (400, b"")) as seen:
+def test_an_endpoint_that_goes_down_halfway_loses_no_verdict(runs, tmp_path, fedsdr):
+    def half(n, body):
+        if n < 6:
+            return longest(n, body)
+        time.sleep(1)  # what came before is read by then
+        return 400, b""
+
+    with server(half) as seen:
         arguments = (*runs, *MODEL, "--out", tmp_path)
         code, _, err = fedsdr("judge", *arguments, "--endpoint", seen.url)
         assert code == 2
