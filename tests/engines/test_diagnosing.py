@@ -43,6 +43,11 @@ def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config,
         assert name in text
     assert found["text"]["TF-IDF cosine"]["raw"].keys() == {
         "mean", "bank / clinic", "bank / school", "clinic / school"}  # fmt: skip
+    for kind in ("raw", "rewritten"):
+        assert {c: len(points) for c, points in found["map"][kind].items()} == {
+            "bank": 9, "clinic": 9, "school": 9}  # fmt: skip
+    assert (tmp_path / "d" / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert "map.png" in text
     everything = found["rewrites"]["all made"]
     assert everything["truncated"] == {"value": 1.0, "interval": [1.0, 1.0], "rows": 27}
     assert "--nli" in everything["raw -> rewrite"]["not measured"]
@@ -54,6 +59,19 @@ def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config,
         assert losses[ours] == pytest.approx(results[theirs]["loss"], rel=1e-5)
     assert fedsdr("diagnose", out, "--only", "serving")[0] == 0
     assert (out / "diagnose.json").exists()
+
+
+def test_without_matplotlib_the_points_are_kept_and_the_mend_is_said(
+    write_config, tmp_path, fedsdr, monkeypatch
+):
+    out = tmp_path / "run"
+    run_experiment(write_config("federation.rounds=1"), out, SILENT)
+    monkeypatch.setattr("fedsdr.models.engines.extras.is_installed", lambda module: False)
+    code, text, _ = fedsdr("diagnose", out, "--only", "map")
+    assert code == 0
+    assert "pip install -e '.[report]'" in text
+    assert not (out / "map.png").exists()
+    assert json.loads((out / "diagnose.json").read_text())["map"]["raw"]["bank"]
 
 
 def test_the_divergence_of_a_run_is_scipys_over_the_tokens_of_its_answers(write_config, tmp_path):
@@ -198,6 +216,7 @@ def test_one_client_has_nobody_to_be_aligned_with(write_config, tmp_path):
     site, state, clients = run_and_open(config, tmp_path / "run")
     found = diagnose(site, state, clients, SILENT, rows=2, steps=1)
     assert "not measured" in found["text"]
+    assert "not measured" in found["map"]
     assert "not measured" in found["optimization"]
     assert found["aggregation"]["product error"] == pytest.approx(0, abs=1e-6)
     assert tables_of(found)

@@ -1,4 +1,4 @@
-"""fedsdr diagnose: alignment of the clients and the rewrite paradox, in numbers."""
+"""fedsdr diagnose: alignment of the clients and the rewrite paradox, in numbers and a picture."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from fedsdr.cli.options import overrides, run_folder
     "--only",
     multiple=True,
     metavar="PART",
-    help="text, rewrites, optimization, serving or aggregation; all if not given.",
+    help="text, map, rewrites, optimization, serving or aggregation; all if not given.",
 )
 @click.option(
     "--rows", default=32, show_default=True, help="Rows of a client to ask the model about."
@@ -50,6 +50,7 @@ def diagnose(
     from fedsdr.errors import UserError
     from fedsdr.evaluation.diagnosis import markdown_of, tables_of
     from fedsdr.files import write_atomically
+    from fedsdr.report.pictures import draw_landscape
 
     for name, value, least in (("--rows", rows, 2), ("--steps", steps, 1)):
         if value < least:
@@ -69,3 +70,6 @@ def diagnose(
     for name, body in tables:
         console.print(grid(name, body))
     print(f"\nnumbers in {folder}: diagnose.json, diagnose.md")
+    if "raw" in found.get("map", {}):
+        draw_landscape(found["map"], folder / "map.png")
+        print(f"picture of the answers in {folder}: map.png")

@@ -15,6 +15,7 @@ from fedsdr.cli.doctor import doctor
 from fedsdr.cli.evaluate import evaluate
 from fedsdr.cli.export import export
 from fedsdr.cli.init import init
+from fedsdr.cli.judge import judge
 from fedsdr.cli.report import report
 from fedsdr.cli.run import run
 from fedsdr.cli.site import site
@@ -35,6 +36,7 @@ for command in (
     compare,
     evaluate,
     diagnose,
+    judge,
     report,
     export,
     doctor,

@@ -22,10 +22,14 @@ from fedsdr.engines.site import Site
 from fedsdr.errors import UserError, choose
 from fedsdr.evaluation import alignment, rewriting
 from fedsdr.evaluation.diagnosis import OVERALL, json_numbers
+from fedsdr.evaluation.landscape import landscape
 from fedsdr.models.nli import RELATIONS, Infer, load_nli
 from fedsdr.models.rows import device_of
 from fedsdr.seeds import seed_for
 from fedsdr.types import ClientData, Example, R, S, ServerState
+
+_NEEDING_REWRITES = ("text", "map", "rewrites")
+_MAPPED = 1000  # answers of all clients on the map at most: t-SNE slows down beyond, and it is full
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def diagnose(
     """
     parts = {name: choose(name, PARTS, "--only") for name in only or PARTS}
     rewrites = has_rewrites(site, clients)
-    if not rewrites and (needing := [name for name in parts if name in ("text", "rewrites")]):
+    if not rewrites and (needing := [name for name in parts if name in _NEEDING_REWRITES]):
         raise UserError(
             f"{site.folder}: has no rewrites (for {', '.join(needing)}): run a method that "
             f"makes them, or fedsdr distill {site.folder / 'config.toml'} --out {site.folder}; or "
@@ -109,11 +113,8 @@ def _text(facts: Diagnosis) -> dict[str, Any]:
     raw = {c.client_id: c.raw for c in facts.clients}
     if len(raw) < 2:
         return {"not measured": "there is one client alone"}
-    texts = [
-        {client: ["\n".join(responses_of(e)) for e in rows] for client, rows in kind.items()}
-        for kind in (raw, facts.rewritten)
-    ]
-    return alignment_of(texts[0], texts[1], facts.site.base.tokenizer, facts.seed)
+    raw_texts, rewritten = (_texts_of(kind) for kind in (raw, facts.rewritten))
+    return alignment_of(raw_texts, rewritten, facts.site.base.tokenizer, facts.seed)
 
 
 def alignment_of(
@@ -139,6 +140,24 @@ def alignment_of(
         ),
         "TF-IDF cosine": alignment.compare(tfidf, tfidf_rewritten, alignment.cosine, seed),
     }
+
+
+def _texts_of(rows: Mapping[str, Sequence[Example]]) -> dict[str, list[str]]:
+    return {client: ["\n".join(responses_of(e)) for e in of] for client, of in rows.items()}
+
+
+def _map(facts: Diagnosis) -> dict[str, Any]:
+    """Where the answers lie among each other: the same rows of each client, raw and rewritten."""
+    if len(facts.clients) < 2:
+        return {"not measured": "there is one client alone"}
+    share = max(1, _MAPPED // len(facts.clients))
+    raw, rewritten = {}, {}
+    for client in facts.clients:
+        name = client.client_id
+        at = sample_rows(facts.seed, name, len(client.raw), share)
+        raw[name] = [client.raw[i] for i in at]
+        rewritten[name] = [facts.rewritten[name][i] for i in at]
+    return landscape(_texts_of(raw), _texts_of(rewritten), facts.seed)
 
 
 def _rewrites(facts: Diagnosis) -> dict[str, Any]:
@@ -250,6 +269,7 @@ def _aggregation(facts: Diagnosis) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Diagnosis], dict[str, Any]]] = {
     "text": _text,
+    "map": _map,
     "rewrites": _rewrites,
     "optimization": _optimization,
     "serving": _serving,

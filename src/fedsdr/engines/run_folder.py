@@ -38,6 +38,12 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Site, ServerStat
 
     UserError for overrides that would make it another run, and for data that have changed.
     """
+    config, state = read_run(run, overrides)
+    return open_site(config, run), state
+
+
+def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ServerState]:
+    """Return what `open_run` goes by, without its model."""
     for override in overrides:
         if override.partition("=")[0].strip() not in MEASURING:
             raise UserError(
@@ -48,7 +54,7 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Site, ServerStat
     state = load_state(run / "checkpoint")
     if state is None:
         raise UserError(f"{run}: no round is finished yet; go on with: fedsdr run --resume")
-    return open_site(load_config(run / "config.toml", overrides), run), state
+    return load_config(run / "config.toml", overrides), state
 
 
 def checked_config(config: Config, out: Path, resume: bool) -> Config:

@@ -12,12 +12,14 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def import_extra(module: str, engine: str) -> Any:
-    """Import `module`; raise UserError with the install command of the engine's extra."""
+def import_extra(module: str, engine: str, setting: str = "teacher.engine") -> Any:
+    """Import `module`; raise UserError with the install command of the engine's extra.
+
+    `setting` is what the user asked for the engine with."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         raise UserError(
-            f"teacher.engine: '{engine}' needs the package {module}, which is not installed: "
+            f"{setting}: '{engine}' needs the package {module}, which is not installed: "
             f"pip install -e '.[{engine}]'"
         ) from None

@@ -32,6 +32,8 @@ def openai_generate(
     timeout: float = 300.0,
     attempts: int = 5,
     first_wait: float = 1.0,
+    setting: str = "teacher.url",
+    consent: str = "set teacher.allow_remote = true",
 ) -> Generate:
     """Return a `Generate` that posts to `url` + "/chat/completions", `concurrency` at a time.
 
@@ -44,22 +46,23 @@ def openai_generate(
 
     Raw data goes to the endpoint, so an address that is not this machine's needs `allow_remote`,
     redirects are not followed, and no proxy is used for this machine. Raises UserError, with the
-    URL and the status but nothing of what was sent or answered.
+    URL and the status but nothing of what was sent or answered; `setting` and `consent` are what
+    the user calls `url` and `allow_remote`.
     """
-    httpx = import_extra("httpx", "openai")
+    httpx = import_extra("httpx", "openai", setting)
     try:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise UserError(f"teacher.url: not a URL ({error}); write it like {EXAMPLE}") from None
+        raise UserError(f"{setting}: not a URL ({error}); write it like {EXAMPLE}") from None
     if base.scheme not in ("http", "https") or not base.host:
-        raise UserError(f"teacher.url: not an http URL with a host; write it like {EXAMPLE}")
+        raise UserError(f"{setting}: not an http URL with a host; write it like {EXAMPLE}")
     endpoint = base.copy_with(path=base.path.rstrip("/") + "/chat/completions")
     shown = str(endpoint.copy_with(userinfo=b"", query=None))  # these two may hold a password
     local = is_loopback(base.host)
     if not local and not allow_remote:
         raise UserError(
-            f"teacher.url: {shown} is not this machine, and raw data would go there; "
-            "set teacher.allow_remote = true if it may"
+            f"{setting}: {shown} is not this machine, and raw data would go there; "
+            f"{consent} if it may"
         )
     key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
     headers = {"Authorization": f"Bearer {key}"} if key else {}

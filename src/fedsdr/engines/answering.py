@@ -1,0 +1,96 @@
+"""What the models of a run answer to its test rows, as texts. They stay in the client's folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedsdr.data.templates import prompts_of
+from fedsdr.engines.progress import Progress
+from fedsdr.engines.run_folder import open_run, read_run
+from fedsdr.engines.site import Site, forward_of
+from fedsdr.files import write_atomically
+from fedsdr.seeds import seed_for
+from fedsdr.types import ClientData, Decoding, Example, GenerationRequest, ServerState
+
+Answers = dict[str, dict[str, str]]  # client -> row id -> the answer
+MODELS = ("base", "global", "client")
+
+
+def answers_of(
+    run: Path,
+    model: str,
+    clients: Sequence[ClientData],
+    rows: Mapping[str, Sequence[Example]],
+    progress: Progress,
+    overrides: Sequence[str] = (),
+) -> Answers:
+    """Return the greedy answers that `fedsdr evaluate` scores, of one of MODELS, to these rows.
+
+    They are kept in RUN/answers/MODEL/CLIENT.jsonl with what they depend on, so that none is made
+    twice.
+    """
+    config, state = read_run(run, overrides)
+    about = {
+        client: {
+            "round": state.round,
+            "accepted": state.accepted.get(client, 0),
+            "max_new_tokens": config.evaluation.max_new_tokens,
+        }
+        for client in rows
+    }
+    found = {client: _kept(_path(run, model, client), about[client]) for client in rows}
+    missing = {
+        client: wanted
+        for client, examples in rows.items()
+        if (wanted := [row for row in examples if row.id not in found[client]])
+    }
+    if missing:
+        site, state = open_run(run, overrides)
+        count = sum(len(wanted) for wanted in missing.values())
+        with progress.bar(f"answers of {run} ({model})", count) as advance:
+            for client in clients:
+                name = client.client_id
+                if name not in missing:
+                    continue
+                found[name] |= _generate(site, state, client, model, missing[name])
+                lines = (
+                    json.dumps({"id": row, "answer": text, **about[name]}, ensure_ascii=False)
+                    + "\n"
+                    for row, text in found[name].items()
+                )
+                write_atomically(_path(run, model, name), "".join(lines))
+                advance(len(missing[name]))
+    return {c: {row.id: found[c][row.id] for row in examples} for c, examples in rows.items()}
+
+
+def _path(run: Path, model: str, client: str) -> Path:
+    return run / "answers" / model / f"{client}.jsonl"
+
+
+def _kept(path: Path, about: Mapping[str, int]) -> dict[str, str]:
+    """The answers that were made before by the same model in the same way."""
+    if not path.exists():
+        return {}
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {e["id"]: e["answer"] for e in entries if about.items() <= e.items()}
+
+
+def _generate(
+    site: Site, state: ServerState, client: ClientData, model: str, rows: Sequence[Example]
+) -> dict[str, str]:
+    method = site.method
+    site.model.set(state.shared)
+    branches = method.global_model if model != "base" and method.sent else ()
+    mixed_by = None
+    # A client that has no S of its own is served with the global model.
+    if model == "client" and (private := site.private_of(client.client_id, state)):
+        site.model.set(private)
+        branches, mixed_by = method.client_model, client if method.mixed else None
+    seed, limit = site.config.seed, site.config.evaluation.max_new_tokens
+    requests = [
+        GenerationRequest(row.id, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
+        for row in rows
+    ]
+    greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=limit)
+    with forward_of(site, branches, mixed_by) as (_, generate):
+        return {made.id: made.text for made in generate(requests, greedy)}
