@@ -61,19 +61,6 @@ def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config,
     assert (out / "diagnose.json").exists()
 
 
-def test_without_matplotlib_the_points_are_kept_and_the_mend_is_said(
-    write_config, tmp_path, fedsdr, monkeypatch
-):
-    out = tmp_path / "run"
-    run_experiment(write_config("federation.rounds=1"), out, SILENT)
-    monkeypatch.setattr("fedsdr.models.engines.extras.is_installed", lambda module: False)
-    code, text, _ = fedsdr("diagnose", out, "--only", "map")
-    assert code == 0
-    assert "pip install -e '.[report]'" in text
-    assert not (out / "map.png").exists()
-    assert json.loads((out / "diagnose.json").read_text())["map"]["raw"]["bank"]
-
-
 def test_the_divergence_of_a_run_is_scipys_over_the_tokens_of_its_answers(write_config, tmp_path):
     site, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
     found = diagnose(site, state, clients, SILENT, only=["text"])["text"]
