@@ -47,7 +47,7 @@ def test_three_sites_come_to_the_bytes_of_one_process(overrides, write_config, t
             }
 
 
-def secrets_of(out, sites, config):
+def secrets_of(sites, config):
     """Return what must never cross: name -> bytes of every row of S in any width, and all texts."""
     secret = {}
     for folder in sites.glob("*/trial/*/clients/*/round-*"):
@@ -56,7 +56,7 @@ def secrets_of(out, sites, config):
                 rows = value.to(width).contiguous().view(torch.uint8)
                 # A B of zeros is not a secret, and half a row is as telling as all of it.
                 secret |= {
-                    f"{folder.name} {name} row {i} as {width}": bytes(row[: len(row) // 2].tolist())
+                    f"S: {folder} {name} row {i} as {width}": bytes(row[: len(row) // 2].tolist())
                     for i, row in enumerate(rows)
                     if row.any() and len(row) >= 16
                 }
@@ -97,8 +97,8 @@ def test_neither_s_nor_text_is_in_any_byte_that_crosses(
     monkeypatch.setattr(client_app, "train_at", train)
     config = write_config("federation.rounds=2", "teacher.max_new_tokens=24")
     _, grid = deploy(config)
-    secret = secrets_of(tmp_path / "server", sites, config)
-    assert sum(name.startswith("round") for name in secret) > 50
+    secret = secrets_of(sites, config)
+    assert sum(name.startswith("S: ") for name in secret) > 100
     assert sum(name.startswith("text") for name in secret) > 3 * 10 * 2  # rewrites, too
     assert len(grid.crossed) == 2 * 3 * (1 + 1 + 2)  # there and back: join, rewrite, two rounds
     found = [name for name, value in secret.items() if any(value in b for b in grid.crossed)]

@@ -65,7 +65,7 @@ def test_with_privacy_every_client_counts_once_whatever_its_rows():
     )
 
 
-def test_the_server_adds_noise_for_the_sum_divided_by_those_that_were_counted():
+def test_the_server_adds_noise_for_the_sum_divided_by_those_that_were_asked():
     values, rows = dict.fromkeys("abcd", 0.0), dict.fromkeys("abcd", 5)
     plan = plan_for(CENTRAL)
     after, _ = run_round(first_state(SHARED, plan), plan, constant_updates(values, rows))
@@ -77,8 +77,19 @@ def test_an_update_that_its_client_did_not_clip_is_refused_since_no_noise_was_ma
     plan = plan_for(CENTRAL)
     _, record = run_round(first_state(SHARED, plan), plan, constant_updates(values, rows))
     assert [(r["id"], r["reason"]) for r in record.refused] == [
-        ("b", "update has norm 2.1, over privacy.clip_norm = 2")
+        ("b", "update has norm 2.1, above privacy.clip_norm 2")
     ]
+
+
+def test_a_client_that_is_left_out_does_not_make_the_others_weigh_more():
+    values, rows = {"a": 1.0, "b": 9.0, "c": 1.0, "d": 2.0}, dict.fromkeys("abcd", 5)
+    plan = plan_for(replace(CENTRAL, noise_multiplier=1e-3))
+    after, record = run_round(first_state(SHARED, plan), plan, constant_updates(values, rows))
+    assert [r["id"] for r in record.refused] == ["b"]
+    # (1 + 1 + 2) / 4 = 1: the divisor must not tell who was refused
+    assert float(after.shared["R/a.lora_A"].mean()) * math.sqrt(20_100) == pytest.approx(
+        1, abs=0.01
+    )
 
 
 def test_who_takes_part_cannot_be_worked_out_from_the_seed():

@@ -1,6 +1,5 @@
 """What an update must satisfy to be counted."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -19,19 +18,13 @@ def form_of(values: Mapping[str, Tensor]) -> Form:
 
 
 def reason_to_refuse(
-    answer: ClientUpdate | ClientFault,
-    round: int,
-    form: Form,
-    control: Form,
-    by_shape: ByShape,
-    bound: float = math.inf,
+    answer: ClientUpdate | ClientFault, round: int, form: Form, control: Form, by_shape: ByShape
 ) -> str:
     """Return why an answer cannot be counted, in one line, or '' when it can.
 
     An update must be of this round, count at least one example, and have exactly the names, shapes
     and dtypes of `form` (the shared tensors, encoded as updates are) and of `control`, with every
-    value finite, before and after decoding. `by_shape` is of the shared tensors. `bound` is the
-    norm that the update may have, where noise was made for it.
+    value finite, before and after decoding. `by_shape` is of the shared tensors.
     """
     if isinstance(answer, ClientFault):
         return answer.reason
@@ -44,22 +37,15 @@ def reason_to_refuse(
         or _mismatch(answer.control_delta, control, "control")
         or _not_finite(answer.delta, by_shape, "update")
         or (_not_finite(answer.control_delta, by_shape, "control") if control else "")
-        or _too_long(answer.delta, bound)
     )
 
 
-def _too_long(values: Mapping[str, Tensor], bound: float) -> str:
-    # Clipping itself ends within one rounding of the bound.
-    if bound == math.inf or norm(values) <= bound * (1 + 1e-6):
-        return ""
-    return f"update has norm {norm(values):.4g}, over privacy.clip_norm = {bound:.4g}"
-
-
-def reason_of_norm(decoded: Mapping[str, Tensor], most: float) -> str:
-    """Return why a decoded update is too large to be counted, or '' (always when `most` is 0)."""
-    if most == 0 or (size := norm(decoded)) <= most:
-        return ""
-    return f"update has norm {size:.3g}, above federation.max_update_norm {most:g}"
+def reason_of_norm(decoded: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
+    """Return which limit (key -> norm; 0: none) a decoded update is over, or ''."""
+    for key, most in limits.items():
+        if most and (size := norm(decoded)) > most:
+            return f"update has norm {size:.3g}, above {key} {most:g}"
+    return ""
 
 
 def _mismatch(values: Mapping[str, Tensor], wanted: Form, what: str) -> str:

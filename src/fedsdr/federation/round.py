@@ -5,7 +5,6 @@
 The server sees names, tensors and counts. It knows no text, no model and no private branch.
 """
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,16 @@ from fedsdr.federation.guard import form_of, reason_of_norm, reason_to_refuse
 from fedsdr.federation.privacy import NO_PRIVACY, Privacy, epsilon_spent
 from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import ByShape, Tensors, WeightedMean, add, norm, num_bytes, zeros_like
+from fedsdr.tensors import (
+    ByShape,
+    Tensors,
+    WeightedMean,
+    add,
+    norm,
+    num_bytes,
+    scale,
+    zeros_like,
+)
 from fedsdr.types import (
     ClientFault,
     ClientTask,
@@ -91,7 +99,9 @@ def run_round(
     ]
     like = encode(state.shared, plan.settings.update_dtype)  # what an update must look like
     form, control_form, by_shape = form_of(like), form_of(state.control), ByShape(state.shared)
-    bound = privacy.clip_norm if privacy.mode == "central" else math.inf
+    limits = {"federation.max_update_norm": plan.max_update_norm}
+    if privacy.mode == "central":  # clipping itself ends within a rounding of its bound
+        limits["privacy.clip_norm"] = privacy.clip_norm * (1 + 1e-6)
     delta, control_delta = WeightedMean(), WeightedMean()
     counted: list[ClientUpdate] = []
     refused: list[dict[str, object]] = []
@@ -100,12 +110,12 @@ def run_round(
         # Sums are taken in the order of the tasks, so that arrival order cannot change a bit.
         if not any(task.client_id == answer.client_id for task in waiting):
             raise ValueError(f"the engine answered for {answer.client_id} out of turn")
-        reason = reason_to_refuse(answer, number, form, control_form, by_shape, bound)
+        reason = reason_to_refuse(answer, number, form, control_form, by_shape)
         if isinstance(answer, ClientFault) or reason:
             refused.append({"id": answer.client_id, "reason": reason})
             continue
         decoded = decode_stacked(answer.delta, by_shape)
-        if reason := reason_of_norm(decoded, plan.max_update_norm):
+        if reason := reason_of_norm(decoded, limits):
             refused.append({"id": answer.client_id, "reason": reason})
             continue
         # A client's rows must not make it heavier than the noise was made for.
@@ -122,7 +132,11 @@ def run_round(
         )
     mean = by_shape.unstack(delta.result())
     if privacy.mode == "central":
-        mean = add_gaussian(mean, privacy.noise_multiplier * privacy.clip_norm / len(counted))
+        # Divided by the tasks: whether an answer counts may depend on what its client holds.
+        mean = add_gaussian(
+            scale(mean, len(counted) / len(tasks)),
+            privacy.noise_multiplier * privacy.clip_norm / len(tasks),
+        )
     step, memory = plan.rule.update(mean, dict(state.memory))
     control = state.control
     if control:

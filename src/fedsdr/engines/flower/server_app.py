@@ -113,8 +113,8 @@ def _wait(sites: Sites, config: Config) -> dict[str, int]:
         if time.monotonic() > end:
             raise UserError(
                 f"{len(nodes)} of {wanted} sites joined in {config.engine.join_seconds:g} s "
-                f"({', '.join(nodes) or 'none'}); start the others, or change engine.sites or "
-                "engine.join_seconds"
+                f"({', '.join(sorted(nodes)) or 'none'}); start the others, or change engine.sites "
+                "or engine.join_seconds"
             )
         time.sleep(POLL_SECONDS)
     return nodes
