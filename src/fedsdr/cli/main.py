@@ -7,6 +7,7 @@ import warnings
 
 import click
 
+from fedsdr.cli.chat import chat
 from fedsdr.cli.compare import compare
 from fedsdr.cli.data import data
 from fedsdr.cli.diagnose import diagnose
@@ -39,6 +40,7 @@ for command in (
     judge,
     report,
     export,
+    chat,
     doctor,
     site,
 ):

@@ -2,12 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsdr.engines.progress import Progress
+from fedsdr.engines.serving import models_of
 from fedsdr.engines.site import Site
 from fedsdr.errors import UserError
 from fedsdr.evaluation.suites.catalogue import Suite
@@ -16,7 +16,7 @@ from fedsdr.evaluation.suites.questions import Question
 from fedsdr.files import write_atomically
 from fedsdr.models.continuations import score_continuations
 from fedsdr.models.generation import transformers_generate
-from fedsdr.types import Branch, Decoding, GenerationRequest, ServerState, Turn
+from fedsdr.types import Decoding, GenerationRequest, ServerState, Turn
 
 LONGEST = 2048  # tokens of a prompt, as in InstructEval
 
@@ -31,7 +31,7 @@ def run_suites(
 ) -> dict[str, Any]:
     """Return what goes into suites.json: of each suite its shots, prompt, ids and questions, and of
     each model the mean and standard error of each metric, the scores by question, and seconds."""
-    models = list(_models(site, state))
+    models = list(models_of(site, state))
     functions = model_functions(site)
     results: dict[str, Any] = {}
     with progress.bar("suites", len(suites) * len(models)) as advance:
@@ -81,36 +81,6 @@ def save_suites(run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**before, **results}
     write_atomically(path, json.dumps(merged) + "\n")
     return merged
-
-
-def _models(site: Site, state: ServerState) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Give each model a name and what puts it into the forward.
-
-    Where nothing is sent there is no global model beside the base, and a client without an S of its
-    own is served with the global one. FedDPA's clients mix anew for each instance: not measured.
-    """
-    method = site.method
-
-    def forward_of(values: Mapping[str, Any], branches: tuple[Branch, ...]) -> Any:
-        @contextmanager
-        def forward() -> Iterator[None]:
-            site.model.set(dict(values))
-            with site.model.using(*branches):
-                yield
-
-        return forward
-
-    yield "base", forward_of({}, ())
-    if method.sent:
-        yield "global", forward_of(state.shared, method.global_model)
-    if method.private and not method.mixed:
-        for client in sorted(state.accepted):
-            private = site.private_of(client, state)
-            if private:
-                yield (
-                    f"client {client}",
-                    forward_of({**state.shared, **private}, method.client_model),
-                )
 
 
 def model_functions(site: Site) -> ModelFunctions:
