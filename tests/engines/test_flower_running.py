@@ -36,7 +36,7 @@ def run(*arguments, **environment):
         env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,  # far more than it takes, but on a busy machine
     )
 
 
