@@ -48,6 +48,16 @@ def test_beside_two_stages_stand_plain_at_equal_rounds_and_at_equal_compute():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("key", ["data.max_length", "data.test_fraction", "model.template"])
+def test_a_variant_with_other_test_rows_or_tokens_is_refused_before_anything_runs(key):
+    section, name = key.split(".")
+    value = {"max_length": 64, "test_fraction": 0.3, "template": "alpaca"}[name]
+    with pytest.raises(
+        UserError, match=rf"variant 'other': '{key}' is not that of 'plain'.*--sweep"
+    ):
+        cells(methods=["plain"], variants=[{"name": "other", section: {name: value}}])
+
+
 def test_equal_compute_counts_the_epochs_of_every_stage_of_each_variant():
     found = variants(
         cells(

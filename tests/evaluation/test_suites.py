@@ -167,6 +167,24 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize(
+    ("part", "rows"), [("test", "q,1,2,3,4,answer\n"), ("dev", "q,1,2,3,4,2\n")]
+)
+def test_an_mmlu_file_with_a_header_or_numbers_for_letters_is_said(part, rows, tmp_path):
+    folder = write_suites(tmp_path / "suites")
+    (folder / f"mmlu/data/{part}/tiny_sums_{part}.csv").write_text(rows)
+    with pytest.raises(UserError, match=rf"tiny_sums_{part}.csv: another layout .*is none of A, B"):
+        read_suites({"mmlu": SUITES["mmlu"]}, folder)
+
+
+def test_a_folder_with_nothing_left_to_ask_is_said_and_the_hub_is_not_asked(tmp_path):
+    folder = write_suites(tmp_path / "suites")
+    path = folder / "gsm8k/test.jsonl"
+    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:5]))
+    with pytest.raises(UserError, match="no question of gsm8k is left beside its examples"):
+        read_suites({"gsm8k": SUITES["gsm8k"]}, folder)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_another_layout_is_said_with_the_file_and_what_it_lacks(name, tmp_path):
     file, content, words = BROKEN[name]

@@ -128,6 +128,21 @@ def test_without_a_folder_the_tasks_of_the_harness_are_pooled_over_questions(mon
         "one/0", "one/1", "two/0", "two/1")  # fmt: skip
 
 
+def test_two_tasks_of_the_same_questions_are_two_measures_of_each(monkeypatch):
+    functions = model(lambda prompt, continuation: (-1.0, False))
+    parts = {
+        name: task_of(name, SUITES["medqa"], letters("AB"), functions)[0]
+        for name in SUITES["truthfulqa"].hub
+    }
+    monkeypatch.setattr(
+        harness, "TaskManager", lambda: SimpleNamespace(load=lambda names: {"tasks": parts})
+    )
+    found = run_suite("truthfulqa", SUITES["truthfulqa"], (), 0, functions)
+    assert found.scores.keys() == {"mc1", "mc2"}
+    assert found.ids == ("0", "1")
+    assert [len(values) for values in found.scores.values()] == [2, 2]
+
+
 def test_a_hub_that_cannot_be_reached_is_said_in_one_line(monkeypatch):
     def unreachable(names):
         raise ConnectionError("Couldn't reach\nthe Hub")

@@ -29,6 +29,8 @@ HARMFUL = {
     "a fork": "import os; os.fork()",
     "C functions": "import ctypes; ctypes.CDLL(None).getpid()",
     "reading what is not its own": "open('/etc/hostname').read()",
+    "a database, whose C code asks nobody": "import sqlite3; sqlite3.connect('own.db')",
+    "a program by the C code of subprocess": "import multiprocessing.util, _posixsubprocess",
     "packages of this environment": "import numpy",
 }
 

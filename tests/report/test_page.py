@@ -78,6 +78,15 @@ def test_no_text_of_a_client_is_on_the_page(run_folder):
     assert SECRET not in page_of([run_folder()])
 
 
+def test_the_address_of_an_endpoint_is_not_on_the_page_since_it_may_hold_a_password(run_folder):
+    folder = run_folder()
+    (folder / "config.toml").write_text('[teacher]\nurl = "http://me:hunter2@host/v1?key=x"\n')
+    text = page_of([folder])
+    assert "hunter2" not in text
+    assert "host" not in text
+    assert "(not shown)" in text
+
+
 def test_names_are_escaped(run_folder):
     text = page_of([run_folder(client="<b>bank")])
     assert "<b>bank" not in text

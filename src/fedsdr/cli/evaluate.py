@@ -73,10 +73,9 @@ def _on_suites(
 
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_suites
-    from fedsdr.engines.benchmarking import run_suites, save_suites
+    from fedsdr.engines.benchmarking import run_suites
     from fedsdr.engines.run_folder import open_run
 
     site, state = open_run(run, set_)
     results = run_suites(site, state, suites, questions, limit or 0, console_progress())
-    save_suites(run, results)
     print_suites(results)

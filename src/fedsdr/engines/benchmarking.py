@@ -13,6 +13,7 @@ from fedsdr.errors import UserError
 from fedsdr.evaluation.suites.catalogue import Suite
 from fedsdr.evaluation.suites.harness import ModelFunctions, SuiteScores, run_suite
 from fedsdr.evaluation.suites.questions import Question
+from fedsdr.evaluation.suites.sandbox import runs_well
 from fedsdr.files import write_atomically
 from fedsdr.models.continuations import score_continuations
 from fedsdr.models.generation import transformers_generate
@@ -29,8 +30,14 @@ def run_suites(
     limit: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return what goes into suites.json: of each suite its shots, prompt, ids and questions, and of
-    each model the mean and standard error of each metric, the scores by question, and seconds."""
+    """Measure the models, write suites.json after each suite, and return what was added to it.
+
+    Of each suite its shots, prompt, ids and questions; of each model the mean and standard error of
+    each metric, the scores by question, and seconds.
+    """
+    _saved(site.folder)  # a broken file is found before the work that it would lose
+    if any(suite.runs_code for suite in suites.values()) and not runs_well("pass"):
+        raise UserError("--suite: generated code cannot be run here: its bounds are refused")
     models = list(models_of(site, state))
     functions = model_functions(site)
     results: dict[str, Any] = {}
@@ -60,6 +67,7 @@ def run_suites(
                 },
                 "ids": list(scores.ids),
             }
+            save_suites(site.folder, {name: results[name]})
     return results
 
 
@@ -73,14 +81,17 @@ def _entry(scores: SuiteScores, seconds: float) -> dict[str, Any]:
 
 def save_suites(run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Add results to RUN/suites.json, in the place of those of the same suite; return all."""
+    merged = {**_saved(run), **results}
+    write_atomically(run / "suites.json", json.dumps(merged) + "\n")
+    return merged
+
+
+def _saved(run: Path) -> dict[str, Any]:
     path = run / "suites.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); remove it") from error
-    merged = {**before, **results}
-    write_atomically(path, json.dumps(merged) + "\n")
-    return merged
 
 
 def model_functions(site: Site) -> ModelFunctions:

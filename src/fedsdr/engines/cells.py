@@ -73,6 +73,7 @@ def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
                 own = with_values(own, nested(key, value), f"sweep {key}", folder)
             choose(own.method.name, METHODS, f"variant '{name}': method.name")
             configs[name] = _normal(own)
+        _check_same_rows(configs)
         for name, own in _with_plain(configs).items():
             plan_of(own, ())  # every name and number is checked before the first cell runs
             # A list among the values could not be part of a key.
@@ -82,6 +83,20 @@ def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
     names = dict.fromkeys(cell.group.variant for cell in cells)
     choose(study.baseline, names, "baseline")
     return cells
+
+
+def _check_same_rows(configs: Mapping[str, Config]) -> None:
+    """UserError for a variant that is measured on other rows or tokens than the others are."""
+    keys = [key for key in key_names() if key.startswith("data.")]
+    keys += ["model.name", "model.revision", "model.template"]
+    (first, like), *others = configs.items()
+    for name, own in others:
+        for key in keys:
+            if value_of(own, key) != value_of(like, key):
+                raise UserError(
+                    f"variant '{name}': '{key}' is not that of '{first}', so that their test rows "
+                    f"or tokens are not the same; use --sweep {key}=..."
+                )
 
 
 def _some(given: Sequence[Any] | None, otherwise: Any, what: str) -> list[Any]:

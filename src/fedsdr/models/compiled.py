@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,8 +15,15 @@ T = TypeVar("T")
 
 
 def compiles(x: Tensor) -> bool:
-    """Whether functions of this tensor are compiled: on CUDA, where Triton is there to do it."""
-    return x.is_cuda and importlib.util.find_spec("triton") is not None
+    """Whether functions of this tensor are compiled: on CUDA, where the means are there."""
+    return x.is_cuda and _can_compile()
+
+
+@functools.cache
+def _can_compile() -> bool:
+    """Triton needs a C compiler, which slim containers lack."""
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def compiled_on_cuda(function: Callable[P, T]) -> Callable[P, T]:

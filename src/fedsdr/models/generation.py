@@ -114,7 +114,13 @@ def transformers_generate(
 
     def text_of(row: _Row) -> str:
         kept = row.new[:-1] if row.new[-1] in stops else row.new
-        return str(tokenizer.decode(kept, skip_special_tokens=True))
+        # Some tokenizers drop a space before the first token that they decode, which would be one
+        # of an indentation: what is not stripped is decoded behind the end of its prompt.
+        before = [] if until is None else list(row.prompt[-8:])
+        whole, head = (
+            str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (before + kept, before)
+        )
+        return whole[len(head) :]
 
     def ended(row: _Row) -> bool:
         return row.new[-1] in stops or (

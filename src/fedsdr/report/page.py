@@ -5,6 +5,7 @@ It asks nothing of the network, and holds no raw text and no rewrite: a site may
 
 import base64
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def _run(folder: Path) -> Section:
             (picture.stem, base64.b64encode(picture.read_bytes()).decode())
             for picture in sorted(folder.glob("*.png"))
         ],
-        settings=(folder / "config.toml").read_text(encoding="utf-8"),
+        settings=_settings(folder),
     )
 
 
@@ -97,6 +98,12 @@ def _side_by_side(folders: Sequence[Path]) -> Section:
     caption = "Mean over clients of the loss in nats a token, on their test rows"
     svg = curves_svg({"mean over clients": curves}, "training loss, nats a token")
     return Section("Side by side", [(caption, rows)], svg=svg if curves else "")
+
+
+def _settings(folder: Path) -> str:
+    """The configuration, without the address of an endpoint, which may hold a password."""
+    text = (folder / "config.toml").read_text(encoding="utf-8")
+    return re.sub(r'(?m)^(url = )"[^"\n].*$', r'\1"(not shown)"', text)
 
 
 def _name(folder: Path) -> str:

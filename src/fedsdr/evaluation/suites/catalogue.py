@@ -106,4 +106,10 @@ def read_suites(suites: dict[str, Suite], folder: Path | None) -> dict[str, Sequ
         return dict.fromkeys(suites, ())
     if not folder.is_dir():
         raise UserError(f"--suite-data: {folder}: no such folder")
-    return {name: suite.read(folder) for name, suite in suites.items()}
+    questions = {name: suite.read(folder) for name, suite in suites.items()}
+    for name, asked in questions.items():
+        if not asked:
+            raise UserError(
+                f"--suite-data: {folder}: no question of {name} is left beside its examples"
+            )
+    return dict(questions)

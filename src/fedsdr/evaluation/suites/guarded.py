@@ -12,6 +12,8 @@ REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "
            "os.kill", "signal.pthread_kill", "ctypes.")  # fmt: skip
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink",
            "os.chmod", "os.chown", "os.truncate", "os.utime", "shutil.")  # fmt: skip
+# Their C code opens files and starts programs without asking an audit hook.
+MODULES = ("sqlite3", "_sqlite3", "_posixsubprocess", "_dbm", "_gdbm", "ctypes", "_ctypes")
 FILE_BYTES = 1 << 20
 
 
@@ -30,7 +32,9 @@ def main() -> None:
         resource.RLIMIT_CORE: 0,
     }
     for what, bound in bounds.items():
-        resource.setrlimit(what, (bound, bound))
+        hard = resource.getrlimit(what)[1]
+        lower = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        resource.setrlimit(what, (lower, lower))
     sys.argv[1:] = []
     sys.addaudithook(guard(os.getcwd()))
     exec(compile(program, "<answer>", "exec"), {"__name__": "__main__"})
@@ -46,6 +50,8 @@ def guard(folder):  # type: ignore[no-untyped-def]
     def hook(event, arguments):  # type: ignore[no-untyped-def]
         if event.startswith(REFUSED):
             raise PermissionError(f"{event} is not allowed here")
+        if event == "import" and arguments[0] in MODULES:
+            raise PermissionError(f"import {arguments[0]} is not allowed here")
         if event == "open":
             path, _, flags = arguments
             changing = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)

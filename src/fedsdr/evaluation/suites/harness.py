@@ -217,10 +217,14 @@ def _run_hub(name: str, suite: Suite, limit: int, model: ModelFunctions) -> Suit
     rows = samples(FunctionsLM(model), tasks, each)
     scores: dict[str, list[float]] = {}
     ids: dict[str, None] = {}
+    # TruthfulQA's two measures are two tasks of the same questions.
+    one_each = len(suite.hub) == len(suite.metrics) > 1
+    measure_of = dict(zip(suite.hub, suite.metrics, strict=True)) if one_each else {}
     for row in rows:
-        ids[f"{row['task']}/{row['doc_id']}"] = None
+        ids[f"{row['doc_id']}" if one_each else f"{row['task']}/{row['doc_id']}"] = None
         for metric in row["metrics"]:
             label = metric if row["filter"] == "none" else f"{metric} ({row['filter']})"
+            label = measure_of.get(row["task"], label)
             scores.setdefault(label, []).append(float(row[metric]))
     return SuiteScores(tuple(ids), suite.shots, {m: tuple(v) for m, v in scores.items()})
 

@@ -74,10 +74,14 @@ def read_mmlu(folder: Path, subjects: Sequence[str] = ()) -> list[Question]:
     for subject in names:
         named = subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about  {named}.\n\n"
-        shots = [
-            f"{_choice(row[0], row[1:5])} {row[5]}\n\n"
-            for row in csv_rows(data / "dev" / f"{subject}_dev.csv", 6)[:5]
-        ]
+        rows = {}
+        for part in ("dev", "test"):
+            path = data / part / f"{subject}_{part}.csv"
+            rows[part] = csv_rows(path, 6)
+            with layout(path, "question, four options, the letter of the answer; no header"):
+                for row in rows[part]:
+                    one_of(LETTERS[:4], row[5])
+        shots = [f"{_choice(row[0], row[1:5])} {row[5]}\n\n" for row in rows["dev"][:5]]
         questions += [
             Question(
                 id=f"{subject}/{i}",
@@ -88,7 +92,7 @@ def read_mmlu(folder: Path, subjects: Sequence[str] = ()) -> list[Question]:
                 head=head,
                 shots=tuple(shots),
             )
-            for i, row in enumerate(csv_rows(data / "test" / f"{subject}_test.csv", 6))
+            for i, row in enumerate(rows["test"])
         ]
     return questions
 
