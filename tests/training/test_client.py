@@ -267,3 +267,14 @@ def test_a_client_that_adds_the_noise_itself_sends_no_counts_and_no_losses(model
     assert (update.num_examples, update.metrics) == (1, {})
     sent = torch.cat([value.flatten() for value in update.delta.values()])
     assert float(sent.std()) == pytest.approx(0.5, rel=5 / (2 * len(sent)) ** 0.5)
+
+
+@pytest.mark.parametrize("changes", [{"clip_norm": 1.0}, {"clip_norm": 1.0, "local_noise": 0.5}])
+def test_control_variates_cannot_be_asked_of_a_client_whose_update_is_covered_by_noise(
+    changes, model, tmp_path
+):
+    task = task_for(model, **changes)
+    with pytest.raises(UserError, match="control variates"):
+        train_client(replace(task, control=zeros_like(task.shared)), DATA, model,
+                     store_at(tmp_path))  # fmt: skip
+    assert not (tmp_path / "bank").exists()

@@ -146,7 +146,10 @@ def run_round(
     record = RoundRecord(
         round=number,
         clients=tuple(
-            {"id": u.client_id, "num_examples": u.num_examples, **u.metrics} for u in counted
+            # A metric cannot take the place of who sent it.
+            {"id": u.client_id, "num_examples": u.num_examples}
+            | {k: v for k, v in u.metrics.items() if k not in ("id", "num_examples")}
+            for u in counted
         ),
         refused=tuple(refused),
         bytes_down=len(tasks) * (num_bytes(state.shared) + num_bytes(state.control)),

@@ -44,6 +44,8 @@ def train_client(
     """
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
+    if settings.clip_norm and (task.control or settings.correction == "scaffold"):
+        raise UserError("privacy.mode: control variates are asked for, which no noise covers")
     model.set(task.shared)
     remembers = bool(method.private or task.control or settings.update_dtype != "fp32")
     kept = store.load(task.accepted_round if remembers else 0)
@@ -89,7 +91,7 @@ def train_client(
     if settings.clip_norm and sent:
         metrics["update.norm"] = norm(change)
         change = clip(change, settings.clip_norm)
-    if settings.local_noise and sent:  # the server is not trusted: it learns no counts either
+    if settings.local_noise:  # the server is not trusted: it learns no counts either
         change, metrics = add_gaussian(change, settings.local_noise), {}
     delta, residual = encode_with_feedback(change, kept.residual, settings.update_dtype)
     if private or control or residual:

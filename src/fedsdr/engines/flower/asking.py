@@ -76,6 +76,8 @@ def _answer(task: ClientTask, reply: Message) -> ClientUpdate | ClientFault:
         answer = answer_from_records(reply.content)
     except ValueError as error:
         return fault(f"its answer is malformed: {error}")
+    except Exception as error:  # whatever a site sends, the round goes on
+        return fault(f"its answer is malformed: {type(error).__name__}")
     if answer.client_id != task.client_id:
         return fault(f"answers in the name of '{answer.client_id}'")
     return answer
