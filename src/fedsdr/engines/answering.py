@@ -4,13 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedsdr.data.templates import prompts_of
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import open_run, read_run
 from fedsdr.engines.site import Site, forward_of
+from fedsdr.evaluation.evaluate import greedy, requests_for
 from fedsdr.files import write_atomically
-from fedsdr.seeds import seed_for
-from fedsdr.types import ClientData, Decoding, Example, GenerationRequest, ServerState
+from fedsdr.types import ClientData, Example, ServerState
 
 Answers = dict[str, dict[str, str]]  # client -> row id -> the answer
 MODELS = ("base", "global", "client")
@@ -86,11 +85,7 @@ def _generate(
     if model == "client" and (private := site.private_of(client.client_id, state)):
         site.model.set(private)
         branches, mixed_by = method.client_model, client if method.mixed else None
-    seed, limit = site.config.seed, site.config.evaluation.max_new_tokens
-    requests = [
-        GenerationRequest(row.id, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
-        for row in rows
-    ]
-    greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=limit)
+    requests = requests_for([(row.id, row) for row in rows], site.config.seed)
+    decoding = greedy(site.config.evaluation.max_new_tokens)
     with forward_of(site, branches, mixed_by) as (_, generate):
-        return {made.id: made.text for made in generate(requests, greedy)}
+        return {made.id: made.text for made in generate(requests, decoding)}

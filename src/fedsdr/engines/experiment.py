@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsdr.algorithms import ALGORITHMS, server_rule
 from fedsdr.config import Config
-from fedsdr.data.clients import load_clients
+from fedsdr.data.clients import load_clients, load_one_client
 from fedsdr.engines.distilling import (
     ENGINES,
     distill_clients,
@@ -54,6 +54,19 @@ def clients_of(config: Config) -> list[ClientData]:
         partition=data.partition,
         alpha=data.alpha,
         num_clients=data.num_clients,
+        test_fraction=data.test_fraction,
+        max_examples=data.max_examples,
+        max_test_examples=data.max_test_examples,
+        seed=data.seed,
+    )
+
+
+def one_client_of(config: Config, path: str, name: str) -> ClientData:
+    """Load what client `name` holds in a file or folder of its own, split as in `clients_of`."""
+    data = config.data
+    return load_one_client(
+        path,
+        name,
         test_fraction=data.test_fraction,
         max_examples=data.max_examples,
         max_test_examples=data.max_test_examples,

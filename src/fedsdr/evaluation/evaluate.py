@@ -1,7 +1,7 @@
 """One model on the test rows of clients: the loss of the gold answers and the score of its own."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsdr.data.templates import prompts_of
@@ -62,6 +62,19 @@ class HeldOut:
     metric: Metric
 
 
+def requests_for(rows: Iterable[tuple[str, Example]], seed: int) -> list[GenerationRequest]:
+    """Return what is asked for the last answer of each row, under the name beside it."""
+    return [
+        GenerationRequest(name, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
+        for name, row in rows
+    ]
+
+
+def greedy(max_new_tokens: int) -> Decoding:
+    """Return the decoding of all answers that are scored."""
+    return Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
+
+
 def evaluate_on(
     tests: Mapping[str, HeldOut],
     *,
@@ -80,12 +93,7 @@ def evaluate_on(
     rows = [(f"{client}/{row.id}", row) for client, test in tests.items() for row in test.rows]
     if not all(test.rows for test in tests.values()):
         raise ValueError("no test rows to evaluate on")
-    requests = [
-        GenerationRequest(name, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
-        for name, row in rows
-    ]
-    greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
-    generations = list(generate(requests, greedy))
+    generations = list(generate(requests_for(rows, seed), greedy(max_new_tokens)))
     answers = {generation.id: generation for generation in generations}
     counts = {len(generations), len(answers), len(rows)}
     if len(counts) > 1 or answers.keys() != {name for name, _ in rows}:

@@ -23,10 +23,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsdr.config import Config
-from fedsdr.data.clients import load_one_client
 from fedsdr.distill.records import audit_of, read_records
 from fedsdr.engines.distilling import distill_clients, has_rewrites, prepare_rewriting
-from fedsdr.engines.experiment import clients_of, settings_of
+from fedsdr.engines.experiment import clients_of, one_client_of, settings_of
 from fedsdr.engines.flower.records import answer_to_records, task_from_records
 from fedsdr.engines.flower.run_config import SITE_KEYS, Scalar, from_run_config, with_scalars
 from fedsdr.engines.in_process import in_process
@@ -156,15 +155,7 @@ def _held(run: Items, node: Items) -> tuple[Config, Path, ClientData]:
     own = dict(node)
     if "client" not in own:
         return config, folder, _all_clients(run)[int(own["partition-id"])]
-    data = config.data
-    client = load_one_client(
-        str(own["data"]),
-        str(own["client"]),
-        test_fraction=data.test_fraction,
-        max_examples=data.max_examples,
-        max_test_examples=data.max_test_examples,
-        seed=data.seed,
-    )
+    client = one_client_of(config, str(own["data"]), str(own["client"]))
     check_data(folder, [client])
     return config, folder, client
 
