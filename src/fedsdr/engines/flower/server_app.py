@@ -1,6 +1,6 @@
 """Flower's side of the server: wait for sites, have them rewrite, run the rounds.
 
-The server needs no data and no weights of the model: of its configuration it makes the names and
+The server needs no data and keeps no weights of the model: of its shape it makes the names and
 shapes of the shared branch. Its folder is that of any run, without what stays at the sites.
 """
 
