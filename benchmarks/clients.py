@@ -157,14 +157,14 @@ def change(quick: bool) -> dict[str, Any]:
     settings = LocalSettings(method="dual-raw", local_epochs=1, batch_size=4)
     with tempfile.TemporaryDirectory() as folder:
         store = ClientStore(Path(folder), 16, "random-135m")
-        store.save(1, Kept(private, {}, {}), accepted=0)
+        store.save(1, Kept(private, {}, {}, {}), accepted=0)
 
         def once() -> None:
             kept = store.load(1)
             model.set(shared)
             model.set(kept.private)
             model.get("R")
-            store.save(2, Kept(model.get("S"), {}, {}), accepted=1)
+            store.save(2, Kept(model.get("S"), {}, {}, {}), accepted=1)
 
         def train() -> None:
             train_client(ClientTask(1, "c", 0, shared, {}, settings), rows, model, store)

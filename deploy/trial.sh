@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # A SuperLink and one SuperNode a site on this machine, one run, and nothing left behind.
 #
-#     [TLS=1] deploy/trial.sh CONFIG DATA OUT SITE...      DATA/SITE.jsonl are the rows of a site
+#     [TLS=1] [STRANGER=1] [KILL_AFTER=ROUND] deploy/trial.sh CONFIG DATA OUT SITE...
 #
-# OUT/run is the server's folder, OUT/SITE what a site keeps, OUT/log what they all say.
+# DATA/SITE.jsonl are the rows of a site. OUT/run is the server's folder, OUT/SITE what a site
+# keeps, OUT/log what they all say. A trial that stopped goes on when it is called again.
+# STRANGER (with TLS): a node whose key nobody registered tries to join, too.
+# KILL_AFTER: the SuperLink is killed as soon as that round is in OUT/run/rounds.jsonl.
 set -euo pipefail
 config=$1 data=$(realpath "$2") out=$3
 shift 3
@@ -24,7 +27,7 @@ trap stop EXIT
 link=(--insecure) node=(--insecure)
 secure='insecure = true'
 if [[ ${TLS:-} ]]; then
-  [[ -e $out/keys ]] || "$here/make-keys.sh" "$out/keys" 127.0.0.1 "$@"
+  [[ -e $out/keys ]] || "$here/make-keys.sh" "$out/keys" 127.0.0.1 "$@" stranger
   link=(--ssl-ca-certfile "$out/keys/ca.crt" --ssl-certfile "$out/keys/server.crt"
     --ssl-keyfile "$out/keys/server.key" --enable-supernode-auth)
   node=(--root-certificates "$out/keys/ca.crt")
@@ -34,26 +37,35 @@ printf '[superlink]\ndefault = "trial"\n[superlink.trial]\naddress = "127.0.0.1:
   "$port" "$secure" >"$FLWR_HOME/config.toml"
 
 flower-superlink "${link[@]}" --host 127.0.0.1 --port "$port" --database "$out/superlink.db" \
-  --disable-runtime-dependency-installation >"$out/log/superlink" 2>&1 &
-pids+=($!)
+  --disable-runtime-dependency-installation >>"$out/log/superlink" 2>&1 &
+superlink=$!
+pids+=("$superlink")
 for _ in $(seq 120); do
   (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
   sleep 0.5
 done
 number=0
-for site in "$@"; do
+for site in "$@" ${STRANGER:+stranger}; do
   number=$((number + 1))
   key=()
   if [[ ${TLS:-} ]]; then
-    flwr supernode register "$out/keys/$site.pub" trial || true # known already in a second run
+    [[ $site == stranger ]] || flwr supernode register "$out/keys/$site.pub" trial || true # known
     key=(--auth-supernode-private-key "$out/keys/$site")
   fi
   flower-supernode "${node[@]}" "${key[@]}" --superlink "127.0.0.1:$port" \
     --port $((port + 100 + number)) \
     --node-config "client=\"$site\" data=\"$data/$site.jsonl\" state-dir=\"$out/$site\"" \
-    >"$out/log/$site" 2>&1 &
+    >>"$out/log/$site" 2>&1 &
   pids+=($!)
 done
+if [[ ${KILL_AFTER:-} ]]; then
+  (
+    until [[ $(wc -l <"$out/run/rounds.jsonl") -ge $KILL_AFTER ]]; do sleep 0.2; done 2>/dev/null
+    kill -KILL -- "-$superlink"
+    echo "the SuperLink is killed" >&2
+  ) &
+  pids+=($!)
+fi
 resume=()
 [[ -e $out/run/config.toml ]] && resume=(--resume)
 ${FEDSDR:-fedsdr} run "$config" --engine flower --federation trial --out "$out/run" "${resume[@]}" \

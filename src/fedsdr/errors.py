@@ -18,6 +18,11 @@ class DiskError(UserError):
     """The disk refuses. It ends a run, where other faults of one client do not."""
 
 
+class Refusal(UserError):
+    """A task that cannot be done, said of the task alone: nothing of the client's own is in its
+    text, so that the server may be told."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `'; did you mean X?'` for the choice closest to `name`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)

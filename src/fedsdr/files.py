@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedsdr.errors import DiskError
+from fedsdr.errors import DiskError, UserError
 
 _REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -30,6 +30,24 @@ def disk_errors_named(path: Path) -> Iterator[None]:
         if "I/O" not in str(error) and "os error" not in str(error).lower():
             raise
         raise DiskError(f"{path}: cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the folder for this process. UserError when another has not let go of it in time."""
+    from filelock import FileLock, Timeout
+
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=seconds)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{folder}: another process works there; wait for its end") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -81,7 +81,7 @@ class ClientTask:
 
     `accepted_round` is the last round in which the server counted an update of this client (0:
     none yet): the client goes on from the S that it had then, so that a lost result is not
-    learnt twice.
+    learnt twice. `run_id` tells two runs of one name apart where clients keep folders of their own.
     """
 
     round: int
@@ -91,6 +91,7 @@ class ClientTask:
     control: Tensors  # SCAFFOLD's c; empty otherwise
     settings: LocalSettings
     accepted_round: int = 0
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class ServerState:
     memory: Mapping[str, Tensors]  # the server rule's m and v
     control: Tensors  # SCAFFOLD's c
     accepted: Mapping[str, int]  # client id -> the last round whose update was counted
+    draws: tuple[tuple[int, int], ...] = ()  # of a private run, a round: clients, those asked
 
 
 @dataclass(frozen=True)

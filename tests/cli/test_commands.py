@@ -135,3 +135,16 @@ def test_doctor_with_a_configuration_prints_the_memory_of_a_step_by_part(fedsdr,
         assert f" MiB  {part}" in out
     assert "pack size: 1,024 tokens, chosen" in out
     assert fedsdr("doctor", tmp_path / "none.toml")[0] == 2
+
+
+def test_the_rows_of_a_partition_can_be_written_out_for_sites_of_their_own(fedsdr, tmp_path):
+    path = config_file(tmp_path, {"a.jsonl": GOOD, "b.jsonl": GOOD.replace("q", "Q")})
+    rows = tmp_path / "rows"
+    code, out, _ = fedsdr("data", path, "--write", rows)
+    assert code == 0
+    assert f"2 files in {rows}" in out
+    written = [json.loads(line) for line in (rows / "b.jsonl").read_text().splitlines()]
+    assert sorted(row["instruction"] for row in written) == [f"Q{i}" for i in range(6)]
+    code, _, error = fedsdr("data", path, "--write", rows)
+    assert code == 2
+    assert "a.jsonl is there already" in error

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.data.formats import example_from_row
+from fedsdr.data.formats import example_from_row, row_from_example
 from fedsdr.errors import UserError
 from fedsdr.types import Example, Turn
 
@@ -178,3 +178,25 @@ def test_any_row_gives_an_example_with_a_prompt_and_a_response_or_a_user_error(r
     assert example.id
     assert example.response.strip()
     assert (example.instruction + example.input).strip()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Add.", "input": "1 2", "output": " 3\n", "category": "sums"},
+        {"prompt": "Who?", "completion": "Ada."},
+        {
+            "id": "talk",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "One?"},
+                {"role": "assistant", "content": "1"},
+                {"role": "user", "content": "Two?"},
+                {"role": "assistant", "content": "2"},
+            ],
+        },
+    ],
+)
+def test_a_row_that_is_written_out_is_read_as_the_same_example(row):
+    example = parsed(row)
+    assert parsed(json.loads(json.dumps(row_from_example(example)))) == example

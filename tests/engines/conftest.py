@@ -74,7 +74,8 @@ def write_config(tmp_path, model_folder, data_folder, monkeypatch):
 @pytest.fixture
 def deploy(tmp_path, data_folder, monkeypatch):
     """Return a function that runs a configuration over three sites of a grid in this process;
-    it returns the state and the grid. OUT is tmp_path/server, a site's folder tmp_path/sites/NAME.
+    it returns the state and the grid. OUT is tmp_path/server, a site's folder tmp_path/sites/NAME;
+    `own` are keys that the sites set.
     """
     from fake_grid import FakeGrid, nodes_of
 
@@ -87,11 +88,17 @@ def deploy(tmp_path, data_folder, monkeypatch):
     for opened in (client_app._held, client_app._all_clients, client_app._site):
         opened.cache_clear()  # what another test has opened
 
-    def run(config, *, data=data_folder, log=lambda line: None, sites=3, **grid):
+    def run(
+        config, *, data=data_folder, log=lambda line: None, sites=3, own=(), nodes_as=dict, **grid
+    ):
         engine = replace(config.engine, sites=sites, join_seconds=1, round_seconds=1)
         config, out = replace(config, engine=engine), tmp_path / "server"
         run_config = to_run_config(config) | {"out": str(out), "experiment": "trial"}
-        over = FakeGrid(client_app.app, nodes_of(data, tmp_path / "sites"), run_config, **grid)
+        nodes = nodes_as(
+            (number, node | dict(own))
+            for number, node in nodes_of(data, tmp_path / "sites").items()
+        )
+        over = FakeGrid(client_app.app, nodes, run_config, **grid)
         rewriting = METHODS[config.method.name].rewrites
         state = server_app.serve(over, config, out, replace(SILENT, log=log), rewriting=rewriting)
         return state, over

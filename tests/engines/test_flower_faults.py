@@ -16,6 +16,7 @@ from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.flower.records import answer_from_records, answer_to_records
 from fedsdr.engines.progress import SILENT
 from fedsdr.errors import UserError
+from fedsdr.files import alone
 
 QUICK = ("method.name=dual-raw", "federation.rounds=2")  # S and R without rewriting
 
@@ -201,3 +202,81 @@ def test_waits_have_an_end_and_too_few_updates_end_the_run(write_config, tmp_pat
                 None if message.metadata.message_type == "train" else grid.app(message, context)
             ),
         )
+
+
+def test_what_goes_wrong_with_a_sites_own_files_stays_in_its_log(write_config, tmp_path, deploy):
+    def loses_its_state(grid, message, context):
+        if is_train(message, context, round=2):
+            shutil.rmtree(tmp_path / "sites/bank/trial/bank/clients/bank/round-0001")
+        return grid.app(message, context)
+
+    deploy(write_config(*QUICK), answer=loses_its_state)
+    refused = records_of(tmp_path / "server")[1]["refused"]
+    assert refused == [{"id": "bank", "reason": "UserError (its log has more)"}]
+
+
+def test_a_run_never_goes_on_from_what_another_run_of_its_name_left_at_a_site(
+    write_config, tmp_path, deploy
+):
+    config = write_config(*QUICK)
+    deploy(config)
+    before = checkpoint_of(tmp_path / "sites/bank/trial/bank")
+    shutil.rmtree(tmp_path / "server")
+    said = []
+    with pytest.raises(UserError, match="0 of 3 sites joined"):
+        deploy(config, log=said.append)
+    assert any("the state of another run in STATE_DIR/trial/bank: give this run" in s for s in said)
+    shutil.rmtree(tmp_path / "server")
+    for site in ("clinic", "school"):
+        (tmp_path / f"sites/{site}/trial").rename(tmp_path / f"sites/{site}/moved away")
+    deploy(config, sites=2)
+    assert [c["id"] for c in records_of(tmp_path / "server")[0]["clients"]] == ["clinic", "school"]
+    assert checkpoint_of(tmp_path / "sites/bank/trial/bank") == before
+
+
+def test_nodes_that_went_away_between_rounds_are_waited_for(write_config, tmp_path, deploy):
+    away = {}
+
+    def all_go_after_round_1(grid, message, context):
+        reply = grid.app(message, context)
+        if message.metadata.message_type == "train" and message.content["task"]["round"] == 1:
+            number = message.metadata.dst_node_id
+            away[number] = grid.nodes.pop(number)
+        return reply
+
+    class Returning(dict):
+        looks = 0
+
+        def __iter__(self):  # each look at who is connected
+            self.looks += bool(away)
+            if self.looks > 5:
+                self.update(away)
+            return super().__iter__()
+
+    deploy(write_config(*QUICK, "federation.min_updates=3"), answer=all_go_after_round_1,
+           nodes_as=Returning)  # fmt: skip
+    assert [len(r["clients"]) for r in records_of(tmp_path / "server")] == [3, 3]
+
+
+def test_the_coordinator_needs_neither_weights_nor_the_device_of_the_study(
+    write_config, tmp_path, deploy, model_folder
+):
+    light = tmp_path / "config alone"
+    light.mkdir()
+    shutil.copy(model_folder / "config.json", light)
+    config = write_config(*QUICK)
+    model = replace(config.model, name=str(light), device="cuda:7", quantize="4bit", dtype="bf16")
+    own = {"model.name": str(model_folder), "model.quantize": "none", "model.dtype": "fp32"}
+    deploy(replace(config, model=model), own=own)
+    run_experiment(config, tmp_path / "one", SILENT)
+    assert checkpoint_of(tmp_path / "server") == checkpoint_of(tmp_path / "one")
+
+
+def test_one_folder_is_written_by_one_run_at_a_time(write_config, tmp_path):
+    config = write_config(*QUICK)
+    with (
+        alone(tmp_path / "run"),
+        pytest.raises(UserError, match="run: another process works there; wait for its end"),
+    ):
+        run_experiment(config, tmp_path / "run", SILENT)
+    run_experiment(config, tmp_path / "run", SILENT)

@@ -60,7 +60,7 @@ def test_a_site_that_adds_noise_itself_tells_no_counts_and_no_losses(serve):
         assert record["clients"] == [{"id": name, "num_examples": 1} for name in NAMES]
     joined = {line for line in said if "joined" in line}
     assert joined == {f"client '{name}' joined" for name in NAMES}
-    assert records[1]["epsilon"] == epsilon_spent(Privacy("local", 0.5, 2.0), 2, 3, 3)
+    assert records[1]["epsilon"] == epsilon_spent(Privacy("local", 0.5, 2.0), [(3, 3)] * 2)
     assert f"epsilon {records[1]['epsilon']:.3g}" in said[-1]
 
 
@@ -88,12 +88,14 @@ def test_clipped_updates_of_central_privacy_are_counted_over_the_wire(serve):
     assert all(c["update.norm"] > 0.01 for record in records for c in record["clients"])
 
 
-def test_epsilon_does_not_gain_from_sites_that_were_not_there_in_earlier_rounds(serve):
-    # Two sites are waited for, one of three is drawn: the first round may have had two alone.
-    records, _, _ = serve(
-        "privacy.mode=central", "engine.sites=2", "federation.clients_per_round=1",
-        "federation.rounds=2",
-    )  # fmt: skip
-    spent = [epsilon_spent(Privacy("central", 1.0, 1.0), n, 2, 1) for n in (1, 2)]
-    assert [record["epsilon"] for record in records] == spent
-    assert spent[1] > epsilon_spent(Privacy("central", 1.0, 1.0), 2, 3, 1)
+def test_a_site_that_insists_on_a_part_of_privacy_must_name_all_of_it(serve):
+    with pytest.raises(Exception, match="0 of 3 sites joined"):
+        serve("privacy.mode=local", "engine.sites=3", pins={"privacy.mode": "local"})
+
+
+def test_a_site_takes_part_in_no_more_rounds_than_it_insists_on(serve):
+    with pytest.raises(Exception, match=r"round 2: 0 of 3 .*takes part in 1 rounds"):
+        serve(
+            "privacy.mode=local", "privacy.clip_norm=0.5", "privacy.noise_multiplier=2.0",
+            "engine.sites=3", "federation.rounds=2", pins=LOCAL | {"federation.rounds": 1},
+        )  # fmt: skip

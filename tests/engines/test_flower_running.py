@@ -151,3 +151,27 @@ def test_a_site_takes_no_path_and_no_right_from_the_server():
             client_app._config_and_folder(tuple({**theirs, **changed}.items()), items[1])
     with pytest.raises(UserError, match="'state-dir' is not set"):
         client_app._config_and_folder(items[0], (("client", "bank"), ("data", "/rows.jsonl")))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_log_that_breaks_off_is_not_taken_for_the_end_of_a_run(answers, tmp_path, monkeypatch):
+    asked = []
+
+    def flwr(environment, *arguments):
+        asked.append(arguments)
+        status = "finished:completed" if len(asked) == 4 else "running"
+        known = {"success": True, "runs": [{"status": status}]}
+        silent = len(asked) == 2 or not answers  # once is not for good
+        return subprocess.CompletedProcess([], 1 if silent else 0, json.dumps(known), "")
+
+    monkeypatch.setattr(running, "_flwr", flwr)
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(running, "SILENT_SECONDS", 0.1)
+    said = []
+    arguments = ("7", "there", {}, replace(SILENT, log=said.append))
+    if answers:
+        assert running._end_of(*arguments) == "finished:completed"
+        assert said == ["the log of run 7 broke off; waiting for its end (running)"]
+    else:
+        with pytest.raises(UserError, match="run 7 may go on there"):
+            running._end_of(*arguments)

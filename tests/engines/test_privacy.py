@@ -19,7 +19,8 @@ def test_no_type_that_crosses_an_engine_has_room_for_text_or_a_private_branch():
         return {f.name for f in dataclasses.fields(kind)}
 
     assert fields(ClientTask) == {
-        "round", "client_id", "seed", "shared", "control", "settings", "accepted_round"
+        "round", "client_id", "seed", "shared", "control", "settings", "accepted_round",
+        "run_id",
     }  # fmt: skip
     assert fields(ClientUpdate) == {
         "client_id", "round", "num_examples", "delta", "control_delta", "metrics"

@@ -11,6 +11,7 @@ from scipy.stats import norm as normal
 
 from fedsdr.algorithms import server_rule
 from fedsdr.algorithms.privacy import add_gaussian, clip
+from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.privacy import Privacy, epsilon_spent
 from fedsdr.federation.round import Plan, first_state, run_round
 from fedsdr.tensors import norm
@@ -135,7 +136,7 @@ def test_epsilon_is_a_little_over_that_of_the_gaussian_mechanism_on_sums_two_bou
         tail = math.exp(epsilon) * normal.cdf(-mu / 2 - epsilon / mu)
         return normal.cdf(mu / 2 - epsilon / mu) - tail
 
-    told = epsilon_spent(Privacy("central", 1.0, 4.0, 1e-5), 10, 5, 5)
+    told = epsilon_spent(Privacy("central", 1.0, 4.0, 1e-5), [(5, 5)] * 10)
     assert delta(told) <= 1e-5 < delta(told / 1.2)
     # A second accountant, which doubles the distance of such neighbours itself.
     exact = PLDAccountant(NeighboringRelation.REPLACE_ONE).compose(GaussianDpEvent(4.0), 10)
@@ -144,15 +145,16 @@ def test_epsilon_is_a_little_over_that_of_the_gaussian_mechanism_on_sums_two_bou
 
 def test_leaving_clients_out_never_costs_more_than_taking_all():
     all_of_them, most, few = (
-        epsilon_spent(Privacy("central", 1.0, 4.0), 10, 1000, chosen) for chosen in (1000, 999, 10)
+        epsilon_spent(Privacy("central", 1.0, 4.0), [(1000, chosen)] * 10)
+        for chosen in (1000, 999, 10)
     )
     assert few < most == all_of_them
 
 
 def test_local_noise_gains_nothing_from_who_was_drawn():
-    local = epsilon_spent(Privacy("local", 1.0, 4.0), 10, 100, 10)
-    assert local == epsilon_spent(Privacy("central", 1.0, 4.0), 10, 5, 5)
-    assert epsilon_spent(Privacy("central", 1.0, 4.0), 10, 100, 10) < local
+    local = epsilon_spent(Privacy("local", 1.0, 4.0), [(100, 10)] * 10)
+    assert local == epsilon_spent(Privacy("central", 1.0, 4.0), [(5, 5)] * 10)
+    assert epsilon_spent(Privacy("central", 1.0, 4.0), [(100, 10)] * 10) < local
 
 
 def test_without_privacy_a_record_has_no_epsilon():
@@ -161,3 +163,20 @@ def test_without_privacy_a_record_has_no_epsilon():
     _, record = run_round(first_state(SHARED, plan), plan, constant_updates(values, rows))
     assert record.epsilon is None
     assert norm(SHARED) == 0
+
+
+def test_epsilon_counts_every_round_as_it_was_drawn_even_after_a_restart(tmp_path):
+    # One of two clients, then one of five: more clients now make an earlier round no more private.
+    values, rows = dict.fromkeys("abcde", 0.0), dict.fromkeys("abcde", 5)
+
+    def run(tasks):
+        updates = constant_updates(values, rows)(tasks)
+        return [replace(update, round=tasks[0].round) for update in updates]
+
+    plan = plan_for(CENTRAL, ("a", "b"), count=1)
+    state, first = run_round(first_state(SHARED, plan), plan, run)
+    save_state(tmp_path, state)
+    state, second = run_round(load_state(tmp_path), replace(plan, clients=tuple("abcde")), run)
+    assert first.epsilon == epsilon_spent(CENTRAL, [(2, 1)])
+    assert second.epsilon == epsilon_spent(CENTRAL, [(2, 1), (5, 1)])
+    assert second.epsilon > epsilon_spent(CENTRAL, [(5, 1), (5, 1)])

@@ -278,3 +278,32 @@ def test_control_variates_cannot_be_asked_of_a_client_whose_update_is_covered_by
         train_client(replace(task, control=zeros_like(task.shared)), DATA, model,
                      store_at(tmp_path))  # fmt: skip
     assert not (tmp_path / "bank").exists()
+
+
+def test_a_task_that_ends_late_takes_no_later_state_away(model, tmp_path):
+    store = store_at(tmp_path)
+    train_client(task_for(model), DATA, model, store)
+    train_client(task_for(model, round=3, accepted=1), DATA, model, store)
+    later = store.load(3).private
+    train_client(task_for(model, round=2, accepted=1), DATA, model, store)
+    assert {p.name for p in store.folder.glob("round-*")} == {f"round-000{i}" for i in (1, 2, 3)}
+    assert all(torch.equal(later[name], value) for name, value in store.load(3).private.items())
+    train_client(task_for(model, round=4, accepted=3), DATA, model, store)
+    assert {p.name for p in store.folder.glob("round-*")} == {"round-0003", "round-0004"}
+
+
+@pytest.mark.parametrize("method", ["plain", "dual-raw"])
+def test_with_local_noise_a_round_is_answered_once_and_rounds_go_forward_only(
+    method, model, tmp_path
+):
+    store, noise = store_at(tmp_path), {"clip_norm": 1.0, "local_noise": 0.5}
+    task = task_for(model, method, **noise)
+    first = train_client(task, DATA, model, store).delta
+    again = train_client(task, DATA, model, store)
+    assert (again.num_examples, again.metrics) == (1, {})
+    assert all(torch.equal(again.delta[name], value) for name, value in first.items())
+    elsewhere = train_client(task, DATA, model, store_at(tmp_path / "elsewhere")).delta
+    assert norm(subtract(elsewhere, first)) > 1  # fresh noise is another
+    train_client(task_for(model, method, round=2, accepted=1, **noise), DATA, model, store)
+    with pytest.raises(UserError, match="round 1 is asked for after round 2 was answered"):
+        train_client(task, DATA, model, store)

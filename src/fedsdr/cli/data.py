@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 @click.command()
 @config_file
 @overrides
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write each client's rows to FOLDER/CLIENT.jsonl, for sites of their own.",
+)
 @click.option("--rows", default=1, show_default=True, help="Rows of each client to preview.")
-def data(config: Path, set_: tuple[str, ...], rows: int) -> None:
+def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> None:
     """Show counts, lengths, skew, and rows as the model sees them with the loss mask."""
     from rich.table import Table
     from rich.text import Text
@@ -34,6 +40,8 @@ def data(config: Path, set_: tuple[str, ...], rows: int) -> None:
 
     settings = load_config(config, set_)
     clients = clients_of(settings)
+    if write:
+        _write_rows(clients, write)
     tokenizer = load_tokenizer(settings.model)
     renderer = render_for(tokenizer, settings.model.template)
     console = wide_console()
@@ -91,6 +99,24 @@ def data(config: Path, set_: tuple[str, ...], rows: int) -> None:
             f"no supervised token in the training rows of: {', '.join(silent)}; "
             "a run would refuse to start (raise data.max_length)"
         )
+
+
+def _write_rows(clients: Sequence["ClientData"], folder: Path) -> None:
+    """Write training and test rows of each client into a file; UserError where there is one."""
+    import json
+
+    from fedsdr.data.formats import row_from_example
+    from fedsdr.errors import UserError
+    from fedsdr.files import write_atomically
+
+    files = {folder / f"{client.client_id}.jsonl": client for client in clients}
+    if there := [path for path in files if path.exists()]:
+        raise UserError(f"--write: {there[0]} is there already; choose another folder")
+    for path, client in files.items():
+        rows = (row_from_example(example) for example in (*client.raw, *client.test))
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(path, "".join(lines))
+    print(f"{len(files)} files in {folder}\n")
 
 
 def _category_table(clients: Sequence["ClientData"], categories: Sequence[str]) -> "Table":

@@ -81,6 +81,20 @@ def example_from_row(row: Mapping[str, Any], where: str) -> Example:
     )
 
 
+def row_from_example(example: Example) -> dict[str, Any]:
+    """Return a row that `example_from_row` reads as this example."""
+    named = {"id": example.id} | ({"category": example.category} if example.category else {})
+    if not example.history:
+        texts = {"instruction": example.instruction, "input": example.input}
+        return named | texts | {"output": example.response}
+    turns = (
+        *example.history,
+        Turn("user", example.instruction),
+        Turn("assistant", example.response),
+    )
+    return named | {"messages": [{"role": t.role, "content": t.content} for t in turns]}
+
+
 def _pair(row: Mapping[str, Any], present: Mapping[str, Any], where: str) -> tuple[str, str]:
     """Return the names of the prompt's and the response's column."""
     for prompt, answer in PAIRS:

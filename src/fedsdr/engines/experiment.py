@@ -25,7 +25,7 @@ from fedsdr.engines.site import Site, check_supervised, open_site, train_at
 from fedsdr.errors import UserError, choose
 from fedsdr.federation.privacy import NO_PRIVACY, Privacy, check_accountant
 from fedsdr.federation.round import Plan
-from fedsdr.files import write_atomically
+from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.seeds import seed_for
 from fedsdr.training.client import rows_to_train
@@ -180,12 +180,13 @@ def run_experiment(
         check_supervised(client.client_id, "test", site.encode(client.test))
     check_data(out, clients)
     rewriting = prepare_rewriting(site) if site.method.rewrites else None
-    start_folder(site, clients)
-    if rewriting and not (resumed and has_rewrites(site, clients)):
-        distill_clients(site, rewriting, clients, progress)
-    state = (rounds or run_rounds)(site, clients, plan, progress)
-    state = personalize(site, clients, state, plan, progress)
-    return finish(site, clients, state, progress)
+    with alone(out):
+        start_folder(site, clients)
+        if rewriting and not (resumed and has_rewrites(site, clients)):
+            distill_clients(site, rewriting, clients, progress)
+        state = (rounds or run_rounds)(site, clients, plan, progress)
+        state = personalize(site, clients, state, plan, progress)
+        return finish(site, clients, state, progress)
 
 
 def run_rounds(

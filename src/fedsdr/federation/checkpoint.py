@@ -30,6 +30,7 @@ def save_state(folder: Path, state: ServerState) -> None:
             "accepted": dict(sorted(state.accepted.items())),
             "parts": sorted(_parts(state)),
             "memory": sorted(state.memory),  # a moment of no tensors has no file
+            "draws": state.draws,
         }
         (target / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -55,6 +56,7 @@ def load_state(folder: Path) -> ServerState | None:
             memory={name: parts.get(f"memory.{name}", {}) for name in facts["memory"]},
             control=parts.get("control", {}),
             accepted=facts["accepted"],
+            draws=tuple((clients, asked) for clients, asked in facts.get("draws", ())),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(

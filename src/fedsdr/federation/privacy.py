@@ -6,6 +6,8 @@ trusted), or to each update by its client ("local"). Neighbours are two federati
 client holds other data, so that a sum moves by at most 2 C: who takes part is known anyway.
 """
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,8 +39,8 @@ def check_accountant() -> None:
         ) from None
 
 
-def epsilon_spent(privacy: Privacy, rounds: int, clients: int, chosen: int) -> float:
-    """Return epsilon after `rounds` rounds of `chosen` out of `clients`, at `privacy.delta`.
+def epsilon_spent(privacy: Privacy, draws: Sequence[tuple[int, int]]) -> float:
+    """Return epsilon at `privacy.delta` after these rounds, each given as (clients, those asked).
 
     By Google's dp-accounting, in Renyi divergences, for neighbours that replace one client: noise
     of z C is z / 2 times their distance. Central noise gains from a draw without replacement,
@@ -48,12 +50,19 @@ def epsilon_spent(privacy: Privacy, rounds: int, clients: int, chosen: int) -> f
     from dp_accounting.privacy_accountant import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
 
-    events: list[DpEvent] = [GaussianDpEvent(privacy.noise_multiplier / 2)]
-    if privacy.mode == "central" and chosen < clients:
-        events.append(SampledWithoutReplacementDpEvent(clients, chosen, events[0]))
+    noise = GaussianDpEvent(privacy.noise_multiplier / 2)
 
-    def epsilon(event: DpEvent) -> float:
+    def drawn(clients: int, asked: int) -> DpEvent:
+        hidden = privacy.mode == "central" and asked < clients
+        return SampledWithoutReplacementDpEvent(clients, asked, noise) if hidden else noise
+
+    def epsilon(rounds: Mapping[DpEvent, int]) -> float:
         accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
-        return float(accountant.compose(event, rounds).get_epsilon(privacy.delta))
+        for event, count in rounds.items():
+            accountant.compose(event, count)
+        return float(accountant.get_epsilon(privacy.delta))
 
-    return min(map(epsilon, events))
+    return min(
+        epsilon({noise: len(draws)}),
+        epsilon(Counter(drawn(clients, asked) for clients, asked in draws)),
+    )

@@ -54,7 +54,7 @@ class Plan:
     settings: LocalSettings
     privacy: Privacy = NO_PRIVACY
     max_update_norm: float = 0.0  # 0: any
-    fewest_clients: int = 0  # in any round, where they come and go; 0: len(clients) in each
+    run_id: str = ""  # see ClientTask
 
 
 def first_state(shared: Tensors, plan: Plan) -> ServerState:
@@ -94,6 +94,7 @@ def run_round(
             control=state.control,
             settings=plan.settings,
             accepted_round=state.accepted.get(client, 0),
+            run_id=plan.run_id,
         )
         for client in sample_clients(plan.clients, plan.clients_per_round, draw, number)
     ]
@@ -143,6 +144,7 @@ def run_round(
         control = new_server_control(
             control, by_shape.unstack(control_delta.result()), len(counted), len(plan.clients)
         )
+    draws = (*state.draws, (len(plan.clients), len(tasks))) if private else ()
     record = RoundRecord(
         round=number,
         clients=tuple(
@@ -156,13 +158,7 @@ def run_round(
         bytes_up=len(counted) * (num_bytes(like) + num_bytes(state.control)),
         step_norm=norm(step),
         seconds=time.perf_counter() - began,
-        epsilon=_epsilon(plan, number, len(tasks)) if private else None,
+        epsilon=epsilon_spent(privacy, draws) if private else None,
     )
     accepted = {**state.accepted, **{u.client_id: number for u in counted}}
-    return ServerState(number, add(state.shared, step), memory, control, accepted), record
-
-
-def _epsilon(plan: Plan, rounds: int, chosen: int) -> float:
-    # A draw hides a client the less, the fewer there are: earlier rounds may have had fewer.
-    clients = plan.fewest_clients or len(plan.clients)
-    return epsilon_spent(plan.privacy, rounds, clients, max(chosen, plan.clients_per_round))
+    return ServerState(number, add(state.shared, step), memory, control, accepted, draws), record

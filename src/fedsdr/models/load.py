@@ -103,12 +103,13 @@ def load_base(config: ModelConfig) -> Base:
     return Base(config.name, fingerprint, model, tokenizer, gguf)
 
 
-def load_shape(config: ModelConfig) -> nn.Module:
+def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
     """Return the model on the meta device: sizes and dtypes without values (quick: no weights).
 
-    A quantised base is not quantised here. UserError as in `load_base`.
+    A quantised base is not quantised here. UserError as in `load_base`, but where a folder needs no
+    `weights`: for its shape its config.json is enough.
     """
-    source, _ = _source_of(config)
+    source, _ = _source_of(config, weights)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _loading(config.name):
@@ -124,14 +125,14 @@ def load_shape(config: ModelConfig) -> nn.Module:
     return model
 
 
-def _source_of(config: ModelConfig) -> tuple[str, Path | None]:
+def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | None]:
     """Return what transformers loads, a hub id or a folder, and the .gguf file it comes from."""
     gguf = gguf_of(config.name)
     if gguf:
         return str(_converted(gguf)), gguf
     folder = Path(config.name)
     if folder.is_absolute() or folder.exists():
-        _check_folder(folder)
+        _check_folder(folder, weights)
     return config.name, None
 
 
@@ -210,12 +211,12 @@ def _quantization(kind: str, compute: torch.dtype) -> Any:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, weights: bool) -> None:
     if not folder.is_dir():
         raise UserError(f"model.name: {folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"model.name: {folder}: has no config.json, so it is not a model folder")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"model.name: {folder}: has no *.safetensors weights (other formats are not read)"
         )

@@ -10,7 +10,7 @@ import torch
 from fedsdr.algorithms.compress import encode_with_feedback
 from fedsdr.algorithms.corrections import Adjust, local_correction, new_control
 from fedsdr.algorithms.privacy import add_gaussian, clip
-from fedsdr.errors import UserError, choose
+from fedsdr.errors import Refusal, choose
 from fedsdr.models.branches import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, norm, subtract, zeros_like
@@ -45,7 +45,9 @@ def train_client(
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
     if settings.clip_norm and (task.control or settings.correction == "scaffold"):
-        raise UserError("privacy.mode: control variates are asked for, which no noise covers")
+        raise Refusal("privacy.mode: control variates are asked for, which no noise covers")
+    if settings.local_noise and (before := _sent_before(task, store)):
+        return ClientUpdate(task.client_id, task.round, 1, before, {})
     model.set(task.shared)
     remembers = bool(method.private or task.control or settings.update_dtype != "fp32")
     kept = store.load(task.accepted_round if remembers else 0)
@@ -86,7 +88,7 @@ def train_client(
         control_delta, control = subtract(new, control), new
     private = model.get(*method.private)
     if not all(bool(value.isfinite().all()) for value in private.values()):
-        raise UserError(f"client '{task.client_id}': its private branch diverged; lower train.lr")
+        raise Refusal(f"client '{task.client_id}': its private branch diverged; lower train.lr")
     change = subtract(after, task.shared) if sent else {}
     if settings.clip_norm and sent:
         metrics["update.norm"] = norm(change)
@@ -94,8 +96,9 @@ def train_client(
     if settings.local_noise:  # the server is not trusted: it learns no counts either
         change, metrics = add_gaussian(change, settings.local_noise), {}
     delta, residual = encode_with_feedback(change, kept.residual, settings.update_dtype)
-    if private or control or residual:
-        store.save(task.round, Kept(private, control, residual), accepted=task.accepted_round)
+    keep = Kept(private, control, residual, delta if settings.local_noise else {})
+    if any(keep):
+        store.save(task.round, keep, accepted=task.accepted_round)
     return ClientUpdate(
         client_id=task.client_id,
         round=task.round,
@@ -104,6 +107,18 @@ def train_client(
         control_delta=control_delta,
         metrics=metrics,
     )
+
+
+def _sent_before(task: ClientTask, store: ClientStore) -> Tensors:
+    """Return what was sent for this round already: the same again tells nothing new, fresh noise on
+    the same update would. Refusal when a later round was answered."""
+    newest = store.newest()
+    if task.round < newest:
+        raise Refusal(
+            f"round {task.round} is asked for after round {newest} was answered; with local noise "
+            "a site goes forward only"
+        )
+    return store.load(task.round).sent if task.round == newest else {}
 
 
 def phases_of(method: Method, task: ClientTask) -> list[Phase]:

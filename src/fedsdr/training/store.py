@@ -1,8 +1,10 @@
-"""What a client keeps on its own disk between rounds: S, SCAFFOLD's c_k, what rounding took.
+"""What a client keeps on its own disk between rounds: S, SCAFFOLD's c_k, what rounding took, and
+the noisy update of local privacy, since the same answer with fresh noise would tell more.
 
     FOLDER/round-0003/adapter_model.safetensors   S after round 3, as a PEFT adapter
     FOLDER/round-0003/control.safetensors         c_k after round 3
     FOLDER/round-0003/residual.safetensors        what the update of round 3 lost to rounding
+    FOLDER/round-0003/sent.safetensors            the update of round 3, if it has noise of its own
     FOLDER/adapter_model.safetensors              the last S
 
 Two rounds are kept: the one just made, and the one that the server last counted. A client whose
@@ -31,7 +33,7 @@ from fedsdr.models.adapters import (
 from fedsdr.tensors import Tensors
 from fedsdr.types import S
 
-CONTROL, RESIDUAL = "control.safetensors", "residual.safetensors"
+CONTROL, RESIDUAL, SENT = "control.safetensors", "residual.safetensors", "sent.safetensors"
 
 
 class Kept(NamedTuple):
@@ -40,6 +42,7 @@ class Kept(NamedTuple):
     private: Tensors  # S
     control: Tensors  # SCAFFOLD's c_k
     residual: Tensors  # dR that was rounded away and is still to be sent
+    sent: Tensors  # dR with local noise
 
 
 @dataclass(frozen=True)
@@ -61,27 +64,36 @@ class ClientStore:
         """
         folder = self.round_folder(round)
         if round == 0:
-            return Kept({}, {}, {})
+            return Kept({}, {}, {}, {})
         if not folder.is_dir():
             raise UserError(f"{folder}: missing; it holds this client's state after round {round}")
         private = load_adapter(folder, S) if (folder / WEIGHTS).exists() else {}
-        return Kept(private, _read(folder / CONTROL), _read(folder / RESIDUAL))
+        return Kept(private, *(_read(folder / name) for name in (CONTROL, RESIDUAL, SENT)))
+
+    def newest(self) -> int:
+        """Return the last round of which anything is kept; 0 when there is none."""
+        return max(self._rounds(), default=0)
+
+    def _rounds(self) -> dict[int, Path]:
+        return {int(p.name.removeprefix("round-")): p for p in self.folder.glob("round-*")}
 
     def save(self, round: int, kept: Kept, *, accepted: int) -> None:
-        """Keep the state after `round` and after `accepted`, and nothing else."""
+        """Keep the state after `round` and after `accepted`, and nothing older: a task that ends
+        late must not take away what a later one has kept."""
 
         def write(folder: Path) -> None:
             if kept.private:
                 config = peft_config(kept.private, S, alpha=self.alpha, base_name=self.base_name)
                 write_adapter_files(folder, peft_tensors(kept.private, S), config)
-            for name, tensors in ((CONTROL, kept.control), (RESIDUAL, kept.residual)):
+            named = {CONTROL: kept.control, RESIDUAL: kept.residual, SENT: kept.sent}
+            for name, tensors in named.items():
                 if tensors:
                     save_file(tensors, folder / name)
 
         write_folder(self.round_folder(round), write)
         self.publish(round)
-        for folder in self.folder.glob("round-*"):
-            if folder not in (self.round_folder(round), self.round_folder(accepted)):
+        for before, folder in self._rounds().items():
+            if before < round and before != accepted:
                 shutil.rmtree(folder)
 
     def publish(self, round: int) -> None:

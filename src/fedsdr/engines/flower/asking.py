@@ -38,6 +38,11 @@ def replies(
             time.sleep(POLL_SECONDS)
 
 
+def of_run(run_id: str) -> RecordDict:
+    """Return what a message that is no task says: which run it is of."""
+    return RecordDict({"run": ConfigRecord({"id": run_id})})
+
+
 def over_grid(grid: Grid, nodes: Mapping[str, int], seconds: float) -> RunClients:
     """Return an engine that sends each task to the node of its client, all at once.
 
@@ -105,10 +110,15 @@ class Sites:
     joined last counts.
     """
 
-    def __init__(self, grid: Grid, log: Callable[[str], None]) -> None:
-        self._grid, self._log = grid, log
+    def __init__(self, grid: Grid, log: Callable[[str], None], run_id: str) -> None:
+        self._grid, self._log, self._run_id = grid, log, run_id
         self._names: dict[int, str] = {}  # node -> client, in the order of joining
         self._asked: dict[str, int] = {}  # message -> node
+
+    @property
+    def silent(self) -> bool:
+        """Whether some of them were asked for their name and have not answered yet."""
+        return bool(self._asked)
 
     def look(self, again: bool = False) -> dict[str, int]:
         """Return client -> node of those that are connected now and have said their name.
@@ -123,7 +133,7 @@ class Sites:
         }
         self._asked = {m: node for m, node in self._asked.items() if node in connected}
         for node in sorted(connected - self._names.keys() - set(self._asked.values())):
-            message = Message(RecordDict(), node, "query.join")
+            message = Message(of_run(self._run_id), node, "query.join")
             self._asked |= dict.fromkeys(self._grid.push_messages([message]), node)
         for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
             node, said = self._asked.pop(reply.metadata.reply_to_message_id), told(reply)

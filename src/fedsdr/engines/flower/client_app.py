@@ -11,7 +11,6 @@ a number instead, and all clients lie in the run's own folder.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import logging
 import re
@@ -27,18 +26,24 @@ from fedsdr.distill.records import audit_of, read_records
 from fedsdr.engines.distilling import distill_clients, has_rewrites, prepare_rewriting
 from fedsdr.engines.experiment import clients_of, one_client_of, settings_of
 from fedsdr.engines.flower.records import answer_to_records, task_from_records
-from fedsdr.engines.flower.run_config import SITE_KEYS, Scalar, from_run_config, with_scalars
-from fedsdr.engines.in_process import in_process
+from fedsdr.engines.flower.run_config import (
+    RUN_ID,
+    SITE_KEYS,
+    Scalar,
+    from_run_config,
+    with_scalars,
+)
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import check_data, start_folder
 from fedsdr.engines.site import Site, open_site, train_at
-from fedsdr.errors import DiskError, UserError
-from fedsdr.files import disk_errors_named
+from fedsdr.errors import Refusal, UserError
+from fedsdr.files import alone, write_atomically
 from fedsdr.types import ClientData, ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 logger = logging.getLogger(__name__)
 _LOG = dataclasses.replace(SILENT, log=functools.partial(print, flush=True))
 _ITS_OWN = ("client", "data", "state-dir")
+_PRIVACY = ("privacy.mode", "privacy.clip_norm", "privacy.noise_multiplier")  # all of them, or none
 Items = tuple[tuple[str, Scalar], ...]
 
 app = ClientApp()
@@ -49,10 +54,11 @@ def join(message: Message, context: Context) -> Message:
     """Say who this is and how many training rows it has. The data are read, the model is not."""
 
     def introduce() -> dict[str, str | int]:
+        _check_run(context, _run_of(message))
         config, _, client = _held(*_key(context))
         return {"client": client.client_id, **_counts(config, rows=len(client.raw))}
 
-    return _told(message, introduce)
+    return _told(message, context, introduce)
 
 
 @app.train("rewrite")
@@ -60,43 +66,39 @@ def rewrite(message: Message, context: Context) -> Message:
     """Rewrite the training answers, if that is still to be done; answer with counts alone."""
 
     def count() -> dict[str, str | int]:
-        site, client = open_node(context)
-        audit = audit_of(read_records(site.distilled(client.client_id)))
+        with open_node(context, _run_of(message), message.metadata.ttl) as (site, client):
+            audit = audit_of(read_records(site.distilled(client.client_id)))
         return _counts(site.config, answers=audit.answers, rewritten=audit.rewritten)
 
-    return _told(message, count)
+    return _told(message, context, count)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Do one client's work of one round."""
-    answer = answer_task(task_from_records(message.content), context)
+    answer = answer_task(task_from_records(message.content), context, message.metadata.ttl)
     return Message(answer_to_records(answer), reply_to=message)
 
 
-def answer_task(task: ClientTask, context: Context) -> ClientUpdate | ClientFault:
-    """Return the update, or why there is none, as the engine in one process does.
+def answer_task(task: ClientTask, context: Context, seconds: float) -> ClientUpdate | ClientFault:
+    """Return the update, or why there is none; wait at most `seconds` for an earlier task's end.
 
-    A site trains by the method, the clipping and the noise that its own configuration has: what
-    goes up is not for the server to choose task by task.
+    A site trains by the method, the clipping, the noise and the rounds that its own configuration
+    has: what goes up is not for the server to choose task by task.
     """
-
-    def work(task: ClientTask) -> ClientUpdate:
-        site, client = open_node(context)
-        asked, own = _what_goes_up(task.settings), _what_goes_up(settings_of(site.config))
-        if (task.client_id, asked) != (client.client_id, own):
-            raise UserError(
-                f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"
-            )
-        with _alone(site.store(client.client_id).folder):
-            return train_at(site, client, task)
-
     try:
-        (answer,) = in_process(work)([task])
-    except DiskError as error:
-        logger.error("%s", error)
-        answer = ClientFault(task.client_id, task.round, "its disk refuses (its log has more)")
-    return answer
+        with open_node(context, task.run_id, seconds) as (site, client):
+            asked, own = _what_goes_up(task.settings), _what_goes_up(settings_of(site.config))
+            if (task.client_id, asked) != (client.client_id, own):
+                raise Refusal(
+                    f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"
+                )
+            if task.round > (rounds := site.config.federation.rounds):
+                raise Refusal(f"takes part in {rounds} rounds (its federation.rounds)")
+            return train_at(site, client, task)
+    except Exception as error:
+        logger.exception("client '%s' has no answer for round %d", task.client_id, task.round)
+        return ClientFault(task.client_id, task.round, _reason(error, context))
 
 
 def _what_goes_up(settings: LocalSettings) -> str:
@@ -111,34 +113,47 @@ def _counts(config: Config, **counts: int) -> dict[str, str | int]:
     return {} if config.privacy.mode == "local" else {**counts}
 
 
-def open_node(context: Context) -> tuple[Site, ClientData]:
-    """Return the loaded base and what this client holds, with rewrites where the method reads them.
-
-    UserError without particulars, which may quote the data: those are in the log here.
-    """
-    try:
-        client = _held(*_key(context))[2]
-        site = _site(*_key(context, of_client=False))
-        if site.method.rewrites and not has_rewrites(site, [client]):
-            distill_clients(site, prepare_rewriting(site), [client], _LOG)
-        return site, client
-    except DiskError:
-        raise
-    except UserError as error:
-        logger.error("%s", error)
-        raise UserError("cannot open its data or model, or rewrite (its log has more)") from error
+def _reason(error: Exception, context: Context) -> str:
+    """Return what the server is told of an error. The text may quote a site's own files: then it
+    is told the kind alone; in a simulation there is nothing to hide, and no log that stays."""
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, Refusal) or ("client" not in context.node_config):
+        return text if isinstance(error, UserError) else f"{kind}: {text}"
+    return f"{kind} (its log has more)"
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait for another process that trains the same client: a late one, left behind by its round,
-    would else take away the S of a later round."""
-    with disk_errors_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def open_node(context: Context, run_id: str, seconds: float) -> Iterator[tuple[Site, ClientData]]:
+    """Give the loaded base and what this client holds, with rewrites where the method reads them.
+
+    No two tasks of a client work at once: one may be late, left behind by its round.
+    """
+    _check_run(context, run_id)
+    _, folder, client = _held(*_key(context))
+    with alone(folder / "clients" / client.client_id, seconds):
+        site = _site(*_key(context, of_client=False))
+        if "client" in context.node_config:
+            write_atomically(folder / RUN_ID, run_id)
+        if site.method.rewrites and not has_rewrites(site, [client]):
+            distill_clients(site, prepare_rewriting(site), [client], _LOG)
+        yield site, client
+
+
+def _check_run(context: Context, run_id: str) -> None:
+    """Refusal when a site keeps the state of another run under this experiment's name."""
+    if "client" not in context.node_config:
+        return
+    folder = _config_and_folder(*_key(context))[1]
+    path = folder / RUN_ID
+    if path.exists() and path.read_text(encoding="utf-8") != run_id:
+        raise Refusal(
+            f"keeps the state of another run in STATE_DIR/{'/'.join(folder.parts[-2:])}: give this "
+            "run another name (--out), or have the site move that folder away"
+        )
+
+
+def _run_of(message: Message) -> str:
+    return str(message.content.config_records["run"]["id"])
 
 
 def _key(context: Context, of_client: bool = True) -> tuple[Items, Items]:
@@ -189,16 +204,23 @@ def _config_and_folder(run: Items, node: Items) -> tuple[Config, Path]:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
             raise UserError(f"the name {name!r} of the experiment or client cannot name a folder")
     keys = {key: value for key, value in own.items() if key not in _ITS_OWN}
+    if pinned := [key for key in _PRIVACY if key in keys]:
+        for key in _PRIVACY:
+            if key not in keys:
+                raise UserError(
+                    f"--node-config: {pinned[0]} is set, so set {key} too, or whoever starts a run "
+                    "chooses it"
+                )
     keys["data.clients"] = str(own["data"])
     config = with_scalars(from_run_config(values, without=SITE_KEYS), keys, "--node-config")
     return config, Path(str(own["state-dir"])).expanduser() / experiment / client
 
 
-def _told(message: Message, say: Callable[[], dict[str, str | int]]) -> Message:
-    """Answer with a few words and numbers, or with the kind of error, which has no text of ours."""
+def _told(message: Message, context: Context, say: Callable[[], dict[str, str | int]]) -> Message:
+    """Answer with a few words and numbers, or with why there are none."""
     try:
         told = ConfigRecord(dict(say()))
     except Exception as error:
         logger.exception("cannot answer '%s'", message.metadata.message_type)
-        told = ConfigRecord({"fault": f"{type(error).__name__} (its log has more)"})
+        told = ConfigRecord({"fault": _reason(error, context)})
     return Message(RecordDict({"told": told}), reply_to=message)

@@ -16,6 +16,8 @@ from fedsdr.config import Config, key_names, value_of, with_values
 Scalar = bool | int | float | str
 RunConfig = dict[str, Scalar]
 
+RUN_ID = "run_id"  # a file in the folder of the server and of each site: which run they are of
+
 OWN_KEYS: RunConfig = {"out": "", "experiment": "", "resume": False}  # and their defaults
 
 # What a site never takes from the server: where its rows are and go, and what code it runs.

@@ -34,7 +34,7 @@ from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
 
 SAID, STOPPED = "fedsdr: ", "fedsdr stopped: "  # what the server app's lines begin with
-START_SECONDS = 60.0
+START_SECONDS, SILENT_SECONDS, POLL_SECONDS = 60.0, 120.0, 2.0
 # Flower looks for new versions, sends telemetry and runs `uv sync`, unless it is told not to.
 _QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -135,14 +135,35 @@ def _run_to_its_end(
             raise
     if not run:
         raise UserError(f"flwr run: no run was started: {_last_words(lines)}")
-    answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
-    known = json.loads(answer.stdout) if answer.returncode == 0 else {}
-    status = known["runs"][0]["status"] if known.get("success") else "not known any more"
+    status = _end_of(run, superlink, environment, progress)
     if status != "finished:completed":
         raise UserError(
             f"run {run} of Flower is {status}: {_last_words(lines)}; what is done is kept: "
             "go on with --resume"
         )
+
+
+def _end_of(run: str, superlink: str, environment: dict[str, str], progress: Progress) -> str:
+    """Return how a run has ended. Its log may break off long before. UserError when the SuperLink
+    does not answer for a while."""
+    silent_since = time.monotonic()
+    told = False
+    while True:
+        answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
+        known = json.loads(answer.stdout) if answer.returncode == 0 else {}
+        if known.get("success"):
+            silent_since, status = time.monotonic(), str(known["runs"][0]["status"])
+            if status.startswith("finished"):
+                return status
+            if not told:
+                progress.log(f"the log of run {run} broke off; waiting for its end ({status})")
+                told = True
+        elif time.monotonic() - silent_since > SILENT_SECONDS:
+            raise UserError(
+                f"the SuperLink has not answered for {SILENT_SECONDS:.0f} s; run {run} may go on "
+                f"there: ask with flwr list, and go on with --resume once it has ended"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _flwr(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

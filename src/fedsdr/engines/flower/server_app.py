@@ -4,29 +4,41 @@ The server needs no data and keeps no weights of the model: of its shape it make
 shapes of the shared branch. Its folder is that of any run, without what stays at the sites.
 """
 
+import contextlib
 import dataclasses
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.config import Config, save_config
 from fedsdr.engines.experiment import plan_of
-from fedsdr.engines.flower.asking import POLL_SECONDS, Sites, over_grid, replies, told
-from fedsdr.engines.flower.run_config import Scalar, from_run_config
+from fedsdr.engines.flower.asking import (
+    POLL_SECONDS,
+    Sites,
+    of_run,
+    over_grid,
+    replies,
+    told,
+)
+from fedsdr.engines.flower.run_config import RUN_ID, Scalar, from_run_config
 from fedsdr.engines.flower.running import SAID, STOPPED
 from fedsdr.engines.progress import SILENT, Progress
 from fedsdr.engines.rounds import next_round, start_of, state_to_go_on_from
 from fedsdr.engines.run_folder import checked_config
 from fedsdr.errors import UserError
+from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.load import load_shape
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ServerState
+
+NAME_SECONDS = 60.0  # a site that is connected has to say its name: it reads its data for that
 
 app = ServerApp()
 
@@ -53,7 +65,8 @@ def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
     simulated = not run["experiment"]  # then whoever started it does what is not of the rounds
     if method.afterwards and not simulated:
         raise UserError(f"method.name: '{method.name}' trains after the last round; deploy another")
-    state = serve(grid, config, out, progress, rewriting=method.rewrites and not simulated)
+    with contextlib.nullcontext() if simulated else alone(out):
+        state = serve(grid, config, out, progress, rewriting=method.rewrites and not simulated)
     if method.global_model:
         folder, alpha = out / "global", config.lora.alpha
         base = config.model.name
@@ -77,7 +90,9 @@ def serve(
     plan = plan_of(config, ())
 
     def start() -> dict[str, torch.Tensor]:
-        lora, shape = config.lora, load_shape(config.model)
+        # Names and shapes alone count, so neither weights nor the device of the study are needed.
+        light = dataclasses.replace(config.model, device="cpu", dtype="fp32", quantize="none")
+        lora, shape = config.lora, load_shape(light, weights=False)
         model = BranchedModel(
             shape, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
         )
@@ -85,45 +100,53 @@ def serve(
 
     state = state_to_go_on_from(out, plan, rounds, start)
     save_config(config, out / "config.toml")
-    sites = Sites(grid, progress.log)
-    nodes = _wait(sites, config)
+    plan = dataclasses.replace(plan, run_id=_run_id(out))
+    sites = Sites(grid, progress.log, plan.run_id)
+    least, seconds = config.federation.min_updates, config.engine.join_seconds
+    nodes = _wait(sites, config.engine.sites or least, seconds)
     if rewriting and state.round < rounds:
-        _rewrite(grid, nodes, config.engine.rewrite_seconds, progress)
+        _rewrite(grid, nodes, plan.run_id, config.engine.rewrite_seconds, progress)
     known = {*state.accepted, *nodes}
     while state.round < rounds:
-        nodes = sites.look(again=True)
+        nodes = _wait(sites, least, seconds)
         known |= nodes.keys()
+        plan = dataclasses.replace(plan, clients=tuple(sorted(known)))
         run_clients = over_grid(grid, nodes, config.engine.round_seconds)
-        plan = dataclasses.replace(
-            plan, clients=tuple(sorted(known)), fewest_clients=_sites_wanted(config)
-        )
         state = next_round(out, state, plan, run_clients, progress)
     return state
 
 
-def _sites_wanted(config: Config) -> int:
-    return config.engine.sites or config.federation.min_updates
+def _run_id(out: Path) -> str:
+    """Return what tells this run from others of its name, made once."""
+    path = out / RUN_ID
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8")
 
 
-def _wait(sites: Sites, config: Config) -> dict[str, int]:
-    """Return client -> node once enough sites have joined."""
-    wanted = _sites_wanted(config)
-    end = time.monotonic() + config.engine.join_seconds
-    while len(nodes := sites.look()) < wanted:
-        if time.monotonic() > end:
+def _wait(sites: Sites, wanted: int, seconds: float) -> dict[str, int]:
+    """Return client -> node once as many as are wanted have joined, and the others that are
+    connected have had a while to say who they are. UserError when too few come."""
+    began = time.monotonic()
+    nodes = sites.look(again=True)
+    while len(nodes) < wanted or (sites.silent and time.monotonic() - began < NAME_SECONDS):
+        if len(nodes) < wanted and time.monotonic() - began > seconds:
             raise UserError(
-                f"{len(nodes)} of {wanted} sites joined in {config.engine.join_seconds:g} s "
+                f"{len(nodes)} of {wanted} sites joined in {seconds:g} s "
                 f"({', '.join(sorted(nodes)) or 'none'}); start the others, or change engine.sites "
-                "or engine.join_seconds"
+                "(before round 1), federation.min_updates or engine.join_seconds"
             )
         time.sleep(POLL_SECONDS)
+        nodes = sites.look()
     return nodes
 
 
-def _rewrite(grid: Grid, nodes: Mapping[str, int], seconds: float, progress: Progress) -> None:
+def _rewrite(
+    grid: Grid, nodes: Mapping[str, int], run_id: str, seconds: float, progress: Progress
+) -> None:
     """Have every site rewrite its training answers. A late one does it in its first round."""
     messages = {
-        name: Message(RecordDict(), node, "train.rewrite", ttl=seconds)
+        name: Message(of_run(run_id), node, "train.rewrite", ttl=seconds)
         for name, node in nodes.items()
     }
     for name, reply in replies(grid, messages, seconds):
