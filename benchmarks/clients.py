@@ -80,6 +80,31 @@ def write_tiny_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def study_of(clients: int, rounds: int, folder: Path) -> Path:
+    """Write a tiny model, the clients' rows and a configuration; return the latter's path."""
+    (folder / "data").mkdir()
+    for i in range(clients):
+        write_client(folder / "data" / f"client-{i:04d}.jsonl", i)
+    write_tiny_model(folder / "model")
+    (folder / "config.toml").write_text(f"""
+        [model]
+        name = "{folder}/model"
+        [data]
+        clients = "{folder}/data"
+        max_test_examples = 1
+        max_length = 64
+        [method]
+        name = "dual-raw"
+        [federation]
+        rounds = {rounds}
+        [train]
+        local_epochs = 1
+        [evaluation]
+        max_new_tokens = 1
+    """)
+    return folder / "config.toml"
+
+
 def memory(clients: int, quick: bool) -> dict[str, Any]:
     """Run a whole federation of `clients` and return its peak and its seconds."""
     from transformers.utils import logging
@@ -91,29 +116,9 @@ def memory(clients: int, quick: bool) -> dict[str, Any]:
     logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "data").mkdir()
-        for i in range(clients):
-            write_client(folder / "data" / f"client-{i:04d}.jsonl", i)
-        write_tiny_model(folder / "model")
-        (folder / "config.toml").write_text(f"""
-            [model]
-            name = "{folder}/model"
-            [data]
-            clients = "{folder}/data"
-            max_test_examples = 1
-            max_length = 64
-            [method]
-            name = "dual-raw"
-            [federation]
-            rounds = {1 if quick else 2}
-            [train]
-            local_epochs = 1
-            [evaluation]
-            max_new_tokens = 1
-        """)
+        config = load_config(study_of(clients, 1 if quick else 2, Path(name)))
         began = time.perf_counter()
-        run_experiment(load_config(folder / "config.toml"), folder / "run", SILENT)
+        run_experiment(config, Path(name) / "run", SILENT)
         return {"clients": clients, "peak_mb": peak_mb(), "seconds": time.perf_counter() - began}
 
 

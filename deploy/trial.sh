@@ -52,7 +52,7 @@ for site in "$@" ${STRANGER:+stranger}; do
     [[ $site == stranger ]] || flwr supernode register "$out/keys/$site.pub" trial || true # known
     key=(--auth-supernode-private-key "$out/keys/$site")
   fi
-  flower-supernode "${node[@]}" "${key[@]}" --superlink "127.0.0.1:$port" \
+  flower-supernode "${node[@]}" ${key[@]+"${key[@]}"} --superlink "127.0.0.1:$port" \
     --port $((port + 100 + number)) \
     --node-config "client=\"$site\" data=\"$data/$site.jsonl\" state-dir=\"$out/$site\"" \
     >>"$out/log/$site" 2>&1 &
@@ -68,5 +68,5 @@ if [[ ${KILL_AFTER:-} ]]; then
 fi
 resume=()
 [[ -e $out/run/config.toml ]] && resume=(--resume)
-${FEDSDR:-fedsdr} run "$config" --engine flower --federation trial --out "$out/run" "${resume[@]}" \
+${FEDSDR:-fedsdr} run "$config" --engine flower --federation trial --out "$out/run" ${resume[@]+"${resume[@]}"} \
   --set engine.sites=$# ${SET:-}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fedsdr.config import save_config
 from fedsdr.engines import comparing
 from fedsdr.errors import UserError
 
@@ -108,3 +109,21 @@ def test_a_bad_study_is_answered_in_one_line(arguments, words, fedsdr, study, ra
     assert len(err.strip().splitlines()) == 1
     assert words in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_what_is_finished_runs_nothing(fedsdr, study, ran, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("compare", study, "--methods", "plain", "--out", out)
+    code, _, error = fedsdr(*arguments, "--finished")
+    assert code == 2
+    assert "no run of this study is finished" in error
+    assert fedsdr(*arguments, "--seeds", "0", "--set", "federation.rounds=1")[0] == 0
+    for folder in (out / "cells").iterdir():  # as a run leaves them
+        config = next(c for c in ran if f"seed{c.seed}" in folder.name)
+        save_config(config, folder / "config.toml")
+        (folder / "results.json").write_text(json.dumps(results(config)))
+    before = len(ran)
+    code, _, _ = fedsdr(*arguments, "--set", "federation.rounds=1", "--finished")
+    assert (code, len(ran)) == (0, before)
+    assert "not finished: cells/plain-fedavg-seed1" in (out / "compare.md").read_text()
+    assert "not finished: cells/plain-fedavg-seed0" not in (out / "compare.md").read_text()

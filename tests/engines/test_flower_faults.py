@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from time import sleep
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedsdr.engines import experiment
 from fedsdr.engines.experiment import run_experiment
+from fedsdr.engines.flower import asking, server_app
 from fedsdr.engines.flower.records import answer_from_records, answer_to_records
 from fedsdr.engines.progress import SILENT
 from fedsdr.errors import UserError
@@ -280,3 +282,40 @@ def test_one_folder_is_written_by_one_run_at_a_time(write_config, tmp_path):
     ):
         run_experiment(config, tmp_path / "run", SILENT)
     run_experiment(config, tmp_path / "run", SILENT)
+
+
+def test_two_tasks_of_one_client_never_work_at_once(write_config, tmp_path, deploy):
+    with alone(tmp_path / "sites/bank/trial/bank/clients/bank"):
+        deploy(write_config(*QUICK, "federation.rounds=1"))
+    (record,) = records_of(tmp_path / "server")
+    assert record["refused"] == [{"id": "bank", "reason": "UserError (its log has more)"}]
+    assert [c["id"] for c in record["clients"]] == ["clinic", "school"]
+
+
+def test_a_node_that_never_says_its_name_is_waited_for_once(
+    write_config, tmp_path, deploy, monkeypatch
+):
+    monkeypatch.setattr(asking, "NAME_SECONDS", 0.5)
+
+    def mute(grid, message, context):
+        mute = context.node_config["client"] == "bank"
+        return None if mute else grid.app(message, context)
+
+    slept = []
+    monkeypatch.setattr(server_app.time, "sleep", lambda s: (slept.append(s), sleep(0.01)))
+    deploy(write_config(*QUICK), answer=mute, sites=2)
+    ids = [[c["id"] for c in record["clients"]] for record in records_of(tmp_path / "server")]
+    assert ids == [["clinic", "school"]] * 2
+    assert 10 < len(slept) < 60  # half a second, not one in each round
+
+
+def test_a_site_whose_folder_has_no_number_of_a_run_but_rounds_does_not_join(
+    write_config, tmp_path, deploy
+):
+    config = write_config(*QUICK)
+    deploy(config)
+    shutil.rmtree(tmp_path / "server")
+    for path in (tmp_path / "sites").rglob("run_id"):
+        path.unlink()
+    with pytest.raises(UserError, match="0 of 3 sites joined"):
+        deploy(config)

@@ -94,8 +94,26 @@ def test_a_site_that_insists_on_a_part_of_privacy_must_name_all_of_it(serve):
 
 
 def test_a_site_takes_part_in_no_more_rounds_than_it_insists_on(serve):
-    with pytest.raises(Exception, match=r"round 2: 0 of 3 .*takes part in 1 rounds"):
+    with pytest.raises(Exception, match=r"round 2: 0 of 3 .*takes part in rounds 1 to 1"):
         serve(
             "privacy.mode=local", "privacy.clip_norm=0.5", "privacy.noise_multiplier=2.0",
             "engine.sites=3", "federation.rounds=2", pins=LOCAL | {"federation.rounds": 1},
         )  # fmt: skip
+
+
+def test_a_site_answers_no_round_before_the_first_since_nothing_would_be_kept_of_it(
+    write_config, tmp_path, deploy
+):
+    def asked_for_round_0(grid, message, context):
+        if message.metadata.message_type == "train":
+            message.content["task"]["round"] = 0
+        return grid.app(message, context)
+
+    with pytest.raises(Exception, match=r"0 of 3 .*takes part in rounds 1 to 3"):
+        deploy(write_config("method.name=plain"), answer=asked_for_round_0)
+    assert not list((tmp_path / "sites").rglob("round-*"))
+
+
+def test_a_site_can_insist_on_the_name_of_a_run(serve):
+    with pytest.raises(Exception, match="0 of 3 sites joined"):
+        serve("engine.sites=3", pins={"experiment": "another"})

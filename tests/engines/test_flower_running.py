@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,3 +176,20 @@ def test_a_log_that_breaks_off_is_not_taken_for_the_end_of_a_run(answers, tmp_pa
     else:
         with pytest.raises(UserError, match="run 7 may go on there"):
             running._end_of(*arguments)
+
+
+def test_a_stream_that_hangs_is_left_when_the_run_has_ended(tmp_path, monkeypatch):
+    script = tmp_path / "flwr"
+    hanging = 'print("", flush=True)\n    import time; time.sleep(60)'
+    script.write_text(
+        FAKE_FLWR.format(python=sys.executable, status="finished:completed", last="").replace(
+            "print('')", hanging
+        )
+    )
+    assert "time.sleep" in script.read_text()
+    script.chmod(0o755)
+    monkeypatch.setattr(running.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(running, "QUIET_SECONDS", 1.0)
+    began = time.monotonic()
+    running.submit(Config(), tmp_path / "out", "there", False, SILENT)
+    assert time.monotonic() - began < 30

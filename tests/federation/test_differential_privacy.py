@@ -178,5 +178,7 @@ def test_epsilon_counts_every_round_as_it_was_drawn_even_after_a_restart(tmp_pat
     save_state(tmp_path, state)
     state, second = run_round(load_state(tmp_path), replace(plan, clients=tuple("abcde")), run)
     assert first.epsilon == epsilon_spent(CENTRAL, [(2, 1)])
+    unknown = replace(load_state(tmp_path), draws=())  # as an older version has left it
+    assert run_round(unknown, plan, run)[1].epsilon == epsilon_spent(CENTRAL, [(2, 2), (2, 1)])
     assert second.epsilon == epsilon_spent(CENTRAL, [(2, 1), (5, 1)])
     assert second.epsilon > epsilon_spent(CENTRAL, [(5, 1), (5, 1)])

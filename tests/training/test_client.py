@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -288,6 +289,8 @@ def test_a_task_that_ends_late_takes_no_later_state_away(model, tmp_path):
     train_client(task_for(model, round=2, accepted=1), DATA, model, store)
     assert {p.name for p in store.folder.glob("round-*")} == {f"round-000{i}" for i in (1, 2, 3)}
     assert all(torch.equal(later[name], value) for name, value in store.load(3).private.items())
+    top = load_adapter(store.folder, "S")
+    assert all(torch.equal(later[name], value) for name, value in top.items())
     train_client(task_for(model, round=4, accepted=3), DATA, model, store)
     assert {p.name for p in store.folder.glob("round-*")} == {"round-0003", "round-0004"}
 
@@ -306,4 +309,16 @@ def test_with_local_noise_a_round_is_answered_once_and_rounds_go_forward_only(
     assert norm(subtract(elsewhere, first)) > 1  # fresh noise is another
     train_client(task_for(model, method, round=2, accepted=1, **noise), DATA, model, store)
     with pytest.raises(UserError, match="round 1 is asked for after round 2 was answered"):
+        train_client(task, DATA, model, store)
+
+
+@pytest.mark.parametrize("method", ["plain", "dual-raw"])
+def test_with_local_noise_nothing_shows_that_a_branch_diverged(method, model, tmp_path):
+    store = store_at(tmp_path)
+    task = task_for(model, method, lr=1e30, clip_norm=1.0, local_noise=0.5)
+    update = train_client(task, DATA, model, store)
+    assert all(bool(value.isfinite().all()) for value in update.delta.values())
+    shutil.rmtree(store.round_folder(1))
+    store.round_folder(1).mkdir()
+    with pytest.raises(UserError, match="round 1 was answered already"):
         train_client(task, DATA, model, store)

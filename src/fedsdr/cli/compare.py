@@ -25,6 +25,7 @@ from fedsdr.errors import UserError
     type=click.Path(exists=True, path_type=Path),
     help="A file or folder instead of data.source, dealt as it would be, or of data.clients.",
 )
+@click.option("--finished", is_flag=True, help="Run nothing: a table of what is finished.")
 @click.option("--dry-run", is_flag=True, help="Say what it will take, from small runs.")
 @overrides
 @out_folder
@@ -37,6 +38,7 @@ def compare(
     baseline: str | None,
     model: str | None,
     data: Path | None,
+    finished: bool,
     dry_run: bool,
     set_: tuple[str, ...],
     out: Path | None,
@@ -49,7 +51,13 @@ def compare(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_comparison, print_estimates
     from fedsdr.engines.cells import cells_of
-    from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
+    from fedsdr.engines.comparing import (
+        Failure,
+        comparison_of,
+        finished_cells,
+        run_cells,
+        write_comparison,
+    )
     from fedsdr.engines.estimating import estimates_of
     from fedsdr.evaluation.reference import load_reference
 
@@ -69,7 +77,11 @@ def compare(
     if dry_run:
         print_estimates(estimates_of(cells, folder, console_progress()))
         return
-    done, failed = run_cells(cells, folder, console_progress())
+    done, failed = finished_cells(cells, folder), dict[str, Failure]()
+    if not finished:
+        done, failed = run_cells(cells, folder, console_progress())
+    elif not done:
+        raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
     if done:
         comparison = comparison_of(cells, done, failed, study.baseline, folder, reference)
         write_comparison(comparison, folder)

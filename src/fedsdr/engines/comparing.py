@@ -99,6 +99,7 @@ def comparison_of(
                 "algorithm": cell.group.algorithm,
                 "point": dict(cell.group.point),
                 "seed": cell.config.seed,
+                "finished": cell.name in done,
                 "failed": failed[cell.name].reason if cell.name in failed else None,
             }
             for cell in cells
@@ -122,6 +123,8 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         data = ", ".join(data) if isinstance(data, list) else data
         notes.append(paper_note(comparison["paper"], comparison["model"], data))
     failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
+    todo = [c for c in comparison["cells"] if not (c["finished"] or c["failed"])]
+    notes += [f"not finished: {cell['folder']}" for cell in todo]
     return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
 
 
@@ -152,6 +155,12 @@ def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return results if results.get("rounds") == cell.config.federation.rounds else None
+
+
+def finished_cells(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]]:
+    """Return the results of the cells that are done, by name."""
+    found = {cell.name: finished(cell, out) for cell in cells}
+    return {name: results for name, results in found.items() if results is not None}
 
 
 def one_base() -> Callable[[Config, Path], Site]:

@@ -144,7 +144,10 @@ def run_round(
         control = new_server_control(
             control, by_shape.unstack(control_delta.result()), len(counted), len(plan.clients)
         )
-    draws = (*state.draws, (len(plan.clients), len(tasks))) if private else ()
+    clients = len(plan.clients)
+    # Of earlier rounds that an older version did not write down, all are taken to have been asked.
+    unknown = ((clients, clients),) * (state.round - len(state.draws))
+    draws = (*unknown, *state.draws, (clients, len(tasks))) if private else ()
     record = RoundRecord(
         round=number,
         clients=tuple(

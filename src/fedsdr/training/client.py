@@ -13,7 +13,7 @@ from fedsdr.algorithms.privacy import add_gaussian, clip
 from fedsdr.errors import Refusal, choose
 from fedsdr.models.branches import BranchedModel
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import Tensors, norm, subtract, zeros_like
+from fedsdr.tensors import Tensors, map_tensors, norm, subtract, zeros_like
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.step import PhaseResult, train_phase
 from fedsdr.training.store import ClientStore, Kept
@@ -87,9 +87,14 @@ def train_client(
             new |= new_control(c_k, c, before, now, steps[branch], settings.lr)
         control_delta, control = subtract(new, control), new
     private = model.get(*method.private)
-    if not all(bool(value.isfinite().all()) for value in private.values()):
+    diverged = not all(bool(value.isfinite().all()) for value in private.values())
+    if diverged and settings.local_noise:
+        private = kept.private  # whether it diverged depends on the rows, so it must not show
+    elif diverged:
         raise Refusal(f"client '{task.client_id}': its private branch diverged; lower train.lr")
     change = subtract(after, task.shared) if sent else {}
+    if settings.local_noise:  # nor whether R did
+        change = map_tensors(lambda x: x.nan_to_num(0.0, 0.0, 0.0), change) if change else {}
     if settings.clip_norm and sent:
         metrics["update.norm"] = norm(change)
         change = clip(change, settings.clip_norm)
@@ -118,7 +123,10 @@ def _sent_before(task: ClientTask, store: ClientStore) -> Tensors:
             f"round {task.round} is asked for after round {newest} was answered; with local noise "
             "a site goes forward only"
         )
-    return store.load(task.round).sent if task.round == newest else {}
+    sent = store.load(task.round).sent if task.round == newest else {}
+    if newest and task.round == newest and not sent:
+        raise Refusal(f"round {task.round} was answered already, and that answer is gone")
+    return sent
 
 
 def phases_of(method: Method, task: ClientTask) -> list[Phase]:

@@ -91,7 +91,7 @@ class ClientStore:
                     save_file(tensors, folder / name)
 
         write_folder(self.round_folder(round), write)
-        self.publish(round)
+        self.publish(max(self._rounds()))
         for before, folder in self._rounds().items():
             if before < round and before != accepted:
                 shutil.rmtree(folder)

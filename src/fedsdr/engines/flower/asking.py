@@ -11,6 +11,7 @@ from fedsdr.federation.round import RunClients
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate
 
 POLL_SECONDS = 0.5
+NAME_SECONDS = 60.0  # a site that is connected has to say its name: it reads its data for that
 
 
 def replies(
@@ -114,11 +115,13 @@ class Sites:
         self._grid, self._log, self._run_id = grid, log, run_id
         self._names: dict[int, str] = {}  # node -> client, in the order of joining
         self._asked: dict[str, int] = {}  # message -> node
+        self._since: dict[str, float] = {}  # message -> when
 
     @property
     def silent(self) -> bool:
-        """Whether some of them were asked for their name and have not answered yet."""
-        return bool(self._asked)
+        """Whether some were asked for their name a short while ago and have not answered yet."""
+        now = time.monotonic()
+        return any(now - self._since[message] < NAME_SECONDS for message in self._asked)
 
     def look(self, again: bool = False) -> dict[str, int]:
         """Return client -> node of those that are connected now and have said their name.
@@ -134,7 +137,8 @@ class Sites:
         self._asked = {m: node for m, node in self._asked.items() if node in connected}
         for node in sorted(connected - self._names.keys() - set(self._asked.values())):
             message = Message(of_run(self._run_id), node, "query.join")
-            self._asked |= dict.fromkeys(self._grid.push_messages([message]), node)
+            for message_id in self._grid.push_messages([message]):
+                self._asked[message_id], self._since[message_id] = node, time.monotonic()
         for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
             node, said = self._asked.pop(reply.metadata.reply_to_message_id), told(reply)
             name = said.get("client")

@@ -93,8 +93,9 @@ def answer_task(task: ClientTask, context: Context, seconds: float) -> ClientUpd
                 raise Refusal(
                     f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"
                 )
-            if task.round > (rounds := site.config.federation.rounds):
-                raise Refusal(f"takes part in {rounds} rounds (its federation.rounds)")
+            rounds = site.config.federation.rounds
+            if not 1 <= task.round <= rounds:
+                raise Refusal(f"takes part in rounds 1 to {rounds} (its federation.rounds)")
             return train_at(site, client, task)
     except Exception as error:
         logger.exception("client '%s' has no answer for round %d", task.client_id, task.round)
@@ -131,9 +132,10 @@ def open_node(context: Context, run_id: str, seconds: float) -> Iterator[tuple[S
     _check_run(context, run_id)
     _, folder, client = _held(*_key(context))
     with alone(folder / "clients" / client.client_id, seconds):
-        site = _site(*_key(context, of_client=False))
+        _check_run(context, run_id)  # again: it may have waited for another run
         if "client" in context.node_config:
             write_atomically(folder / RUN_ID, run_id)
+        site = _site(*_key(context, of_client=False))
         if site.method.rewrites and not has_rewrites(site, [client]):
             distill_clients(site, prepare_rewriting(site), [client], _LOG)
         yield site, client
@@ -145,7 +147,8 @@ def _check_run(context: Context, run_id: str) -> None:
         return
     folder = _config_and_folder(*_key(context))[1]
     path = folder / RUN_ID
-    if path.exists() and path.read_text(encoding="utf-8") != run_id:
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    if before != run_id and (before or any((folder / "clients").glob("*/round-*"))):
         raise Refusal(
             f"keeps the state of another run in STATE_DIR/{'/'.join(folder.parts[-2:])}: give this "
             "run another name (--out), or have the site move that folder away"
@@ -203,6 +206,8 @@ def _config_and_folder(run: Items, node: Items) -> tuple[Config, Path]:
     for name in (experiment, client):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
             raise UserError(f"the name {name!r} of the experiment or client cannot name a folder")
+    if own.get("experiment", experiment) != experiment:
+        raise UserError(f"--node-config: takes part in '{own['experiment']}', not '{experiment}'")
     keys = {key: value for key, value in own.items() if key not in _ITS_OWN}
     if pinned := [key for key in _PRIVACY if key in keys]:
         for key in _PRIVACY:

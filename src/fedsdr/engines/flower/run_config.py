@@ -20,7 +20,8 @@ RUN_ID = "run_id"  # a file in the folder of the server and of each site: which 
 
 OWN_KEYS: RunConfig = {"out": "", "experiment": "", "resume": False}  # and their defaults
 
-# What a site never takes from the server: where its rows are and go, and what code it runs.
+# What this app never takes from the server: where a site's rows are and go, what code of a hub it
+# runs.
 SITE_KEYS = (
     "data.clients", "data.include", "data.source", "model.device", "model.trust_remote_code",
     "teacher.engine", "teacher.model", "teacher.url", "teacher.api_key_env",

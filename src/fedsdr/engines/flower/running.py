@@ -8,16 +8,19 @@ import contextlib
 import dataclasses
 import json
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sysconfig
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -34,7 +37,8 @@ from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
 
 SAID, STOPPED = "fedsdr: ", "fedsdr stopped: "  # what the server app's lines begin with
-START_SECONDS, SILENT_SECONDS, POLL_SECONDS = 60.0, 120.0, 2.0
+START_SECONDS, SILENT_SECONDS, QUIET_SECONDS, POLL_SECONDS = 60.0, 120.0, 60.0, 2.0
+_GOING_ON = ("pending", "starting", "running")
 # Flower looks for new versions, sends telemetry and runs `uv sync`, unless it is told not to.
 _QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -115,27 +119,33 @@ def _run_to_its_end(
     options: Sequence[str] = (),
 ) -> None:
     """Start a run; show what our server app says until it ends. UserError unless it ends well."""
-    run, lines = "", []
+    run, status, lines = "", "", list[str]()
     command = ["flwr", "run", str(app), superlink, "--stream", *options]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout
         try:
-            for line in process.stdout:
+            for line in _lines_of(process.stdout):
+                if line is None:
+                    if run and _status(run, superlink, environment) not in _GOING_ON:
+                        break
+                    continue
                 lines.append(line.strip())
                 if started := re.search(r"started run (\d+)", line):
                     run = started[1]
                 if line.startswith(SAID):
                     progress.log(lines[-1].removeprefix(SAID))
-        except BaseException:
-            process.kill()
             if run:
+                status = _end_of(run, superlink, environment, progress)
+        except BaseException as error:
+            if run and not isinstance(error, UserError):
                 _flwr(environment, "stop", run, superlink)
             raise
+        finally:
+            process.kill()
     if not run:
         raise UserError(f"flwr run: no run was started: {_last_words(lines)}")
-    status = _end_of(run, superlink, environment, progress)
     if status != "finished:completed":
         raise UserError(
             f"run {run} of Flower is {status}: {_last_words(lines)}; what is done is kept: "
@@ -143,33 +153,66 @@ def _run_to_its_end(
         )
 
 
+def _lines_of(stream: IO[str]) -> Iterator[str | None]:
+    """Yield the lines as they come, and None for each quiet minute: a connection that was cut on
+    its way says nothing, and does not end either."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while True:
+        try:
+            line = lines.get(timeout=QUIET_SECONDS)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:
+            return
+        yield line
+
+
+def _status(run: str, superlink: str, environment: dict[str, str]) -> str | None:
+    """Return what the SuperLink says of a run; None when it says nothing."""
+    answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
+    known = json.loads(answer.stdout) if answer.returncode == 0 else {}
+    return str(known["runs"][0]["status"]) if known.get("success") else None
+
+
 def _end_of(run: str, superlink: str, environment: dict[str, str], progress: Progress) -> str:
     """Return how a run has ended. Its log may break off long before. UserError when the SuperLink
     does not answer for a while."""
-    silent_since = time.monotonic()
-    told = False
+    answered, told = time.monotonic(), False
     while True:
-        answer = _flwr(environment, "list", superlink, "--run-id", run, "--format", "json")
-        known = json.loads(answer.stdout) if answer.returncode == 0 else {}
-        if known.get("success"):
-            silent_since, status = time.monotonic(), str(known["runs"][0]["status"])
-            if status.startswith("finished"):
-                return status
+        status = _status(run, superlink, environment)
+        if status is not None and status not in _GOING_ON:
+            return status
+        if status is not None:
+            answered = time.monotonic()
             if not told:
                 progress.log(f"the log of run {run} broke off; waiting for its end ({status})")
                 told = True
-        elif time.monotonic() - silent_since > SILENT_SECONDS:
+        elif time.monotonic() - answered > SILENT_SECONDS:
             raise UserError(
                 f"the SuperLink has not answered for {SILENT_SECONDS:.0f} s; run {run} may go on "
-                f"there: ask with flwr list, and go on with --resume once it has ended"
+                "there: ask with flwr list, and go on with --resume once it has ended"
             )
         time.sleep(POLL_SECONDS)
 
 
 def _flwr(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["flwr", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["flwr", *arguments]
+    try:
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False,
+            timeout=QUIET_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", "")
 
 
 def _last_words(lines: Sequence[str]) -> str:

@@ -38,8 +38,6 @@ from fedsdr.models.load import load_shape
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ServerState
 
-NAME_SECONDS = 60.0  # a site that is connected has to say its name: it reads its data for that
-
 app = ServerApp()
 
 
@@ -129,7 +127,7 @@ def _wait(sites: Sites, wanted: int, seconds: float) -> dict[str, int]:
     connected have had a while to say who they are. UserError when too few come."""
     began = time.monotonic()
     nodes = sites.look(again=True)
-    while len(nodes) < wanted or (sites.silent and time.monotonic() - began < NAME_SECONDS):
+    while len(nodes) < wanted or sites.silent:
         if len(nodes) < wanted and time.monotonic() - began > seconds:
             raise UserError(
                 f"{len(nodes)} of {wanted} sites joined in {seconds:g} s "
