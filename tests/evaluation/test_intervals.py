@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsdr.evaluation.intervals import bootstrap_interval, paired_bootstrap
+from fedsdr.evaluation.intervals import bootstrap_interval
 
 
 def test_two_values_give_the_quantiles_that_a_hand_gets():
@@ -31,24 +31,6 @@ def test_the_interval_is_that_of_scipy_within_the_error_of_sampling(level):
     assert ours == pytest.approx(list(theirs), abs=0.1 * standard_error)
 
 
-def test_the_paired_interval_is_that_of_scipy_within_the_error_of_sampling():
-    draw = np.random.default_rng(4)
-    hard = draw.normal(size=50)
-    a, b = hard + draw.normal(0.3, 0.2, size=50), hard
-    ours = paired_bootstrap(a, b, seed=5, resamples=20_000)
-    theirs = stats.bootstrap(
-        (a, b),
-        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
-        paired=True, n_resamples=20_000, method="percentile", rng=6,
-    ).confidence_interval  # fmt: skip
-    assert ours == pytest.approx(list(theirs), abs=0.1 * (a - b).std() / 50**0.5)
-
-
-def test_what_makes_an_example_hard_for_both_does_not_widen_the_difference():
-    assert paired_bootstrap([0.1, 0.5, 0.9], [0.0, 0.4, 0.8], seed=0) == pytest.approx([0.1, 0.1])
-    assert paired_bootstrap([5, 9], [5, 8], seed=0, level=0.4) == [0.5, 0.5]
-
-
 def test_the_seed_decides_and_nothing_else():
     values = list(np.random.default_rng(7).normal(size=30))
     assert bootstrap_interval(values, seed=8) == bootstrap_interval(values, seed=8)
@@ -62,8 +44,6 @@ def test_an_interval_lies_between_the_least_and_the_greatest_value(values):
     assert min(values) - slack <= low <= high <= max(values) + slack
 
 
-def test_no_values_or_pairs_that_do_not_match_are_refused():
+def test_no_values_are_refused():
     with pytest.raises(ValueError, match="no values"):
         bootstrap_interval([], seed=0)
-    with pytest.raises(ValueError, match="zip"):
-        paired_bootstrap([1.0], [1.0, 2.0], seed=0)

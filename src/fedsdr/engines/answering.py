@@ -6,24 +6,24 @@ from pathlib import Path
 
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import open_run, read_run
+from fedsdr.engines.serving import Kind, serving_of
 from fedsdr.engines.site import Site, forward_of
 from fedsdr.evaluation.evaluate import greedy, requests_for
 from fedsdr.files import write_atomically
 from fedsdr.types import ClientData, Example, ServerState
 
 Answers = dict[str, dict[str, str]]  # client -> row id -> the answer
-MODELS = ("base", "global", "client")
 
 
 def answers_of(
     run: Path,
-    model: str,
+    model: Kind,
     clients: Sequence[ClientData],
     rows: Mapping[str, Sequence[Example]],
     progress: Progress,
     overrides: Sequence[str] = (),
 ) -> Answers:
-    """Return the greedy answers that `fedsdr evaluate` scores, of one of MODELS, to these rows.
+    """Return the greedy answers to these rows that `fedsdr evaluate` scores, of this kind of model.
 
     They are kept in RUN/answers/MODEL/CLIENT.jsonl with what they depend on, so that none is made
     twice.
@@ -75,17 +75,11 @@ def _kept(path: Path, about: Mapping[str, int]) -> dict[str, str]:
 
 
 def _generate(
-    site: Site, state: ServerState, client: ClientData, model: str, rows: Sequence[Example]
+    site: Site, state: ServerState, client: ClientData, model: Kind, rows: Sequence[Example]
 ) -> dict[str, str]:
-    method = site.method
-    site.model.set(state.shared)
-    branches = method.global_model if model != "base" and method.sent else ()
-    mixed_by = None
-    # A client that has no S of its own is served with the global model.
-    if model == "client" and (private := site.private_of(client.client_id, state)):
-        site.model.set(private)
-        branches, mixed_by = method.client_model, client if method.mixed else None
+    serving = serving_of(site, state, model, client.client_id)
+    site.model.set(serving.values)
     requests = requests_for([(row.id, row) for row in rows], site.config.seed)
     decoding = greedy(site.config.evaluation.max_new_tokens)
-    with forward_of(site, branches, mixed_by) as (_, generate):
+    with forward_of(site, serving.branches, client if serving.mixed else None) as (_, generate):
         return {made.id: made.text for made in generate(requests, decoding)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.engines.progress import Progress
+from fedsdr.engines.serving import serving_of
 from fedsdr.engines.site import Site, evaluate_model
 from fedsdr.evaluation.evaluate import ClientScores
 from fedsdr.evaluation.results import ClientResult, build_results
@@ -22,14 +23,15 @@ def evaluate_clients(
     Without any test row (data.test_fraction = 0) there is nothing but the cost.
     """
     began = time.perf_counter()
-    method, config = site.method, site.config
+    config = site.config
     measured: dict[str, ClientResult] = {}
     tested = [client for client in clients if client.test]
     with progress.bar("evaluating", 3 * len(tested)) as advance:
-        site.model.set(state.shared)
         base = _base_scores(site, tested)
         advance(len(tested))
-        shared = evaluate_model(site, tested, method.global_model) if method.sent else base
+        serving = serving_of(site, state, "global")
+        site.model.set(serving.values)
+        shared = evaluate_model(site, tested, serving.branches) if serving.branches else base
         advance(len(tested))
         for client in tested:
             name = client.client_id
@@ -38,7 +40,7 @@ def evaluate_clients(
             models = {"base": base[name], "global": shared[name], "client": own}
             measured[name] = ClientResult(len(client.raw), models)
     facts: dict[str, Any] = {
-        "method": method.name,
+        "method": site.method.name,
         "algorithm": config.algorithm.name,
         "seed": config.seed,
         "rounds": state.round,
@@ -74,14 +76,12 @@ def _base_scores(site: Site, clients: Sequence[ClientData]) -> dict[str, ClientS
 def _client_scores(
     site: Site, client: ClientData, state: ServerState, shared: ClientScores
 ) -> ClientScores:
-    """A client that has no S of its own is served with the global model."""
-    private = site.private_of(client.client_id, state)
-    if not private:
+    own = serving_of(site, state, "client", client.client_id)
+    if own.values is state.shared:
         return shared
-    site.model.set(private)
-    mixed_by = client if site.method.mixed else None
-    branches = site.method.client_model
-    return evaluate_model(site, [client], branches, mixed_by=mixed_by)[client.client_id]
+    site.model.set(own.values)
+    mixed_by = client if own.mixed else None
+    return evaluate_model(site, [client], own.branches, mixed_by=mixed_by)[client.client_id]
 
 
 def cost_of(

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.engines.answering import MODELS, Answers, answers_of
+from fedsdr.engines.answering import Answers, answers_of
 from fedsdr.engines.experiment import clients_of
 from fedsdr.engines.probing import sample_rows
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import check_data, read_run
+from fedsdr.engines.serving import Kind
 from fedsdr.errors import UserError, choose
 from fedsdr.evaluation.judging import ballots_of, question_of, standings, verdict_of
 from fedsdr.files import disk_errors_named
 from fedsdr.types import ClientData, Decoding, Example, Generate, GenerationRequest
 
+JUDGED: dict[str, Kind] = {"global": "global", "client": "client"}  # by what --of names
 # Verdicts are short; what else there may be room for is a model that thinks aloud first.
 DECODING = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=1024)
 
@@ -40,9 +42,7 @@ def judge(
     reply is appended to OUT/verdicts.jsonl, and what is there is not asked again. UserError for
     runs whose test rows differ, and when no reply could be read.
     """
-    contestants = _contestants(
-        runs, choose(model, {name: name for name in MODELS[1:]}, "--of"), base
-    )
+    contestants = _contestants(runs, choose(model, JUDGED, "--of"), base)
     clients = {run: _clients(run, overrides) for run in runs}
     first = clients[runs[0]]
     for run in runs:
@@ -74,7 +74,7 @@ def judge(
     return about | {"clients": {c: len(of) for c, of in chosen.items()}, **found}
 
 
-def _contestants(runs: Sequence[Path], model: str, base: bool) -> dict[str, tuple[Path, str]]:
+def _contestants(runs: Sequence[Path], model: Kind, base: bool) -> dict[str, tuple[Path, Kind]]:
     """Name -> run and model: the name of its folder, or its whole path where two share one."""
     names = [run.resolve().name for run in runs]
     found = {

@@ -34,19 +34,3 @@ def bootstrap_interval(
 ) -> list[float]:
     """Return the interval of the mean of `values`. ValueError when there are none."""
     return percentile_interval(resampled_means(values, seed, resamples), level)
-
-
-def paired_bootstrap(
-    a: Sequence[float],
-    b: Sequence[float],
-    seed: int,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> list[float]:
-    """Return the interval of mean(a) - mean(b), where a[i] and b[i] are of the same example.
-
-    The pairs are resampled, so that what makes an example hard for both does not widen it.
-    ValueError when the lengths differ.
-    """
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    return bootstrap_interval(differences, seed, level, resamples)
