@@ -70,6 +70,18 @@ def test_a_number_of_the_paper_stands_at_its_own_point_in_a_column_that_names_it
     ]
 
 
+def test_our_score_of_a_suite_stands_beside_the_papers_in_percent():
+    paper = asdict(load_reference(FOLDER / "table8.paper.toml"))
+    place = {"variant": "fedsdr", "algorithm": "fedavg"}
+    ours = [{**place, "model": model, "loss": 1.5, "score": 0.2} for model in ("global", "client")]
+    suites = [{**place, "model": "global", "suite": "mmlu", "score": 0.25}]
+    suites.append({**place, "model": "client", "suite": "bbh", "score": 0.5})
+    header, row = paper_table(ours, [], paper, suites)
+    assert row[header.index("our global MMLU (suite)")] == "25.00"
+    assert row[header.index("paper MMLU (suite)")] == "47.11"
+    assert "our global BBH (suite)" not in header
+
+
 SMALL = [
     "federation.rounds=1", "data.num_clients=2", "data.max_length=128", "train.local_epochs=1",
     "teacher.engine=transformers", "teacher.max_new_tokens=4", "evaluation.max_new_tokens=4",

@@ -8,6 +8,8 @@ from fedsdr.evaluation.comparison import (
     mean_difference,
     mean_over_clients,
     stratified_interval,
+    suite_rows,
+    suite_tables_of,
     tables_of,
 )
 
@@ -157,3 +159,52 @@ def test_global_and_client_models_are_in_tables_of_their_own():
     assert alone[at : at + 2] == ["1.000", ""]
     assert tables["The clients' own models"][2][at] == "1.000 (0.000)"
     assert tables["Cost of a run"][2] == ["fedsdr", "fedavg", "3", "15", "8", "1", "1.00", "2.00"]
+
+
+def asked(scores, clients=(), ids=("q1", "q2", "q3", "q4")):
+    """What suites.json holds of one suite; `scores` are those of the global model."""
+
+    def entry(values):
+        return {"scores": {"acc": list(values), "exact_match": [0.0] * len(values)}}
+
+    return {
+        "mmlu": {
+            "shots": 5,
+            "num_questions": len(ids),
+            "ids": list(ids),
+            "models": {"base": entry([1, 0, 0, 0][: len(ids)]), "global": entry(scores)},
+            "clients": {f"c{i}": entry(values) for i, values in enumerate(clients)},
+        }
+    }
+
+
+def test_suites_are_compared_by_question_over_seeds_and_clients_in_rows_of_their_own():
+    plain, fedsdr = Group("plain", "fedavg"), Group("fedsdr", "fedavg")
+    own = [[1, 1, 1, 0], [0, 1, 1, 0]]
+    groups = {
+        plain: {0: asked([1, 0, 0, 0]), 1: asked([1, 1, 0, 0])},
+        fedsdr: {0: asked([1, 1, 0, 0], own), 1: asked([1, 1, 1, 0], own), 2: {}},
+    }
+    rows = {(row["model"], row["variant"]): row for row in suite_rows(groups, "plain")}
+    assert rows.keys() == {("global", "plain"), ("global", "fedsdr"), ("client", "fedsdr")}
+    ours = rows["global", "fedsdr"]
+    assert (ours["suite"], ours["seeds"], ours["difference_seeds"]) == ("mmlu", 2, 2)
+    assert (ours["base"], ours["score"]) == (0.25, 0.625)
+    assert ours["score_sd"] == pytest.approx(0.125 * 2**0.5)
+    assert ours["score_difference"] == 0.25
+    differences = {"mmlu": {str(i): (d, 1) for i, d in enumerate([0, 0.5, 0.5, 0])}}
+    interval = [ours["score_difference_low"], ours["score_difference_high"]]
+    assert interval == stratified_interval(differences)
+    assert rows["client", "fedsdr"]["score"] == 0.625  # the mean of two clients, 3/4 and 2/4
+    assert rows["client", "fedsdr"]["score_difference"] is None
+    tables = suite_tables_of(list(rows.values()), [])
+    line = "mmlu plain fedavg 2 5 4 0.250 0.375 (0.177)"
+    assert tables["Public suites: global models"][1] == [*line.split()[:7], "0.375 (0.177)", ""]
+    assert suite_tables_of([], []) == {}
+
+
+def test_suites_that_were_asked_other_questions_are_not_compared():
+    plain, fedsdr = Group("plain", "fedavg"), Group("fedsdr", "fedavg")
+    other = asked([1, 1], ids=("q1", "q2"))
+    with pytest.raises(ValueError, match="same test rows"):
+        suite_rows({plain: {0: asked([1, 0, 0, 0])}, fedsdr: {0: other}}, "plain")

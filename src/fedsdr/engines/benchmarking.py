@@ -14,6 +14,7 @@ from fedsdr.evaluation.suites.catalogue import Suite
 from fedsdr.evaluation.suites.harness import ModelFunctions, SuiteScores, run_suite
 from fedsdr.evaluation.suites.questions import Question
 from fedsdr.evaluation.suites.sandbox import runs_well
+from fedsdr.evaluation.suites.tables import saved_suites
 from fedsdr.files import write_atomically
 from fedsdr.models.continuations import score_continuations
 from fedsdr.models.generation import transformers_generate
@@ -35,7 +36,7 @@ def run_suites(
     Of each suite its shots, prompt, ids and questions; of each model the mean and standard error of
     each metric, the scores by question, and seconds.
     """
-    _saved(site.folder)  # a broken file is found before the work that it would lose
+    saved_suites(site.folder)  # a broken file is found before the work that it would lose
     if any(suite.runs_code for suite in suites.values()) and not runs_well("pass"):
         raise UserError("--suite: generated code cannot be run here: its bounds are refused")
     models = list(models_of(site, state))
@@ -81,17 +82,9 @@ def _entry(scores: SuiteScores, seconds: float) -> dict[str, Any]:
 
 def save_suites(run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Add results to RUN/suites.json, in the place of those of the same suite; return all."""
-    merged = {**_saved(run), **results}
+    merged = {**saved_suites(run), **results}
     write_atomically(run / "suites.json", json.dumps(merged) + "\n")
     return merged
-
-
-def _saved(run: Path) -> dict[str, Any]:
-    path = run / "suites.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: broken ({error}); remove it") from error
 
 
 def model_functions(site: Site) -> ModelFunctions:

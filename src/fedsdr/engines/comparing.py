@@ -21,9 +21,10 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import checked_config
 from fedsdr.engines.site import Site, open_site, with_pack
 from fedsdr.errors import UserError
-from fedsdr.evaluation.comparison import Group, comparison_rows
+from fedsdr.evaluation.comparison import Group, comparison_rows, suite_rows
 from fedsdr.evaluation.reference import Reference, paper_note, tables_in
 from fedsdr.evaluation.results import to_markdown
+from fedsdr.evaluation.suites.tables import saved_suites
 from fedsdr.files import write_atomically
 
 
@@ -78,16 +79,27 @@ def comparison_of(
     """Return what compare.json holds: the rows, what became of each cell, and the paper's rows."""
     _check_same_data(cells, done, out)
     groups: dict[Group, dict[int, dict[str, Any]]] = {}
+    suites: dict[Group, dict[int, dict[str, Any]]] = {}
     for cell in cells:
         runs = groups.setdefault(cell.group, {})
+        asked = suites.setdefault(cell.group, {})
         if cell.name in done:
             runs[cell.config.seed] = done[cell.name]
+            asked[cell.config.seed] = saved_suites(out / "cells" / cell.name)
+    try:
+        found = suite_rows(suites, baseline)
+    except ValueError:
+        raise UserError(
+            f"{out / 'cells'}: a suite was not asked with the same questions in all runs; ask them "
+            "again: fedsdr evaluate RUN --suite NAME --limit N"
+        ) from None
     config = cells[0].config
     rewriting = [r["cost"]["seconds"].get("rewrite, this run", 0.0) for r in done.values()]
     return {
         "baseline": baseline,
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
+        "suites": found,
         "rewriting_seconds": sum(rewriting),
         "model": config.model.name,
         "data": config.data.clients or config.data.source,

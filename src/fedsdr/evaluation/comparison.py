@@ -131,6 +131,88 @@ def comparison_rows(
     return rows
 
 
+def suite_rows(
+    groups: Mapping[Group, Mapping[int, Mapping[str, Any]]], baseline: str
+) -> list[dict[str, Any]]:
+    """Return one row for each group, kind of model and public suite; the runs hold what suites.json
+    does. A suite's first metric counts, and for the clients' own models the mean over them.
+
+    ValueError when the runs were not asked the same questions.
+    """
+    rows = []
+    for model in ("global", "client"):
+        for group, runs in groups.items():
+            against = groups.get(replace(group, variant=baseline), {})
+            for suite in dict.fromkeys(name for run in runs.values() for name in run):
+                own, theirs = (
+                    {seed: v for seed, run in of.items() if (v := _suite_values(run, suite, model))}
+                    for of in (runs, {} if group.variant == baseline else against)
+                )
+                if not own:
+                    continue
+                common = sorted(own.keys() & theirs.keys())
+                asked = next(run[suite] for run in runs.values() if suite in run)
+                row = {"variant": group.variant, "algorithm": group.algorithm, **dict(group.point)}
+                row |= {
+                    "model": model,
+                    "suite": suite,
+                    "shots": asked["shots"],
+                    "questions": asked["num_questions"],
+                    "seeds": len(own),
+                    "difference_seeds": len(common),
+                    "base": mean_over_clients(_suite_values({suite: asked}, suite, "base")),
+                }
+                row |= _spread("score", [mean_over_clients(v) for v in own.values()])
+                both = [own[seed] for seed in common], {seed: theirs[seed] for seed in common}
+                rows.append(row | _difference("score_difference", *both))
+    return rows
+
+
+def _suite_values(suites: Mapping[str, Any], name: str, model: str) -> Values:
+    """Return the scores by question, all of one stratum; {} where there is no such model."""
+    suite = suites.get(name)
+    if suite is None:
+        return {}
+    found = suite["models"].get(model)
+    entries = list(suite["clients"].values()) if model == "client" else [found] if found else []
+    if not entries:
+        return {}
+    metric = next(iter(entries[0]["scores"]))
+    scores = zip(*(entry["scores"][metric] for entry in entries), strict=True)
+    return {
+        name: {
+            f"{i} {question}": (statistics.fmean(of), 1)
+            for i, (question, of) in enumerate(zip(suite["ids"], scores, strict=True))
+        }
+    }
+
+
+def suite_tables_of(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> dict[str, list[list[str]]]:
+    """Return the rows of `suite_rows` as tables of text by title, one of each kind of model."""
+    run = ["suite", "variant", "algorithm", *keys, "seeds"]
+    titles = {
+        "global": "Public suites: global models",
+        "client": "Public suites: the clients' own models",
+    }
+    return {
+        title: [[*run, "shots", "questions", "base", "score", "score - baseline"]]
+        + [
+            [
+                *(str(row[key]) for key in (*run, "shots", "questions")),
+                f"{row['base']:.3f}",
+                _mean_text(row, "score"),
+                _difference_text(row, "score"),
+            ]
+            for row in sorted(rows, key=lambda row: row["suite"])
+            if row["model"] == model
+        ]
+        for model, title in titles.items()
+        if any(row["model"] == model for row in rows)
+    }
+
+
 def tables_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, list[list[str]]]:
     """Return tables as text by title: one of each kind of model, and one of cost.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedsdr.config import key_names, read_toml
 from fedsdr.errors import UserError, nearest
-from fedsdr.evaluation.comparison import tables_of
+from fedsdr.evaluation.comparison import suite_tables_of, tables_of
 
 OURS = [("global", "loss"), ("global", "score"), ("client", "loss"), ("client", "score")]
 
@@ -71,28 +71,39 @@ def load_reference(path: Path) -> Reference:
 def tables_in(comparison: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """Return the tables of a comparison by title; the paper's numbers are in one of their own."""
     rows, keys, paper = comparison["rows"], comparison["keys"], comparison["paper"]
-    tables = tables_of(rows, keys)
+    tables = tables_of(rows, keys) | suite_tables_of(comparison["suites"], keys)
     if paper is not None:
-        tables["Beside the paper"] = paper_table(rows, keys, paper)
+        tables["Beside the paper"] = paper_table(rows, keys, paper, comparison["suites"])
     return tables
 
 
 def paper_table(
-    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], paper: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    paper: Mapping[str, Any],
+    suites: Sequence[Mapping[str, Any]] = (),
 ) -> list[list[str]]:
     """Return our means and the paper's numbers of the same run as text, the header first.
 
     `rows` are those of `comparison_rows`, `keys` those of a sweep, `paper` a `Reference` as plain
-    values. A header says what kind of number the paper's is. Empty where it has none.
+    values, `suites` those of `suite_rows`, of which the global models' scores in percent stand here
+    where the paper has that suite. A header says what kind of number the paper's is. Empty where it
+    has none.
     """
     run = ["variant", "algorithm", *keys]
     measures = paper["measures"]
+    asked = {(row["suite"], *(row[key] for key in run)): row for row in suites
+             if row["model"] == "global"}  # fmt: skip
+    both = [name for name in measures if any(suite == name.lower() for suite, *_ in asked)]
     header = [*run, *(f"our {model} {measure}" for model, measure in OURS)]
+    header += [f"our global {name} (suite)" for name in both]
     table = [[*header, *(f"paper {name} ({kind})" for name, kind in measures.items())]]
     ours = {(row["model"], *(row[key] for key in run)): row for row in rows}
     for model, *place in ours:
         if model == "global":
             own = [f"{ours[of, *place][measure]:.3f}" for of, measure in OURS]
+            scores = [asked.get((name.lower(), *place)) for name in both]
+            own += [f"{100 * row['score']:.2f}" if row else "" for row in scores]
             values = _values_at(dict(zip(run, place, strict=True)), paper["rows"])
             numbers = [f"{values[name]:.2f}" if name in values else "" for name in measures]
             table.append([*map(str, place), *own, *numbers])

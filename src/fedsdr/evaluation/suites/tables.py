@@ -1,7 +1,20 @@
-"""Tables of suites.json: base and global model in one, clients in another."""
+"""A run's suites.json, and its tables: base and global model in one, clients in another."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from fedsdr.errors import UserError
+
+
+def saved_suites(run: Path) -> dict[str, Any]:
+    """Return what RUN/suites.json holds, {} where there is none. UserError when it is broken."""
+    path = run / "suites.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); remove it") from error
 
 
 def tables_of(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
