@@ -8,6 +8,7 @@ from fedsdr.engines.comparing import write_comparison
 from fedsdr.errors import UserError
 from fedsdr.evaluation.evaluate import ClientScores, ExampleScore
 from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.report.curves import curves_svg
 from fedsdr.report.page import page_of
 
 SECRET = "the patient of room 12 has gout"
@@ -135,3 +136,14 @@ def test_a_folder_without_results_is_named_and_so_is_a_broken_file(tmp_path, run
     (folder / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json: broken"):
         page_of([folder])
+
+
+def test_of_a_thousand_clients_the_mean_alone_is_named():
+    curves = {f"client-{i:04d}": [(1, 2.0), (2, 1.0 + i / 1000)] for i in range(1000)}
+    text = curves_svg({"R.raw": curves | {"mean": [(1, 2.0), (2, 1.5)]}}, "loss", bold="mean")
+    assert "mean" in text
+    assert "client-0000" not in text
+    few = curves_svg(
+        {"R.raw": {"client-0000": [(1, 2.0)], "mean": [(1, 2.0)]}}, "loss", bold="mean"
+    )
+    assert "client-0000" in few

@@ -135,7 +135,7 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         data = ", ".join(data) if isinstance(data, list) else data
         notes.append(paper_note(comparison["paper"], comparison["model"], data))
     failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
-    todo = [c for c in comparison["cells"] if not (c["finished"] or c["failed"])]
+    todo = [c for c in comparison["cells"] if not (c.get("finished", True) or c["failed"])]
     notes += [f"not finished: {cell['folder']}" for cell in todo]
     return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
 

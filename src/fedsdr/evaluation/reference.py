@@ -71,9 +71,10 @@ def load_reference(path: Path) -> Reference:
 def tables_in(comparison: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """Return the tables of a comparison by title; the paper's numbers are in one of their own."""
     rows, keys, paper = comparison["rows"], comparison["keys"], comparison["paper"]
-    tables = tables_of(rows, keys) | suite_tables_of(comparison["suites"], keys)
+    suites = comparison.get("suites", [])  # none in a file of an older version
+    tables = tables_of(rows, keys) | suite_tables_of(suites, keys)
     if paper is not None:
-        tables["Beside the paper"] = paper_table(rows, keys, paper, comparison["suites"])
+        tables["Beside the paper"] = paper_table(rows, keys, paper, suites)
     return tables
 
 

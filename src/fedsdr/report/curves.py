@@ -4,19 +4,22 @@ import io
 from collections.abc import Mapping, Sequence
 
 Curve = Sequence[tuple[int, float]]  # (round, value)
+MANY = 20  # curves that can be told apart by their colours
 
 
 def curves_svg(panels: Mapping[str, Mapping[str, Curve]], unit: str, bold: str = "") -> str:
     """Return one drawing with a panel each; the curve named `bold` stands out from the others.
 
-    A name has one colour in all panels. The same curves give the same bytes.
+    A name has one colour in all panels; of more than MANY all are grey and unnamed but for `bold`.
+    The same curves give the same bytes.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     palette = matplotlib.colormaps["tab20" if len(names) > 10 else "tab10"]
-    colours = {name: palette(i % palette.N) for i, name in enumerate(names)}
+    many = len(names) > MANY
+    colours = {name: "0.75" if many else palette(i % palette.N) for i, name in enumerate(names)}
     with matplotlib.rc_context({"svg.hashsalt": "fedsdr", "svg.fonttype": "none"}):
         figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -29,13 +32,15 @@ def curves_svg(panels: Mapping[str, Mapping[str, Curve]], unit: str, bold: str =
                     linewidth=2.2 if name == bold else 1.2,
                     marker="o",
                     markersize=3,
-                    label=name,
+                    zorder=3 if name == bold else 2,
+                    label=name if name == bold or not many else "_unnamed",
                 )
             axis.set(title=title, xlabel="round", ylabel=unit)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
         out = io.StringIO()
         figure.savefig(
             out,
