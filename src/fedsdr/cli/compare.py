@@ -77,11 +77,13 @@ def compare(
     if dry_run:
         print_estimates(estimates_of(cells, folder, console_progress()))
         return
-    done, failed = finished_cells(cells, folder), dict[str, Failure]()
-    if not finished:
+    failed: dict[str, Failure] = {}
+    if finished:
+        done = finished_cells(cells, folder)
+        if not done:
+            raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
+    else:
         done, failed = run_cells(cells, folder, console_progress())
-    elif not done:
-        raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
     if done:
         comparison = comparison_of(cells, done, failed, study.baseline, folder, reference)
         write_comparison(comparison, folder)

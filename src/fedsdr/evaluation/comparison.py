@@ -145,7 +145,11 @@ def suite_rows(
             against = groups.get(replace(group, variant=baseline), {})
             for suite in dict.fromkeys(name for run in runs.values() for name in run):
                 own, theirs = (
-                    {seed: v for seed, run in of.items() if (v := _suite_values(run, suite, model))}
+                    {
+                        seed: values
+                        for seed, run in of.items()
+                        if suite in run and (values := _suite_values(suite, run[suite], model))
+                    }
                     for of in (runs, {} if group.variant == baseline else against)
                 )
                 if not own:
@@ -160,7 +164,7 @@ def suite_rows(
                     "questions": asked["num_questions"],
                     "seeds": len(own),
                     "difference_seeds": len(common),
-                    "base": mean_over_clients(_suite_values({suite: asked}, suite, "base")),
+                    "base": mean_over_clients(_suite_values(suite, asked, "base")),
                 }
                 row |= _spread("score", [mean_over_clients(v) for v in own.values()])
                 both = [own[seed] for seed in common], {seed: theirs[seed] for seed in common}
@@ -168,13 +172,10 @@ def suite_rows(
     return rows
 
 
-def _suite_values(suites: Mapping[str, Any], name: str, model: str) -> Values:
+def _suite_values(name: str, suite: Mapping[str, Any], model: str) -> Values:
     """Return the scores by question, all of one stratum; {} where there is no such model."""
-    suite = suites.get(name)
-    if suite is None:
-        return {}
-    found = suite["models"].get(model)
-    entries = list(suite["clients"].values()) if model == "client" else [found] if found else []
+    kinds = {kind: [entry] for kind, entry in suite["models"].items()}
+    entries = {**kinds, "client": list(suite["clients"].values())}.get(model)
     if not entries:
         return {}
     metric = next(iter(entries[0]["scores"]))

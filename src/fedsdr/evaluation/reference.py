@@ -95,7 +95,8 @@ def paper_table(
     measures = paper["measures"]
     asked = {(row["suite"], *(row[key] for key in run)): row for row in suites
              if row["model"] == "global"}  # fmt: skip
-    both = [name for name in measures if any(suite == name.lower() for suite, *_ in asked)]
+    suites_asked = {suite for suite, *_ in asked}
+    both = [name for name in measures if name.lower() in suites_asked]
     header = [*run, *(f"our {model} {measure}" for model, measure in OURS)]
     header += [f"our global {name} (suite)" for name in both]
     table = [[*header, *(f"paper {name} ({kind})" for name, kind in measures.items())]]

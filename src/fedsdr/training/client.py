@@ -46,8 +46,8 @@ def train_client(
     method = choose(settings.method, METHODS, "method.name")
     if settings.clip_norm and (task.control or settings.correction == "scaffold"):
         raise Refusal("privacy.mode: control variates are asked for, which no noise covers")
-    if settings.local_noise and (before := _sent_before(task, store)):
-        return ClientUpdate(task.client_id, task.round, 1, before, {})
+    if settings.local_noise and (answered := _answered(task, store)):
+        return ClientUpdate(task.client_id, task.round, 1, answered, {})
     model.set(task.shared)
     remembers = bool(method.private or task.control or settings.update_dtype != "fp32")
     kept = store.load(task.accepted_round if remembers else 0)
@@ -94,7 +94,7 @@ def train_client(
         raise Refusal(f"client '{task.client_id}': its private branch diverged; lower train.lr")
     change = subtract(after, task.shared) if sent else {}
     if settings.local_noise:  # nor whether R did
-        change = map_tensors(lambda x: x.nan_to_num(0.0, 0.0, 0.0), change) if change else {}
+        change = map_tensors(lambda x: x.nan_to_num(0.0, 0.0, 0.0), change)
     if settings.clip_norm and sent:
         metrics["update.norm"] = norm(change)
         change = clip(change, settings.clip_norm)
@@ -114,18 +114,20 @@ def train_client(
     )
 
 
-def _sent_before(task: ClientTask, store: ClientStore) -> Tensors:
-    """Return what was sent for this round already: the same again tells nothing new, fresh noise on
-    the same update would. Refusal when a later round was answered."""
+def _answered(task: ClientTask, store: ClientStore) -> Tensors:
+    """Return what was sent for this round already, {} where nothing was: the same again tells
+    nothing new, fresh noise on the same update would. Refusal when a later round was answered."""
     newest = store.newest()
+    if task.round > newest:
+        return {}
     if task.round < newest:
         raise Refusal(
             f"round {task.round} is asked for after round {newest} was answered; with local noise "
             "a site goes forward only"
         )
-    sent = store.load(task.round).sent if task.round == newest else {}
-    if newest and task.round == newest and not sent:
-        raise Refusal(f"round {task.round} was answered already, and that answer is gone")
+    sent = store.load(newest).sent
+    if not sent:
+        raise Refusal(f"round {newest} was answered already, and that answer is gone")
     return sent
 
 

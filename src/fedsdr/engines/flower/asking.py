@@ -114,14 +114,13 @@ class Sites:
     def __init__(self, grid: Grid, log: Callable[[str], None], run_id: str) -> None:
         self._grid, self._log, self._run_id = grid, log, run_id
         self._names: dict[int, str] = {}  # node -> client, in the order of joining
-        self._asked: dict[str, int] = {}  # message -> node
-        self._since: dict[str, float] = {}  # message -> when
+        self._asked: dict[str, tuple[int, float]] = {}  # message -> node, when
 
     @property
     def silent(self) -> bool:
         """Whether some were asked for their name a short while ago and have not answered yet."""
         now = time.monotonic()
-        return any(now - self._since[message] < NAME_SECONDS for message in self._asked)
+        return any(now - since < NAME_SECONDS for _, since in self._asked.values())
 
     def look(self, again: bool = False) -> dict[str, int]:
         """Return client -> node of those that are connected now and have said their name.
@@ -134,13 +133,14 @@ class Sites:
             for node, name in self._names.items()
             if node in connected and (name or not again)
         }
-        self._asked = {m: node for m, node in self._asked.items() if node in connected}
-        for node in sorted(connected - self._names.keys() - set(self._asked.values())):
+        self._asked = {m: asked for m, asked in self._asked.items() if asked[0] in connected}
+        waiting = {node for node, _ in self._asked.values()}
+        for node in sorted(connected - self._names.keys() - waiting):
             message = Message(of_run(self._run_id), node, "query.join")
             for message_id in self._grid.push_messages([message]):
-                self._asked[message_id], self._since[message_id] = node, time.monotonic()
+                self._asked[message_id] = node, time.monotonic()
         for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
-            node, said = self._asked.pop(reply.metadata.reply_to_message_id), told(reply)
+            (node, _), said = self._asked.pop(reply.metadata.reply_to_message_id), told(reply)
             name = said.get("client")
             self._names[node] = name if isinstance(name, str) else ""
             rows = f" with {said['rows']} rows" if "rows" in said else ""

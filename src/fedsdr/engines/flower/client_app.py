@@ -118,7 +118,7 @@ def _reason(error: Exception, context: Context) -> str:
     """Return what the server is told of an error. The text may quote a site's own files: then it
     is told the kind alone; in a simulation there is nothing to hide, and no log that stays."""
     kind, text = type(error).__name__, " ".join(str(error).split())
-    if isinstance(error, Refusal) or ("client" not in context.node_config):
+    if isinstance(error, Refusal) or not _is_site(context):
         return text if isinstance(error, UserError) else f"{kind}: {text}"
     return f"{kind} (its log has more)"
 
@@ -133,7 +133,7 @@ def open_node(context: Context, run_id: str, seconds: float) -> Iterator[tuple[S
     _, folder, client = _held(*_key(context))
     with alone(folder / "clients" / client.client_id, seconds):
         _check_run(context, run_id)  # again: it may have waited for another run
-        if "client" in context.node_config:
+        if _is_site(context):
             write_atomically(folder / RUN_ID, run_id)
         site = _site(*_key(context, of_client=False))
         if site.method.rewrites and not has_rewrites(site, [client]):
@@ -143,7 +143,7 @@ def open_node(context: Context, run_id: str, seconds: float) -> Iterator[tuple[S
 
 def _check_run(context: Context, run_id: str) -> None:
     """Refusal when a site keeps the state of another run under this experiment's name."""
-    if "client" not in context.node_config:
+    if not _is_site(context):
         return
     folder = _config_and_folder(*_key(context))[1]
     path = folder / RUN_ID
@@ -155,6 +155,11 @@ def _check_run(context: Context, run_id: str) -> None:
         )
 
 
+def _is_site(context: Context) -> bool:
+    """Whether this node names its client; else it is one of a simulation."""
+    return "client" in context.node_config
+
+
 def _run_of(message: Message) -> str:
     return str(message.content.config_records["run"]["id"])
 
@@ -162,7 +167,7 @@ def _run_of(message: Message) -> str:
 def _key(context: Context, of_client: bool = True) -> tuple[Items, Items]:
     """Return what an open node depends on. All clients of a simulation share one base."""
     node = context.node_config
-    own = node if of_client or "client" in node else {}
+    own = node if of_client or _is_site(context) else {}
     return tuple(sorted(context.run_config.items())), tuple(sorted(own.items()))
 
 
@@ -209,13 +214,13 @@ def _config_and_folder(run: Items, node: Items) -> tuple[Config, Path]:
     if own.get("experiment", experiment) != experiment:
         raise UserError(f"--node-config: takes part in '{own['experiment']}', not '{experiment}'")
     keys = {key: value for key, value in own.items() if key not in _ITS_OWN}
-    if pinned := [key for key in _PRIVACY if key in keys]:
-        for key in _PRIVACY:
-            if key not in keys:
-                raise UserError(
-                    f"--node-config: {pinned[0]} is set, so set {key} too, or whoever starts a run "
-                    "chooses it"
-                )
+    pinned = [key for key in _PRIVACY if key in keys]
+    if 0 < len(pinned) < len(_PRIVACY):
+        missing = next(key for key in _PRIVACY if key not in keys)
+        raise UserError(
+            f"--node-config: {pinned[0]} is set, so set {missing} too, or whoever starts a run "
+            "chooses it"
+        )
     keys["data.clients"] = str(own["data"])
     config = with_scalars(from_run_config(values, without=SITE_KEYS), keys, "--node-config")
     return config, Path(str(own["state-dir"])).expanduser() / experiment / client
