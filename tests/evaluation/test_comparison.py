@@ -4,6 +4,8 @@ from scipy.stats import bootstrap
 
 from fedsdr.evaluation.comparison import (
     Group,
+    client_rows,
+    client_tables_of,
     comparison_rows,
     mean_difference,
     mean_over_clients,
@@ -159,6 +161,38 @@ def test_global_and_client_models_are_in_tables_of_their_own():
     assert alone[at : at + 2] == ["1.000", ""]
     assert tables["The clients' own models"][2][at] == "1.000 (0.000)"
     assert tables["Cost of a run"][2] == ["fedsdr", "fedavg", "3", "15", "8", "1", "1.00", "2.00"]
+
+
+def test_by_client_the_base_stands_once_and_a_column_is_a_client():
+    clinic = {"clinic": [{"id": "z"} | {m: {"loss_sum": 6.0, "tokens": 2, "score": 0.25}
+              for m in ("base", "global", "client")}]}  # fmt: skip
+    groups = {
+        group: {s: r | {"examples": r["examples"] | clinic} for s, r in runs.items()}
+        for group, runs in GROUPS.items()
+    }
+    rows = client_rows(groups)
+    assert len(rows) == 3 * 3 * 2
+    own = next(r for r in rows if (r["variant"], r["model"]) == ("fedsdr", "global"))
+    assert (own["client"], own["seeds"], own["loss"]) == ("bank", 3, pytest.approx(3.5 / 3))
+    tables = client_tables_of(rows, [])
+    assert list(tables) == [
+        f"{measure} by client: {models}"
+        for measure in ("Loss", "Score")
+        for models in ("global models", "the clients' own models")
+    ]
+    assert tables["Loss by client: global models"] == [
+        ["variant", "algorithm", "seeds", "bank", "clinic"],
+        ["base", "", "", "9.000", "3.000"],
+        ["plain", "fedavg", "2", "2.500", "3.000"],
+        ["fedsdr", "fedavg", "3", "1.167", "3.000"],
+        ["fedsdr", "fedyogi", "1", "1.000", "3.000"],
+    ]
+    assert tables["Score by client: the clients' own models"][2] == [
+        *("fedsdr", "fedavg", "3"),
+        *("0.750", "0.250"),
+    ]
+    many = [row | {"client": str(i)} for row in rows for i in range(13)]
+    assert client_tables_of(many, []) == {}
 
 
 def asked(scores, clients=(), ids=("q1", "q2", "q3", "q4")):

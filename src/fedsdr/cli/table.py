@@ -57,9 +57,9 @@ def grid(title: str, rows: Sequence[Sequence[str]], line_after: int | None = Non
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
-    """Print the tables of a comparison and the notes that they are read with."""
+    """Print the tables of a comparison but those by client, and the notes to read them with."""
     console = wide_console()
-    for title, rows in tables_in(comparison).items():
+    for title, rows in tables_in(comparison, by_client=False).items():
         console.print(grid(title, rows))
     for note in notes_of(comparison):
         console.print(note, highlight=False, markup=False)

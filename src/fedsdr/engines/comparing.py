@@ -21,7 +21,7 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import checked_config
 from fedsdr.engines.site import Site, open_site, with_pack
 from fedsdr.errors import UserError
-from fedsdr.evaluation.comparison import Group, comparison_rows, suite_rows
+from fedsdr.evaluation.comparison import Group, client_rows, comparison_rows, suite_rows
 from fedsdr.evaluation.reference import Reference, paper_note, tables_in
 from fedsdr.evaluation.results import to_markdown
 from fedsdr.evaluation.suites.tables import saved_suites
@@ -99,6 +99,7 @@ def comparison_of(
         "baseline": baseline,
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
+        "by_client": client_rows(groups),
         "suites": found,
         "rewriting_seconds": sum(rewriting),
         "model": config.model.name,

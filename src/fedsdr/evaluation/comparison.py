@@ -11,6 +11,7 @@ drawn: a bootstrap of three would be too narrow. So the interval holds for these
 difference outlasts another seed is read from its own spread over seeds.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from fedsdr.seeds import seed_for
 Results = Mapping[str, Any]  # what results.json holds
 # client -> id of a test row -> (numerator, denominator); a client's value is the ratio of the sums
 Values = dict[str, dict[str, tuple[float, float]]]
+MEASURES = ("loss", "score")
+MOST_COLUMNS = 12  # clients in one table
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,58 @@ def comparison_rows(
                 "metric": metrics.pop() if len(metrics) == 1 else "mixed",
                 "difference_seeds": len(common),
             }
-            for measure in ("loss", "score"):
+            for measure in MEASURES:
                 own = {seed: values_of(run, model, measure) for seed, run in runs.items()}
                 row |= _spread(measure, [mean_over_clients(v) for v in own.values()])
                 theirs = {seed: values_of(against[seed], model, measure) for seed in common}
                 row |= _difference(f"{measure}_difference", [own[s] for s in common], theirs)
             rows.append(row | _cost([run["cost"] for run in runs.values()]))
     return rows
+
+
+def client_rows(groups: Mapping[Group, Mapping[int, Results]]) -> list[dict[str, Any]]:
+    """Return one row for each group, kind of model ("base" too) and client: its means over seeds
+    and their deviation. A mean over clients does not say which of them moved it.
+    """
+    rows = []
+    for group, runs in groups.items():
+        for model in ("base", "global", "client") if runs else ():
+            of = {m: [values_of(run, model, m) for run in runs.values()] for m in MEASURES}
+            for client in dict.fromkeys(name for values in of["loss"] for name in values):
+                row = {"variant": group.variant, "algorithm": group.algorithm, **dict(group.point)}
+                row |= {"model": model, "seeds": len(runs), "client": client}
+                for measure, found in of.items():
+                    own = [{client: v[client]} for v in found if client in v]
+                    row |= _spread(measure, [mean_over_clients(v) for v in own])
+                rows.append(row)
+    return rows
+
+
+def client_tables_of(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> dict[str, list[list[str]]]:
+    """Return the rows of `client_rows` as tables of text by title, a column each client; none for
+    more clients than a page is wide enough for.
+
+    The base, which every variant starts from, is a row of the global models' tables.
+    """
+    clients = sorted({row["client"] for row in rows})
+    run = ["variant", "algorithm", *keys, "seeds"]
+    kinds = {"global": "global models", "client": "the clients' own models"}
+    tables = {}
+    for measure, (model, title) in itertools.product(MEASURES, kinds.items()):
+        lines: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in rows:
+            if row["model"] == "base" and model == "global":
+                line = ("base", "", *(str(row[key]) for key in keys), "")
+            elif row["model"] == model:
+                line = tuple(str(row[key]) for key in run)
+            else:
+                continue
+            lines.setdefault(line, {})[row["client"]] = f"{row[measure]:.3f}"
+        body = [[*line, *(of.get(name, "") for name in clients)] for line, of in lines.items()]
+        tables[f"{measure.capitalize()} by client: {title}"] = [[*run, *clients], *body]
+    return tables if len(clients) <= MOST_COLUMNS else {}
 
 
 def suite_rows(
@@ -225,7 +273,7 @@ def tables_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[st
         title: [[*run, *measured, "metric"]]
         + [
             [*(str(row[key]) for key in run), str(row["clients"]), str(row["test_rows"])]
-            + [text(row, m) for m in ("loss", "score") for text in (_mean_text, _difference_text)]
+            + [text(row, m) for m in MEASURES for text in (_mean_text, _difference_text)]
             + [row["metric"]]
             for row in rows
             if row["model"] == model

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedsdr.config import key_names, read_toml
 from fedsdr.errors import UserError, nearest
-from fedsdr.evaluation.comparison import suite_tables_of, tables_of
+from fedsdr.evaluation.comparison import client_tables_of, suite_tables_of, tables_of
 
 OURS = [("global", "loss"), ("global", "score"), ("client", "loss"), ("client", "score")]
 
@@ -68,11 +68,16 @@ def load_reference(path: Path) -> Reference:
     return found
 
 
-def tables_in(comparison: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+def tables_in(
+    comparison: Mapping[str, Any], *, by_client: bool = True
+) -> dict[str, list[list[str]]]:
     """Return the tables of a comparison by title; the paper's numbers are in one of their own."""
     rows, keys, paper = comparison["rows"], comparison["keys"], comparison["paper"]
     suites = comparison.get("suites", [])  # none in a file of an older version
-    tables = tables_of(rows, keys) | suite_tables_of(suites, keys)
+    tables = tables_of(rows, keys)
+    if by_client:
+        tables |= client_tables_of(comparison.get("by_client", []), keys)
+    tables |= suite_tables_of(suites, keys)
     if paper is not None:
         tables["Beside the paper"] = paper_table(rows, keys, paper, suites)
     return tables
