@@ -19,15 +19,18 @@ import tomli_w
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import write_atomically
 
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Template = Literal["auto", "chat", "alpaca"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "embedded:smollm2-135m-instruct"  # or a hub id, a folder, a .gguf file
     revision: str = ""  # of a hub id
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Dtype = "auto"
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"  # auto | cpu | cuda | cuda:1
-    template: Literal["auto", "chat", "alpaca"] = "auto"
+    template: Template = "auto"
     trust_remote_code: bool = False  # run code that comes with a hub model
 
 

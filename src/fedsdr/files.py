@@ -1,11 +1,17 @@
-"""Files that are either whole or not there: written to a temporary name, then renamed."""
+"""Files that are either whole or not there: written to a temporary name, then renamed.
+
+The temporary name is always the same, so that what a kill left there is written over. So two
+processes must not write the same file at once: where they could, one of them holds it `alone`.
+"""
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fedsdr.errors import DiskError, UserError
 
@@ -50,6 +56,18 @@ def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+def made_once(path: Path, make: Callable[[Path], object], seconds: float = 3600.0) -> Path:
+    """Return `path`, after `make(path)` where it is not there yet, by one of all processes.
+
+    UserError when another is at it for longer than that.
+    """
+    if not path.exists():
+        with alone(path.parent, seconds):
+            if not path.exists():
+                make(path)
+    return path
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename it to `path`."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -66,6 +84,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write UTF-8 text to `path`, whole or not at all. DiskError when the disk refuses."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def json_lines(path: Path) -> list[Any]:
+    """Return the JSON value of each line. A line ends with a line feed and nothing else: a text in
+    it may have U+2028 and its like, at which `str.splitlines` would cut."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:

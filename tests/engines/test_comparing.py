@@ -12,8 +12,10 @@ from fedsdr.engines.cells import cells_of
 from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import SILENT
-from fedsdr.engines.site import Site, with_pack
+from fedsdr.engines.site import with_pack
 from fedsdr.errors import UserError
+from fedsdr.models import memory
+from fedsdr.models.memory import choose_pack
 
 STUDY = CompareConfig(methods=["plain", "fedsdr"], seeds=[0, 1])
 
@@ -155,16 +157,46 @@ def test_cells_of_other_rows_are_not_put_in_one_table(cells, tmp_path, data_fold
 
 
 def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path, monkeypatch):
-    opened = []
+    opened, open_site = [], comparing.open_site
 
-    def open_site(config, folder):
-        opened.append(folder)
-        return Site(config, folder, base=None, model=None, renderer=None)
+    def counted(config, folder):
+        opened.append(folder.name)
+        return open_site(config, folder)
 
-    monkeypatch.setattr(comparing, "open_site", open_site)
+    monkeypatch.setattr(comparing, "open_site", counted)
     open_once = comparing.one_base()
-    config = with_pack(cells[0].config)
+    config = cells[0].config
     wider = replace(config, lora=replace(config.lora, rank=4))
-    for i, one in enumerate((config, replace(config, seed=5), wider, config)):
-        assert open_once(one, tmp_path / str(i)).config == one
-    assert [folder.name for folder in opened] == ["0", "2", "3"]
+    # What "auto" came to is no other base: a cell that goes on has it in its configuration.
+    goes_on = open_once(config, tmp_path / "0").config
+    assert (goes_on.model.dtype, goes_on.model.template) != ("auto", "auto")
+    scores = open_once(config, tmp_path / "0").base_scores
+    for i, one in enumerate((replace(goes_on, seed=5), replace(config, seed=6)), start=1):
+        site = open_once(one, tmp_path / str(i))
+        assert (site.config.seed, site.folder.name) == (one.seed, str(i))
+        assert site.base_scores is scores
+    other = replace(config, model=replace(config.model, template="alpaca"))
+    assert open_once(other, tmp_path / "other").renderer.name == "alpaca"
+    assert open_once(wider, tmp_path / "wider").config.lora.rank == 4
+    open_once(config, tmp_path / "again")
+    assert opened == ["0", "wider", "again"]
+
+
+def test_the_pack_size_is_chosen_once_and_beside_a_loaded_base_its_step_alone_must_fit(
+    cells, tmp_path, monkeypatch
+):
+    config = cells[0].config
+    step = choose_pack(with_pack(config, 1024))[1].step
+    free = iter([10**12, 2 * step + 2, step + step // 2])
+    monkeypatch.setattr(memory, "free_memory", lambda device: next(free))
+    open_once = comparing.one_base()
+
+    def packs(**data):
+        shape = replace(config, data=replace(config.data, **data))
+        return open_once(shape, tmp_path).config.train.pack_tokens
+
+    assert packs() == 1024
+    assert packs(seed=5) == 1024  # nothing is asked again
+    assert packs(max_length=config.data.max_length - 1) == 1024  # the weights are there already
+    assert packs(max_length=config.data.max_length - 2) == 512
+    assert open_once(with_pack(config, 700), tmp_path).config.train.pack_tokens == 700

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from fedsdr.engines import experiment, rounds
 from fedsdr.engines.distilling import distill_clients, prepare_rewriting
 from fedsdr.engines.experiment import clients_of, plan_of, run_experiment, run_rounds
 from fedsdr.engines.exporting import export_model
+from fedsdr.engines.probing import extra_round
 from fedsdr.engines.progress import SILENT
-from fedsdr.engines.site import evaluate_model, open_site
+from fedsdr.engines.run_folder import open_run
+from fedsdr.engines.site import evaluate_model, open_site, train_at
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.training.methods import METHODS
@@ -333,6 +336,41 @@ def test_a_run_with_local_noise_keeps_no_losses_of_the_clients(write_config, tmp
     run_experiment(config, tmp_path / "run", SILENT)
     (record,) = map(json.loads, (tmp_path / "run/rounds.jsonl").read_text().splitlines())
     assert [set(client) for client in record["clients"]] == [{"id", "num_examples"}] * 3
+
+
+def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
+    write_config, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def killed_in_the_end(site, client, task, after_step=None):
+        update = train_at(site, client, task, after_step)
+        if task.settings.afterwards:
+            raise Killed
+        return update
+
+    config = write_config("method.name=plain-personal", "privacy.mode=local")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train_at", killed_in_the_end)
+        with pytest.raises(Killed):
+            run_experiment(config, tmp_path / "run", SILENT)
+    assert run_experiment(config, tmp_path / "run", SILENT, resume=True)["rounds"] == 3
+    site, state = open_run(tmp_path / "run")
+    rows = {c.client_id: c.raw for c in clients_of(site.config)}
+    found = extra_round(site, clients_of(site.config), state, rows, lambda rows: None)
+    assert found["rows"] == len(rows)  # with local noise each counts as one
+
+
+def test_a_run_does_not_go_on_without_a_client_that_it_began_with(
+    write_config, tmp_path, data_folder
+):
+    rows = shutil.copytree(data_folder, tmp_path / "rows")
+    overrides = f"data.clients={rows}", "method.name=plain"
+    run_experiment(write_config(*overrides, "federation.rounds=1"), tmp_path / "run", SILENT)
+    (rows / "school.jsonl").unlink()
+    with pytest.raises(UserError, match="data of client 'school' are not those"):
+        run_experiment(write_config(*overrides), tmp_path / "run", SILENT, resume=True)
 
 
 @pytest.mark.parametrize(

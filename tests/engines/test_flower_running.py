@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -126,6 +127,23 @@ def test_a_configuration_survives_the_words_and_numbers_that_flower_carries():
     assert from_run_config({**values, "out": "/run", "experiment": "x", "resume": True}) == config
     with pytest.raises(UserError, match=r"'lora.rnk'; did you mean 'lora.rank'"):
         from_run_config({**values, "lora.rnk": 4})
+
+
+def test_what_is_of_the_starting_machine_alone_is_not_sent(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        running,
+        "_run_to_its_end",
+        lambda app, *_: sent.append((app / "pyproject.toml").read_text()),
+    )
+    config = Config(
+        data=DataConfig(clients="/home/me/rows"),
+        model=ModelConfig(name="org/model"),
+        teacher=TeacherConfig(engine="openai", model="m", url="http://me:SECRET@here/v1"),
+    )
+    running.submit(config, tmp_path, "there", False, SILENT)
+    assert "org/model" in sent[0]
+    assert not re.search("SECRET|/home/me", sent[0])
 
 
 def test_a_site_takes_no_path_and_no_right_from_the_server():

@@ -1,17 +1,21 @@
 import json
 import re
+import shutil
 import time
 
 import pytest
 from fake_endpoint import completion, server
 
 from fedsdr.config import load_config
+from fedsdr.engines import answering
 from fedsdr.engines.answering import answers_of
 from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.judging import judge
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import open_run
 from fedsdr.evaluation.judging import CRITERIA
 from fedsdr.evaluation.metrics import metric_for
+from fedsdr.types import Generation
 
 pytest.importorskip("httpx", reason="the judge is asked with it")
 MODEL = ("--model", "a-judge", "--rows", 2)
@@ -110,6 +114,28 @@ def test_the_answers_are_those_that_evaluate_scores(model, runs):
         own = [score(row.response, answers[client.client_id][row.id]) for row in client.test]
         wanted = results["clients"][client.client_id]["models"][model]["score"]
         assert sum(own) / len(own) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_an_answer_may_hold_what_some_take_for_the_end_of_a_line(runs, tmp_path, monkeypatch):
+    real = answering._generate
+    monkeypatch.setattr(
+        answering, "_generate", lambda *a: dict.fromkeys(real(*a), "one\u2028two\x85three")
+    )
+    asked = []
+
+    def ask(requests, decoding):
+        for request in requests:
+            asked.append(request)
+            reply = json.dumps(dict.fromkeys(CRITERIA, "A")) + " \u2028"
+            yield Generation(request.id, reply, True, 1, 1)
+
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    shutil.rmtree(run / "answers", ignore_errors=True)
+    found = [
+        judge([run], ask, tmp_path / "out", SILENT, judged_by="m", base=True) for _ in range(2)
+    ]
+    assert found[0] == found[1]
+    assert len(asked) == found[0]["asked"]  # nothing is asked twice
 
 
 def test_replies_that_are_no_json_are_counted_and_a_500_is_asked_again(runs, tmp_path, fedsdr):

@@ -1,5 +1,6 @@
 """The sandbox: what runs to its end passes, and what would do harm does not."""
 
+import os
 import socket
 
 import pytest
@@ -68,9 +69,14 @@ def test_files_elsewhere_are_neither_written_nor_removed(tmp_path):
         f"import os; os.rename({str(kept)!r}, 'own')",
         f"import shutil; shutil.rmtree({str(tmp_path)!r})",
         f"import os; os.symlink({str(kept)!r}, 'own'); open('own', 'w').write('after')",
+        f"import os; os.mkfifo({str(tmp_path / 'new')!r})",
+        f"import posix; posix.mknod({str(tmp_path / 'new')!r})",
+        f"import os; os.setxattr({str(kept)!r}, 'user.mark', b'x')",
     ):
         assert not runs_well(program)
         assert kept.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [kept]
+        assert os.listxattr(kept) == []
 
 
 def test_humaneval_passes_with_its_own_solution_and_fails_with_another():

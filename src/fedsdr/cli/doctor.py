@@ -18,6 +18,9 @@ EXTRAS = {
     "bitsandbytes": ("4- and 8-bit bases on CUDA", "pip install -e '.[quantize]'"),
     "pyarrow": (".parquet files", "pip install -e '.[parquet]'"),
     "datasets": ("hub data sets", "pip install -e '.[hub]'"),
+    "lm-eval": ("public suites", "pip install -e '.[suites]'"),
+    "flwr": ("federations of several machines", "pip install -e '.[flower]'"),
+    "dp-accounting": ("differential privacy", "pip install -e '.[dp]'"),
     "peft": ("loading the adapters elsewhere", "pip install peft"),
 }
 # The command of optimum-intel, which needs an environment of its own.
@@ -38,7 +41,7 @@ def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
     from fedsdr.models.load import cache_folder, choose_device, choose_dtype
 
     device = choose_device("auto")
-    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
+    dtype = choose_dtype("auto", device)
     print(f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores")
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30

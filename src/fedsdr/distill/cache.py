@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from fedsdr.files import disk_errors_named, write_atomically
+from fedsdr.files import disk_errors_named, made_once, write_atomically
 from fedsdr.types import Decoding, Generation
 
 
@@ -56,8 +56,7 @@ class RewriteCache:
         self.teacher = teacher
         self.path = Path(folder) / "rewrites" / f"{teacher.fingerprint}.jsonl"
         about = json.dumps(dataclasses.asdict(teacher), indent=2, sort_keys=True) + "\n"
-        if not self.path.with_suffix(".json").exists():
-            write_atomically(self.path.with_suffix(".json"), about)
+        made_once(self.path.with_suffix(".json"), lambda path: write_atomically(path, about))
         with disk_errors_named(self.path):
             content = self.path.read_bytes() if self.path.exists() else b""
         self._torn = not content.endswith(b"\n") and content != b""

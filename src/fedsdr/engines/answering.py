@@ -9,7 +9,7 @@ from fedsdr.engines.run_folder import open_run, read_run
 from fedsdr.engines.serving import Kind, serving_of
 from fedsdr.engines.site import Site, forward_of
 from fedsdr.evaluation.evaluate import greedy, requests_for
-from fedsdr.files import write_atomically
+from fedsdr.files import json_lines, write_atomically
 from fedsdr.types import ClientData, Example, ServerState
 
 Answers = dict[str, dict[str, str]]  # client -> row id -> the answer
@@ -70,8 +70,7 @@ def _kept(path: Path, about: Mapping[str, int]) -> dict[str, str]:
     """The answers that were made before by the same model in the same way."""
     if not path.exists():
         return {}
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {e["id"]: e["answer"] for e in entries if about.items() <= e.items()}
+    return {e["id"]: e["answer"] for e in json_lines(path) if about.items() <= e.items()}
 
 
 def _generate(

@@ -6,6 +6,7 @@ OUT/compare.md     the table; compare.csv and compare.json hold the same rows, u
 """
 
 import csv
+import gc
 import io
 import json
 import traceback
@@ -19,13 +20,15 @@ from fedsdr.engines.cells import Cell
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import checked_config
-from fedsdr.engines.site import Site, open_site, with_pack
+from fedsdr.engines.site import Site, open_site, site_of, with_pack
 from fedsdr.errors import UserError
 from fedsdr.evaluation.comparison import Group, client_rows, comparison_rows, suite_rows
 from fedsdr.evaluation.reference import Reference, paper_note, tables_in
 from fedsdr.evaluation.results import to_markdown
 from fedsdr.evaluation.suites.tables import saved_suites
 from fedsdr.files import write_atomically
+from fedsdr.models.load import choose_device, choose_dtype
+from fedsdr.models.memory import choose_pack
 
 
 @dataclass(frozen=True)
@@ -177,17 +180,33 @@ def finished_cells(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]
 
 
 def one_base() -> Callable[[Config, Path], Site]:
-    """Return an `open_site` that loads a base only where the last one does not serve again."""
+    """Return an `open_site` that loads a base only where the last one does not serve again, and
+    chooses an automatic pack size once for all runs of one shape."""
     held: list[Site] = []
+    packs: dict[str, int] = {}
+
+    def model(of: Config) -> tuple[object, ...]:
+        dtype = choose_dtype(of.model.dtype, choose_device(of.model.device))
+        loaded = replace(of.model, dtype=dtype, template="auto")  # which is not of the base
+        lora = of.lora
+        return loaded, lora.rank, lora.alpha, lora.target_modules, of.train.checkpointing
 
     def open_(config: Config, folder: Path) -> Site:
-        def model(of: Config) -> tuple[object, ...]:
-            lora, checkpointing = of.lora, of.train.checkpointing
-            return of.model, lora.rank, lora.alpha, lora.target_modules, checkpointing
-
-        if held and model(held[0].config) == model(config):
-            return replace(held[0], config=with_pack(config), folder=folder)
-        held.clear()  # before the next one is loaded: two may not fit in memory
+        wanted = model(config)
+        reused = bool(held) and model(held[0].config) == wanted
+        if not reused:
+            held.clear()  # before the next one is loaded: two may not fit in memory
+            gc.collect()  # modules refer to each other in circles
+        if not config.train.pack_tokens:
+            shape = repr((wanted, config.data.max_length, config.lora.dropout))
+            if shape not in packs:
+                packs[shape] = choose_pack(config, loaded=reused)[0]
+            config = with_pack(config, packs[shape])
+        if reused:
+            return replace(
+                site_of(config, folder, held[0].base, held[0].model),
+                base_scores=held[0].base_scores,
+            )
         held.append(open_site(config, folder))
         return held[0]
 

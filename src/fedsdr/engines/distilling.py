@@ -16,7 +16,7 @@ from fedsdr.distill.rewrite import rewrite_client
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.errors import UserError
-from fedsdr.files import write_atomically
+from fedsdr.files import made_once, write_atomically
 from fedsdr.models.engines import choose_engine
 from fedsdr.models.engines.extras import import_extra
 from fedsdr.models.engines.gguf_copy import write_fp16_copy
@@ -189,18 +189,14 @@ def _openvino_sources(site: Site) -> list[_Source]:
     as_it_is = source("", "", lambda: own)
     if base.gguf:
         told = ", from an fp16 copy: from the file itself it answers otherwise"
-        copy = functools.partial(_made, write_fp16_copy, own, copies / f"{name}-fp16.gguf")
+        written, write = copies / f"{name}-fp16.gguf", functools.partial(write_fp16_copy, own)
+        copy = functools.partial(made_once, written, write)
         return [as_it_is, source(" fp16 copy", told, copy)]
     if own.is_dir() and why_unreadable(own):
-        export = functools.partial(_made, export_folder, own, copies / f"{name}-openvino")
+        written, write = copies / f"{name}-openvino", functools.partial(export_folder, own)
+        export = functools.partial(made_once, written, write)
         return [source(" export", ", from an export of the folder", export)]
     return [as_it_is]
-
-
-def _made(make: Callable[[Path, Path], None], source: Path, target: Path) -> Path:
-    if not target.exists():
-        make(source, target)
-    return target
 
 
 def _wrong_with(site: Site, build: Callable[[], Generate]) -> str:

@@ -1,7 +1,7 @@
 """What a comparison will take on this device, from a small run of every kind of cell."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.evaluation.comparison import Group, training_part
 from fedsdr.models.memory import choose_pack
-from fedsdr.training.methods import METHODS
+from fedsdr.training.methods import METHODS, Phase
 from fedsdr.types import ClientData
 
 ROWS = 4  # training rows of the small run
@@ -58,16 +58,17 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         _, memory = choose_pack(site.config)  # at the size that the site has chosen
         cost, seconds = results["cost"], results["cost"]["seconds"]
 
-        taking_part = config.federation.clients_per_round or len(clients)
+        taking_part = min(config.federation.clients_per_round or len(clients), len(clients))
         rounds = config.federation.rounds / small.federation.rounds
-        train = _tokens(site, clients) / _tokens(site, tried) * taking_part / len(clients) * rounds
+        times = _times(config, taking_part / len(clients), small.federation.rounds)
+        train = _tokens(site, clients) / _tokens(site, tried)
         rewrite = sum(len(c.raw) for c in clients) / sum(len(c.raw) for c in tried)
         evaluate = sum(len(c.test) for c in clients) / sum(len(c.test) for c in tried)
         found[group] = Estimate(
             runs=len(own.keys() - counted),
-            train_tokens=training_part(cost["tokens"]) * train,
+            train_tokens=train * training_part(_scaled(cost["tokens"], times)),
             rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
-            seconds=training_part(seconds) * train + seconds["evaluate"] * evaluate,
+            seconds=train * training_part(_scaled(seconds, times)) + seconds["evaluate"] * evaluate,
             rewrite_seconds=seconds.get("rewrite, this run", 0.0) * rewrite,
             bytes_up=cost["bytes_up"] * taking_part * rounds,
             bytes_down=cost["bytes_down"] * taking_part * rounds,
@@ -76,6 +77,27 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         )
         counted |= own.keys()
     return found
+
+
+def _times(config: Config, share: float, rounds: int) -> dict[str, float]:
+    """Return by what the cost of each phase in `rounds` rounds of one client grows to that of a
+    client of the whole run, in a `share` of whose rounds it takes part."""
+    method, taken = METHODS[config.method.name], config.federation.rounds * share
+    found = {}
+    for phase in method.phases:
+        skipped = int(phase.returning)  # a client's first round, which the small run has as well
+        if rounds > skipped:
+            found[_name(phase)] = max(0.0, taken - skipped) / (rounds - skipped)
+    # What comes after the last round, every client does, for as many epochs as there were rounds.
+    return found | {_name(phase): config.federation.rounds / rounds for phase in method.afterwards}
+
+
+def _name(phase: Phase) -> str:
+    return f"train {phase.train}.{phase.data}"
+
+
+def _scaled(cost: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
+    return {name: value * times[name] for name, value in cost.items() if name in times}
 
 
 def _tokens(site: Site, clients: Sequence[ClientData]) -> int:

@@ -12,6 +12,7 @@ from fedsdr.engines.serving import serving_of
 from fedsdr.engines.site import Site, evaluate_model
 from fedsdr.evaluation.evaluate import ClientScores
 from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.files import json_lines
 from fedsdr.types import ClientData, ServerState
 
 
@@ -55,19 +56,16 @@ def _privacy_of(site: Site) -> dict[str, Any]:
     asked = site.config.privacy
     if asked.mode == "none":
         return {}
-    spent = [record["epsilon"] for record in _records(site.folder)]
+    spent = [record["epsilon"] for record in json_lines(site.folder / "rounds.jsonl")]
     epsilon = max(value for value in spent if value is not None)
     return {"privacy": {**asdict(asked), "epsilon": epsilon, "neighbours": "one client replaced"}}
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-
-
 def _base_scores(site: Site, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
     config = site.config
-    length, pack = config.data.max_length, config.train.pack_tokens
-    key = tuple((c.client_id, c.raw, c.test) for c in clients), config.evaluation, length, pack
+    rows = tuple((c.client_id, c.raw, c.test) for c in clients)
+    forward = site.renderer.name, config.data.max_length, config.train.pack_tokens
+    key = rows, config.evaluation, *forward
     if key not in site.base_scores:
         site.base_scores[key] = evaluate_model(site, clients, ())
     return site.base_scores[key]
@@ -92,7 +90,7 @@ def cost_of(
     Of training and bytes up, what was counted: refused updates are not in it. "rewrite" is all
     tokens of the rewrites, whenever they were made; "this run" those that the cache lacked.
     """
-    records = _records(folder)
+    records = json_lines(folder / "rounds.jsonl")
     trained = [client for record in records for client in record["clients"]]
     tokens: dict[str, float] = {}
     seconds: dict[str, float] = {}

@@ -143,7 +143,7 @@ def _replies(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
             found[entry["key"]] = entry["reply"]

@@ -5,9 +5,6 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, cast
-
-import torch
 
 from fedsdr.config import Config, key_names, load_config, save_config, value_of
 from fedsdr.engines.site import Site, open_site
@@ -15,13 +12,6 @@ from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.files import write_atomically
 from fedsdr.types import ClientData, ServerState
-
-_DTYPES: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
-
 
 # What may differ when a run is measured again: all else would be another run, or other rows.
 MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device",
@@ -96,9 +86,9 @@ def check_data(out: Path, clients: Sequence[ClientData]) -> None:
     path = out / "data.json"
     if not path.exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for name, digest in _digests(clients).items():
-        if before.get(name) != digest:
+    before, now = json.loads(path.read_text(encoding="utf-8")), _digests(clients)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
             raise UserError(
                 f"{path}: the data of client '{name}' are not those that this run began with; "
                 "put them back or choose another --out"
@@ -113,10 +103,6 @@ def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
 def start_folder(site: Site, clients: Sequence[ClientData]) -> None:
     """Write what identifies the run: its configuration, with what "auto" came to, so that it
     repeats elsewhere, and a hash of each client's rows."""
-    config = site.config
-    dtype = _DTYPES[next(site.base.model.parameters()).dtype]
-    template = cast(Literal["chat", "alpaca"], site.renderer.name)
-    model = dataclasses.replace(config.model, dtype=dtype, template=template)
-    save_config(dataclasses.replace(config, model=model), site.folder / "config.toml")
+    save_config(site.config, site.folder / "config.toml")
     digests = json.dumps(_digests(clients), indent=2) + "\n"
     write_atomically(site.folder / "data.json", digests)

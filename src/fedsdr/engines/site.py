@@ -23,7 +23,7 @@ from fedsdr.evaluation.metrics import metric_for
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
-from fedsdr.models.load import Base, load_base
+from fedsdr.models.load import Base, choose_device, choose_dtype, load_base
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.rows import pack, row_losses, supervised_tokens
 from fedsdr.tensors import Tensors
@@ -104,24 +104,30 @@ class Site:
 def open_site(config: Config, folder: Path) -> Site:
     """Load the base model and put the branches on it. UserError for all that the user can mend.
 
-    The site's configuration has the pack size that was chosen where it was automatic.
+    The site's configuration has what "auto" and an automatic pack size came to.
     """
-    config = with_pack(config)
-    base = load_base(config.model)
-    lora = config.lora
+    if not config.train.pack_tokens:
+        config = with_pack(config, choose_pack(config)[0])
+    base, lora = load_base(config.model), config.lora
     model = BranchedModel(
         base.model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
     )
     if config.train.checkpointing:
         checkpoint_layers(base.model)
-    return Site(config, folder, base, model, render_for(base.tokenizer, config.model.template))
+    return site_of(config, folder, base, model)
 
 
-def with_pack(config: Config) -> Config:
-    """Return the configuration with the pack size chosen where it is automatic."""
-    if config.train.pack_tokens:
-        return config
-    train = dataclasses.replace(config.train, pack_tokens=choose_pack(config)[0])
+def site_of(config: Config, folder: Path, base: Base, model: BranchedModel) -> Site:
+    """Return a site whose base is loaded, with what "auto" came to in its configuration."""
+    renderer = render_for(base.tokenizer, config.model.template)
+    dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
+    resolved = dataclasses.replace(config.model, dtype=dtype, template=renderer.name)
+    return Site(dataclasses.replace(config, model=resolved), folder, base, model, renderer)
+
+
+def with_pack(config: Config, pack_tokens: int) -> Config:
+    """Return the configuration with this pack size."""
+    train = dataclasses.replace(config.train, pack_tokens=pack_tokens)
     return dataclasses.replace(config, train=train)
 
 

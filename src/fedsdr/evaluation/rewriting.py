@@ -192,4 +192,8 @@ def _python(text: str) -> ast.Module | None:
 
 
 def _calls(tree: ast.Module) -> set[str]:
-    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    """Return the names that are called; none of code that is nested too deeply to be written."""
+    try:
+        return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    except RecursionError:
+        return set()

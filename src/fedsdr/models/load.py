@@ -1,22 +1,24 @@
 """Load the base model: a hub id, a folder, a .gguf file, or the embedded one."""
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from fedsdr.config import ModelConfig
+from fedsdr.config import Dtype, ModelConfig
 from fedsdr.embedded import embedded_model_file
 from fedsdr.errors import UserError, nearest
-from fedsdr.files import write_folder
+from fedsdr.files import made_once, write_folder
 from fedsdr.models.rows import prepare
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(
-    name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
-) -> torch.dtype:
-    """Return the dtype of the base; "auto" is bf16 where the device multiplies it in hardware.
-
-    On a GPU without bf16 it is fp16, on a CPU without it fp32.
-    """
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
+    """Return the name of the base's dtype; "auto" is bf16 where the device multiplies it in
+    hardware, else fp16 on a GPU and fp32 on a CPU."""
     if name != "auto":
-        return named[name]
+        return name
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def _dtype_of(config: ModelConfig) -> torch.dtype:
+    return DTYPES[choose_dtype(config.dtype, choose_device(config.device))]
 
 
 def gguf_of(name: str) -> Path | None:
@@ -117,7 +114,7 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(
                 shape,
-                dtype=choose_dtype(config.dtype, choose_device(config.device)),
+                dtype=_dtype_of(config),
                 trust_remote_code=config.trust_remote_code,
             )
     model.requires_grad_(False).eval()
@@ -160,7 +157,7 @@ def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     arguments: dict[str, Any] = {
-        "dtype": choose_dtype(config.dtype, device),
+        "dtype": _dtype_of(config),
         "device_map": {"": device} if config.quantize != "none" else None,
         **_hub_arguments(config),
     }
@@ -168,7 +165,7 @@ def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> 
         arguments["quantization_config"] = _quantization(config.quantize, arguments["dtype"])
     with _loading(config.name):
         tokenizer = AutoTokenizer.from_pretrained(source, **_hub_arguments(config))
-        model: Any = AutoModelForCausalLM.from_pretrained(source, **arguments)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
     return (model if config.quantize != "none" else model.to(device)), tokenizer
 
 
@@ -228,8 +225,10 @@ def _converted(gguf: Path) -> Path:
     Reading a .gguf takes transformers some 15 s each time; the copy under a second.
     """
     folder = cache_folder() / "models" / f"{gguf.stem}-{_hash_file(gguf)[:12]}"
-    if (folder / "config.json").is_file():
-        return folder
+    return made_once(folder, functools.partial(_convert, gguf))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _loading(str(gguf)):
@@ -248,7 +247,6 @@ def _converted(gguf: Path) -> Path:
         tokenizer.save_pretrained(temporary)
 
     write_folder(folder, write)
-    return folder
 
 
 def _hash_file(path: Path) -> str:

@@ -125,11 +125,12 @@ def full_pack(pack_tokens: int, max_length: int) -> list[TokenRow]:
     return [TokenRow(str(i), (i, *[0] * (n - 1)), (True,) * n) for i, n in enumerate(lengths)]
 
 
-def choose_pack(config: Config) -> tuple[int, MemoryEstimate | None]:
+def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEstimate | None]:
     """Return `train.pack_tokens`, chosen where it is 0, and the estimate at this size, if any.
 
-    Automatic is the largest power of two, from 512 to 1,024 on a CPU or 16,384 on a GPU, whose
-    step fits into the free memory. UserError, with what would mend it, when none does.
+    Automatic is the largest power of two, from 512 to 1,024 on a CPU or 16,384 on a GPU, that fits
+    into the free memory: model, branches and step, or the step alone beside a model that is
+    `loaded`. UserError, with what would mend it, when none does.
     """
     device = choose_device(config.model.device)
     given, most = config.train.pack_tokens, MOST.get(device.type, UNKNOWN)
@@ -147,7 +148,11 @@ def choose_pack(config: Config) -> tuple[int, MemoryEstimate | None]:
     try:
         found = at(given or most)
         free = free_memory(device)
-        while not given and free is not None and found.total > usable * free:
+        while (
+            not given
+            and free is not None
+            and (found.step if loaded else found.total) > usable * free
+        ):
             most //= 2
             if most < LEAST:
                 raise UserError(_too_large(config, found, free))
@@ -173,7 +178,8 @@ def _too_large(config: Config, least: MemoryEstimate, free: int) -> str:
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be had there, None where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # what PyTorch holds for its next tensors
     free = None
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):

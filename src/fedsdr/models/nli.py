@@ -17,13 +17,15 @@ def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
 
     Its labels must be called entailment, neutral and contradiction (any case, whole or in part:
     "ENTAILMENT", "entail"). The longer text of a pair is cut to the length that the model reads.
-    UserError when it cannot be loaded or has other labels.
+    UserError when it cannot be loaded, from safetensors alone, or has other labels.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--nli: '{name}' cannot be loaded: {reason}") from None

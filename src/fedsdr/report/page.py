@@ -19,6 +19,7 @@ from fedsdr.errors import UserError
 from fedsdr.evaluation import diagnosis
 from fedsdr.evaluation.reference import tables_in
 from fedsdr.evaluation.results import rows_of
+from fedsdr.files import json_lines
 from fedsdr.report.curves import Curve, curves_svg
 
 Table = tuple[str, list[list[str]]]  # caption; rows, the first of them the header
@@ -155,8 +156,7 @@ def _audit(audit: Mapping[str, Any]) -> Table:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     path = folder / "rounds.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return json_lines(path) if path.exists() else []
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import torch
 
 from fedsdr.config import Config
 from fedsdr.engines.flower.app_folder import write_app
-from fedsdr.engines.flower.run_config import RunConfig, to_run_config
+from fedsdr.engines.flower.run_config import SITE_KEYS, RunConfig, to_run_config
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.errors import UserError
@@ -96,7 +96,10 @@ def submit(config: Config, out: Path, superlink: str, resume: bool, progress: Pr
     """
     if METHODS[config.method.name].afterwards:
         raise UserError(f"method.name: '{config.method.name}' runs on one machine alone")
-    values = to_run_config(config) | {
+    # Not what is of this machine alone: no site takes it, and an address may hold a password.
+    own = [key for key in SITE_KEYS if not key.startswith("model.")]
+    sent = {key: value for key, value in to_run_config(config).items() if key not in own}
+    values = sent | {
         "out": os.path.abspath(out),
         "experiment": out.name,
         "resume": resume,

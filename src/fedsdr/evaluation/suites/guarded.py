@@ -5,14 +5,17 @@ the program has come to its end. Nothing of fedsdr is imported here.
 """
 
 import os
+import posix
 import resource
 import sys
 
 REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork",
            "os.kill", "signal.pthread_kill", "ctypes.")  # fmt: skip
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink",
-           "os.chmod", "os.chown", "os.truncate", "os.utime", "shutil.")  # fmt: skip
+           "os.chmod", "os.chown", "os.truncate", "os.utime", "os.setxattr",
+           "os.removexattr", "shutil.")  # fmt: skip
 # Their C code opens files and starts programs without asking an audit hook.
+UNASKED = ("mknod", "mkfifo")  # nor do these
 MODULES = ("sqlite3", "_sqlite3", "_posixsubprocess", "_dbm", "_gdbm", "ctypes", "_ctypes")
 FILE_BYTES = 1 << 20
 
@@ -36,6 +39,9 @@ def main() -> None:
         lower = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(what, (lower, lower))
     sys.argv[1:] = []
+    for module in (os, posix):
+        for name in UNASKED:
+            delattr(module, name)
     sys.addaudithook(guard(os.getcwd()))
     exec(compile(program, "<answer>", "exec"), {"__name__": "__main__"})
     os.write(answer, secret.encode())
