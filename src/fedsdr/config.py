@@ -192,7 +192,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "train.local_epochs": (1, 1e6, "at least 1"),
     "train.smooth_epochs": (0, 1e6, "0 (as local_epochs) or more"),
     "train.batch_size": (1, 1e9, "at least 1"),
-    "train.lr": (1e-12, 1e3, "above 0"),
+    "train.lr": (1e-12, 1e3, "above 0, at most 1000"),
     "train.weight_decay": (0.0, 1e3, "0 or more"),
     "train.max_grad_norm": (0.0, 1e9, "0 (no clipping) or more"),
     "train.pack_tokens": (0, 1e9, "0 (what fits) or more"),

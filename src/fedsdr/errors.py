@@ -18,6 +18,10 @@ class DiskError(UserError):
     """The disk refuses. It ends a run, where other faults of one client do not."""
 
 
+class BusyError(UserError):
+    """Another process works in a folder."""
+
+
 class Refusal(UserError):
     """A task that cannot be done, said of the task alone: nothing of the client's own is in its
     text, so that the server may be told."""

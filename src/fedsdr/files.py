@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsdr.errors import DiskError, UserError
+from fedsdr.errors import BusyError, DiskError
 
 _REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -40,7 +40,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold the folder for this process. UserError when another has not let go of it in time."""
+    """Hold the folder for this process. BusyError when another has not let go of it in time."""
     from filelock import FileLock, Timeout
 
     with disk_errors_named(folder):
@@ -49,7 +49,7 @@ def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise UserError(f"{folder}: another process works there; wait for its end") from None
+            raise BusyError(f"{folder}: another process works there; wait for its end") from None
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
 def made_once(path: Path, make: Callable[[Path], object], seconds: float = 3600.0) -> Path:
     """Return `path`, after `make(path)` where it is not there yet, by one of all processes.
 
-    UserError when another is at it for longer than that.
+    BusyError when another is at it for longer than that.
     """
     if not path.exists():
         with alone(path.parent, seconds):

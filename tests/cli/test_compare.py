@@ -23,6 +23,7 @@ def results(config):
     loss = 1.0 + config.seed + (config.algorithm.name == "fedyogi")
     return {
         "rounds": config.federation.rounds,
+        "max_new_tokens": config.evaluation.max_new_tokens,
         "clients": {"bank": {"num_test": 1, "metric": "rouge_l"}},
         "examples": {
             "bank": [{"id": "x", **dict.fromkeys(("base", "global", "client"), model(loss))}]
@@ -54,12 +55,12 @@ def test_the_table_is_printed_and_written(fedsdr, study, ran, tmp_path):
     out = tmp_path / "out"
     code, printed, err = fedsdr(
         "compare", study, "--methods", "plain", "--algorithms", "fedavg,fedyogi",
-        "--sweep", "lora.target_modules=q_proj,all-linear", "--sweep", "data.alpha=0.5,1",
+        "--sweep", "lora.target_modules=q_proj,all-linear", "--sweep", "data.max_length=64,128",
         "--set", "federation.rounds=1", "--out", out,
     )  # fmt: skip
     assert (code, len(ran)) == (0, 2 * 2 * 2 * 2)
     assert "cell 16 of 16: plain, fedyogi" in err
-    assert {config.data.alpha for config in ran} == {0.5, 1.0}
+    assert {config.data.max_length for config in ran} == {64, 128}
     assert "lora.target_modules" in printed
     rows = json.loads((out / "compare.json").read_text())["rows"]
     assert len(rows) == 2 * 2 * 2 * 2  # two kinds of model
@@ -124,6 +125,7 @@ def test_a_table_of_what_is_finished_runs_nothing(fedsdr, study, ran, tmp_path):
         config = next(c for c in ran if f"seed{c.seed}" in folder.name)
         save_config(config, folder / "config.toml")
         (folder / "results.json").write_text(json.dumps(results(config)))
+        (folder / "data.json").write_text("{}")
     before = len(ran)
     code, _, _ = fedsdr(*arguments, "--set", "federation.rounds=1", "--finished")
     assert (code, len(ran)) == (0, before)

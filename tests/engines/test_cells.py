@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedsdr.config import CompareConfig, Config, DataConfig, MethodConfig, TrainConfig, load_study
-from fedsdr.engines.cells import cells_of
+from fedsdr.engines.cells import cells_of, unread_sweeps
 from fedsdr.errors import UserError
 
 BASE = Config(data=DataConfig(clients="rows"), train=TrainConfig(local_epochs=3))
@@ -20,12 +20,14 @@ def variants(found):
 
 def test_there_is_a_cell_for_each_method_algorithm_point_and_seed():
     found = cells(
+        replace(BASE, data=DataConfig(source="rows")),
         methods=["plain", "fedsd"],
         algorithms=["fedavg", "fedyogi"],
         seeds=[0, 1, 2],
         sweep={"data": {"alpha": [0.1, 1]}, "lora.rank": [4]},
     )
     assert len(found) == len({cell.name for cell in found}) == 2 * 2 * 3 * 2
+    assert unread_sweeps(found) == []
     last = found[-1]
     assert last.group.point == (("data.alpha", 1.0), ("lora.rank", 4))
     config = last.config
@@ -48,10 +50,12 @@ def test_beside_two_stages_stand_plain_at_equal_rounds_and_at_equal_compute():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["data.max_length", "data.test_fraction", "model.template"])
+@pytest.mark.parametrize(
+    "key", ["data.max_length", "data.test_fraction", "model.template", "evaluation.max_new_tokens"]
+)
 def test_a_variant_with_other_test_rows_or_tokens_is_refused_before_anything_runs(key):
     section, name = key.split(".")
-    value = {"max_length": 64, "test_fraction": 0.3, "template": "alpaca"}[name]
+    value = {"test_fraction": 0.3, "template": "alpaca"}.get(name, 64)
     with pytest.raises(
         UserError, match=rf"variant 'other': '{key}' is not that of 'plain'.*--sweep"
     ):
@@ -80,10 +84,25 @@ def test_a_key_that_a_method_does_not_read_makes_no_new_cell():
         for name in ("plain", "fedsdr", "plain at equal compute")
     }
     assert [len(names) for names in of.values()] == [1, 4, 1]
+    assert unread_sweeps(found) == []
+    # What deals the rows of one file, clients with files of their own do not read.
+    found = cells(methods=["plain"], sweep={"data.alpha": [0.1, 1.0], "data.num_clients": [2, 4]})
+    assert (len(found), len({cell.name for cell in found})) == (4, 1)
+    assert unread_sweeps(found) == ["data.alpha", "data.num_clients"]
     # Nor does the hyperparameter of one rule stand in another's way.
     yogi = replace(BASE, algorithm=replace(BASE.algorithm, b1=0.5))
     found = cells(yogi, methods=["plain"], algorithms=["fedavg", "fedyogi"])
     assert [cell.config.algorithm.b1 for cell in found] == [None, 0.5]
+
+
+def test_a_baseline_that_is_a_method_need_not_be_listed():
+    assert list(variants(cells(methods=["fedsd"]))) == ["fedsd", "plain"]
+    assert list(variants(cells(methods=["plain"], baseline="fedsd"))) == ["plain", "fedsd"]
+
+
+def test_where_a_run_runs_is_no_other_cell():
+    there = cells(replace(BASE, engine=replace(BASE.engine, threads=1)))
+    assert [cell.name for cell in there] == [cell.name for cell in cells()]
 
 
 def test_a_study_is_fixed_in_a_file(tmp_path):
@@ -126,7 +145,6 @@ def test_a_study_is_fixed_in_a_file(tmp_path):
         ({"sweep": {"data.alpha": ["x"]}}, "takes a number"),
         ({"sweep": {"seed": [1]}}, "sweep seed: use compare.seeds"),
         ({"baseline": "plian"}, "baseline: unknown name.*did you mean 'plain'"),
-        ({"baseline": "fedsd"}, "baseline: unknown name 'fedsd'"),
         ({"variants": [{"method": {"name": "fedsd"}}]}, "has no name"),
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "two are called 'a'"),
         ({"variants": [{"name": "a", "seed": 1}]}, "variant 'a': 'seed' is set by compare.seeds"),
@@ -142,3 +160,5 @@ def test_a_bad_study_is_answered_before_anything_runs(study, words):
 def test_without_test_rows_there_is_nothing_to_compare():
     with pytest.raises(UserError, match=r"data\.test_fraction"):
         cells(replace(BASE, data=replace(BASE.data, test_fraction=0.0)))
+    with pytest.raises(UserError, match=r"data\.test_fraction"):
+        cells(sweep={"data.test_fraction": [0.1, 0.0]})

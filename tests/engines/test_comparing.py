@@ -1,19 +1,27 @@
 import csv
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 
 from fedsdr.config import CompareConfig
 from fedsdr.distill import cache
 from fedsdr.engines import comparing, experiment
-from fedsdr.engines.cells import cells_of
-from fedsdr.engines.comparing import comparison_of, run_cells, write_comparison
+from fedsdr.engines.cells import Cell, cells_of
+from fedsdr.engines.comparing import (
+    comparison_of,
+    finished_cells,
+    run_cells,
+    write_comparison,
+)
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.site import with_pack
-from fedsdr.errors import UserError
+from fedsdr.errors import BusyError, UserError
+from fedsdr.evaluation.comparison import Group
 from fedsdr.models import memory
 from fedsdr.models.memory import choose_pack
 
@@ -154,6 +162,118 @@ def test_cells_of_other_rows_are_not_put_in_one_table(cells, tmp_path, data_fold
     second, _ = run_cells([two], out, SILENT)
     with pytest.raises(UserError, match="the data changed"):
         comparison_of([one, two], first | second, {}, "plain", out)
+
+
+@pytest.fixture
+def one(write_config):
+    """A function: a cell of plain or fedsd that is quick to run."""
+
+    def make(*overrides, method="plain"):
+        config = write_config(f"method.name={method}", "federation.rounds=1", *overrides)
+        return Cell(Group(method, "fedavg"), config)
+
+    return make
+
+
+def test_a_cell_of_more_rounds_than_are_asked_for_is_not_put_in_the_table(one, tmp_path):
+    cell = one()
+    run_cells([cell], tmp_path, SILENT)
+    longer = replace(cell.config, federation=replace(cell.config.federation, rounds=2))
+    run_experiment(longer, tmp_path / "cells" / cell.name, SILENT, resume=True)
+    done, failed = run_cells([cell], tmp_path, SILENT)
+    assert done == {}
+    assert "2 rounds are done and are not taken back" in failed[cell.name].reason
+
+
+def test_what_was_measured_otherwise_or_is_broken_is_measured_again_and_not_trained(
+    one, tmp_path, monkeypatch
+):
+    cell = one()
+    before, _ = run_cells([cell], tmp_path, SILENT)
+    monkeypatch.setattr(experiment, "train_at", None)  # nothing is trained
+    folder = tmp_path / "cells" / cell.name
+    longer = before[cell.name] | {"max_new_tokens": 60}
+    for text in (json.dumps(longer), "{", "[]", '{"rounds": 1}'):
+        (folder / "results.json").write_text(text)
+        assert finished_cells([cell], tmp_path) == {}
+        done, failed = run_cells([cell], tmp_path, SILENT)
+        assert failed == {}
+        assert done[cell.name]["examples"] == before[cell.name]["examples"]
+    (folder / "data.json").unlink()
+    assert finished_cells([cell], tmp_path) == {}
+    run_cells([cell], tmp_path, SILENT)
+    assert (folder / "data.json").exists()
+
+
+def test_changed_data_are_noticed_before_anything_is_run(one, tmp_path, data_folder, monkeypatch):
+    rows = shutil.copytree(data_folder, tmp_path / "rows")
+    cells = [one(f"data.clients={rows}", f"seed={seed}") for seed in (0, 1)]
+    run_cells(cells[:1], tmp_path, SILENT)
+    (rows / "bank.jsonl").write_text((rows / "school.jsonl").read_text())
+    monkeypatch.setattr(comparing, "run_experiment", None)
+    with pytest.raises(UserError, match="data of client 'bank' are not those"):
+        run_cells(cells, tmp_path, SILENT)
+
+
+def test_cells_of_other_rewrites_are_not_put_in_one_table(one, tmp_path):
+    prompts = tmp_path / "prompts.toml"
+    cells = [one(f"seed={seed}", f"teacher.prompts={prompts}", method="fedsd") for seed in (0, 1)]
+    standard = files("fedsdr.distill").joinpath("prompts.toml").read_text(encoding="utf-8")
+    done = {}
+    for i, cell in enumerate(cells):
+        prompts.write_text(standard.replace("own words", "own words" + " and" * i))
+        done |= run_cells([cell], tmp_path, SILENT)[0]
+    assert len(done) == 2
+    with pytest.raises(UserError, match="the rewrites changed between"):
+        comparison_of(cells, done, {}, "fedsd", tmp_path)
+
+
+def test_where_another_process_works_its_result_is_taken_when_it_is_there(
+    one, tmp_path, monkeypatch
+):
+    cell, run = one(), comparing.run_experiment
+
+    def elsewhere(config, folder, progress, **rest):
+        run(config, folder, progress, **rest)  # by the other process, in the meantime
+        raise BusyError("another process works there")
+
+    monkeypatch.setattr(comparing, "run_experiment", elsewhere)
+    done, failed = run_cells([cell], tmp_path, SILENT)
+    assert (done.keys(), failed) == ({cell.name}, {})
+
+
+def test_a_suite_that_was_not_asked_alike_is_left_out_and_the_rest_is_shown(one, tmp_path):
+    cells = [one(f"seed={seed}") for seed in (0, 1)]
+    done, _ = run_cells(cells, tmp_path, SILENT)
+    for cell, asked in zip(cells, (4, 2), strict=True):
+        entry = {"scores": {"acc": [1.0] * asked}}
+        suite = {"ids": ["a"] * asked, "shots": 5, "how": "by likelihood",
+                 "num_questions": asked, "models": {"base": entry, "global": entry},
+                 "clients": {}}  # fmt: skip
+        drop = {
+            "ids": ["b"] * 3,
+            "num_questions": 3,
+            "models": {m: {"scores": {"f1": [0.5, 1.0, 0.0]}} for m in ("base", "global")},
+        }
+        text = json.dumps({"mmlu": suite, "drop": suite | drop})
+        (tmp_path / "cells" / cell.name / "suites.json").write_text(text)
+    comparison = comparison_of(cells, done, {}, "plain", tmp_path)
+    assert {row["suite"] for row in comparison["suites"]} == {"drop"}
+    write_comparison(comparison, tmp_path)
+    text = (tmp_path / "compare.md").read_text()
+    assert f"mmlu: left out, since it was not asked alike ({cells[0].name}: 4 questions" in text
+    with (tmp_path / "compare_suites.csv").open(newline="") as file:
+        assert {row["score"] for row in csv.DictReader(file)} == {"0.5"}
+
+
+def test_a_client_without_test_rows_is_named_below_the_table(one, tmp_path, data_folder):
+    rows = shutil.copytree(data_folder, tmp_path / "rows")
+    few = (rows / "bank.jsonl").read_text().splitlines(keepends=True)[:1]
+    (rows / "tiny.jsonl").write_text("".join(few))
+    cell = one(f"data.clients={rows}")
+    done, _ = run_cells([cell], tmp_path, SILENT)
+    write_comparison(comparison_of([cell], done, {}, "plain", tmp_path), tmp_path)
+    assert "without test rows, and so in no mean: tiny." in (tmp_path / "compare.md").read_text()
 
 
 def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path, monkeypatch):

@@ -40,7 +40,9 @@ class Cell:
     def name(self) -> str:
         """The name of its folder."""
         config, default = self.config, Config()
-        values = {key: value_of(config, key) for key in key_names()}
+        # Nor where it runs: that changes no number.
+        names = [key for key in key_names() if not key.startswith("engine.")]
+        values = {key: value_of(config, key) for key in names}
         # Without the defaults: a key that a later version adds must not rename every folder.
         own = {key: value for key, value in values.items() if value != value_of(default, key)}
         digest = sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
@@ -53,15 +55,16 @@ class Cell:
 def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
     """Return every cell, paths in variants and sweeps being relative to `folder`.
 
-    Beside each method of several stages, or variant of one, stand plain with as many rounds, and
-    plain at equal compute: with as many local epochs as its stages have in all. UserError for an
-    unknown name or key, an empty list, and a baseline that is not there.
+    The baseline is among them where it is a method's name. Beside each method of several stages, or
+    variant of one, stand plain with as many rounds, and plain at equal compute: with as many local
+    epochs as its stages have in all. UserError for an unknown name or key, an empty list, and a
+    baseline that is not there.
     """
-    if not config.data.test_fraction:
-        raise UserError("data.test_fraction: is 0; runs are compared on test rows, so raise it")
     algorithms = _some(study.algorithms, config.algorithm.name, "algorithms")
     seeds = _some(study.seeds, config.seed, "seeds")
     variants = _variants(config, study)
+    if study.baseline not in variants and study.baseline in METHODS:
+        variants[study.baseline] = nested("method.name", study.baseline)
     cells = []
     for algorithm, point in itertools.product(algorithms, _points(config, study.sweep, folder)):
         choose(algorithm, ALGORITHMS, "algorithms")
@@ -73,6 +76,10 @@ def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
                 own = with_values(own, nested(key, value), f"sweep {key}", folder)
             choose(own.method.name, METHODS, f"variant '{name}': method.name")
             configs[name] = _normal(own)
+            if not own.data.test_fraction:
+                raise UserError(
+                    "data.test_fraction: is 0; runs are compared on test rows, so raise it"
+                )
         _check_same_rows(configs)
         for name, own in _with_plain(configs).items():
             plan_of(own, ())  # every name and number is checked before the first cell runs
@@ -88,15 +95,25 @@ def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
 def _check_same_rows(configs: Mapping[str, Config]) -> None:
     """UserError for a variant that is measured on other rows or tokens than the others are."""
     keys = [key for key in key_names() if key.startswith("data.")]
-    keys += ["model.name", "model.revision", "model.template"]
+    keys += ["model.name", "model.revision", "model.template", "evaluation.max_new_tokens"]
     (first, like), *others = configs.items()
     for name, own in others:
         for key in keys:
             if value_of(own, key) != value_of(like, key):
                 raise UserError(
-                    f"variant '{name}': '{key}' is not that of '{first}', so that their test rows "
-                    f"or tokens are not the same; use --sweep {key}=..."
+                    f"variant '{name}': '{key}' is not that of '{first}', so that their test rows, "
+                    f"tokens or answers are not measured alike; use --sweep {key}=..."
                 )
+
+
+def unread_sweeps(cells: Sequence[Cell]) -> list[str]:
+    """Return the swept keys whose values make no difference to any cell."""
+    return [
+        key
+        for i, (key, _) in enumerate(cells[0].group.point)
+        if len({cell.group.point[i][1] for cell in cells}) > 1
+        and len({repr(value_of(cell.config, key)) for cell in cells}) == 1
+    ]
 
 
 def _some(given: Sequence[Any] | None, otherwise: Any, what: str) -> list[Any]:
@@ -153,7 +170,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _normal(config: Config) -> Config:
-    """Return `config` with the default of every key that its method and algorithm do not read.
+    """Return `config` with the default of each key that its data, method and algorithm do not use.
 
     So a sweep over such a key runs a method once, and one rule's hyperparameters do not stand in
     another's way.
@@ -165,6 +182,12 @@ def _normal(config: Config) -> Config:
         unread += ["method.s_reset", "method.s_dropout", "train.smooth_epochs"]
     if "mixture" not in {phase.data for phase in method.phases}:
         unread += ["method.mixture"]
+    if not config.data.source:
+        unread += ["data.partition", "data.alpha", "data.num_clients"]
+    elif config.data.partition in ("iid", "category"):
+        unread += ["data.alpha"]
+    if config.privacy.mode == "none":
+        unread += [k for k in key_names() if k.startswith("privacy.")]
     if not method.rewrites:
         unread += [k for k in key_names() if k.startswith("teacher.")]
     for key in unread:

@@ -2,7 +2,8 @@
 
 OUT/cells/NAME/    one run folder a cell; NAME has a hash of the configuration, so that a cell is
                    found again whatever else is compared, and two that are the same run once
-OUT/compare.md     the table; compare.csv and compare.json hold the same rows, unrounded
+OUT/compare.md     the tables; compare.json holds the same rows, unrounded, and so do compare.csv,
+                   compare_clients.csv and, with public suites, compare_suites.csv
 """
 
 import csv
@@ -10,18 +11,19 @@ import gc
 import io
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Config
-from fedsdr.engines.cells import Cell
-from fedsdr.engines.experiment import run_experiment
+from fedsdr.engines.cells import Cell, unread_sweeps
+from fedsdr.engines.experiment import clients_of, run_experiment
 from fedsdr.engines.progress import Progress
-from fedsdr.engines.run_folder import checked_config
+from fedsdr.engines.run_folder import check_data, checked_config
 from fedsdr.engines.site import Site, open_site, site_of, with_pack
-from fedsdr.errors import UserError
+from fedsdr.errors import BusyError, UserError
 from fedsdr.evaluation.comparison import Group, client_rows, comparison_rows, suite_rows
 from fedsdr.evaluation.reference import Reference, paper_note, tables_in
 from fedsdr.evaluation.results import to_markdown
@@ -29,6 +31,13 @@ from fedsdr.evaluation.suites.tables import saved_suites
 from fedsdr.files import write_atomically
 from fedsdr.models.load import choose_device, choose_dtype
 from fedsdr.models.memory import choose_pack
+from fedsdr.types import ClientData
+
+CSV_FILES = {
+    "compare.csv": "rows",
+    "compare_clients.csv": "by_client",
+    "compare_suites.csv": "suites",
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,16 @@ def run_cells(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Failure]]:
     """Run what is not finished and return the results, and the failures, by the name of the cell.
 
-    A stopped cell goes on. One that fails leaves the others; it is tried again the next time.
+    A stopped cell goes on. One that fails leaves the others; it is tried again the next time. One
+    where another process works is looked at again in the end. UserError, before anything is run,
+    when data have changed since the cells that are there.
     """
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, Failure] = {}
     open_once = one_base()
     distinct = {cell.name: cell for cell in cells}
+    _check_data_of_now(distinct.values(), out)
+    busy = []
     for number, (name, cell) in enumerate(distinct.items(), start=1):
         folder = out / "cells" / name
         progress.log(f"cell {number} of {len(distinct)}: {cell}, in {folder}")
@@ -62,12 +75,18 @@ def run_cells(
                 del done[name]
                 raise UserError("no test rows, so nothing was measured (data.test_fraction)")
         except Exception as error:
+            if isinstance(error, BusyError):
+                busy.append(cell)
             fault = not isinstance(error, UserError)
             if fault:
                 progress.log(traceback.format_exc())
             text = " ".join(str(error).split())
             failed[name] = Failure(f"{type(error).__name__}: {text}" if fault else text, fault)
             progress.log(f"  failed: {failed[name].reason}")
+    for cell in busy:
+        if results := finished(cell, out):
+            done[cell.name] = results
+            del failed[cell.name]
     return done, failed
 
 
@@ -80,22 +99,18 @@ def comparison_of(
     reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Return what compare.json holds: the rows, what became of each cell, and the paper's rows."""
-    _check_same_data(cells, done, out)
+    _check_same_rows(cells, done, out)
     groups: dict[Group, dict[int, dict[str, Any]]] = {}
     suites: dict[Group, dict[int, dict[str, Any]]] = {}
+    asked = {name: saved_suites(out / "cells" / name) for name in done}
+    unlike = _asked_otherwise(asked)
     for cell in cells:
         runs = groups.setdefault(cell.group, {})
-        asked = suites.setdefault(cell.group, {})
+        answered = suites.setdefault(cell.group, {})
         if cell.name in done:
             runs[cell.config.seed] = done[cell.name]
-            asked[cell.config.seed] = saved_suites(out / "cells" / cell.name)
-    try:
-        found = suite_rows(suites, baseline)
-    except ValueError:
-        raise UserError(
-            f"{out / 'cells'}: a suite was not asked with the same questions in all runs; ask them "
-            "again: fedsdr evaluate RUN --suite NAME --limit N"
-        ) from None
+            own = asked[cell.name]
+            answered[cell.config.seed] = {s: own[s] for s in own if s not in unlike}
     config = cells[0].config
     rewriting = [r["cost"]["seconds"].get("rewrite, this run", 0.0) for r in done.values()]
     return {
@@ -103,7 +118,10 @@ def comparison_of(
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
         "by_client": client_rows(groups),
-        "suites": found,
+        "suites": suite_rows(suites, baseline),
+        "suites_left_out": unlike,
+        "unread": unread_sweeps(cells),
+        "untested": _untested(done, out),
         "rewriting_seconds": sum(rewriting),
         "model": config.model.name,
         "data": config.data.clients or config.data.source,
@@ -130,14 +148,28 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         "then over seeds (standard deviation over seeds).",
         f"difference: to '{comparison['baseline']}' with the same algorithm, sweep point, seeds "
         "and kind of model [95 % paired bootstrap interval over test rows, drawn within each "
-        "client, these seeds being given] (its standard deviation over seeds).",
-        "cost: a run, mean over seeds. Rewrites are made once and shared by all cells: they took "
-        f"{comparison['rewriting_seconds']:,.0f} s in all.",
+        "client, these seeds being given; none where a client has fewer than two] (its standard "
+        "deviation over seeds).",
+        "cost: a run, mean over seeds. Rewrites are made once and shared by all cells: these took "
+        f"{comparison['rewriting_seconds']:,.0f} s beside those that were in the cache.",
     ]
     if comparison["paper"] is not None:
         data = comparison["data"]
         data = ", ".join(data) if isinstance(data, list) else data
         notes.append(paper_note(comparison["paper"], comparison["model"], data))
+    notes += [
+        f"{suite}: left out, since it was not asked alike ({how}); ask again: fedsdr evaluate RUN "
+        f"--suite {suite} --limit N"
+        for suite, how in comparison.get("suites_left_out", {}).items()
+    ]
+    notes += [
+        f"{key}: no run reads it{' (data.clients is set)' * key.startswith('data.')}, so that rows "
+        "which differ in it alone are the same runs."
+        for key in comparison.get("unread", [])
+    ]
+    if untested := comparison.get("untested"):
+        names = ", ".join(untested)
+        notes.append(f"without test rows, and so in no mean: {names}.")
     failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
     todo = [c for c in comparison["cells"] if not (c.get("finished", True) or c["failed"])]
     notes += [f"not finished: {cell['folder']}" for cell in todo]
@@ -146,31 +178,40 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
 
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
     """Write compare.md, compare.csv and compare.json into `out`."""
-    rows = comparison["rows"]
     tables = tables_in(comparison)
     parts = [f"## {title}\n\n{to_markdown(table)}\n" for title, table in tables.items()]
     notes = [f"- {note}\n" for note in notes_of(comparison)]
     write_atomically(out / "compare.md", "".join([*parts, *notes]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(out / "compare.csv", text.getvalue())
+    for name, key in CSV_FILES.items():
+        if rows := comparison[key]:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_atomically(out / name, text.getvalue())
     write_atomically(out / "compare.json", json.dumps(comparison, indent=2) + "\n")
 
 
 def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
-    """Return the results of a cell that is done, None where a round or a measure is missing.
+    """Return the results of a cell that is done, None where a round or a measure is missing, or
+    was measured otherwise: to run it measures again what its checkpoint holds.
 
     UserError when its folder holds another run.
     """
     folder = out / "cells" / cell.name
-    if not (folder / "config.toml").exists():
+    if not ((folder / "config.toml").exists() and (folder / "data.json").exists()):
         return None
     checked_config(cell.config, folder, resume=True)
-    path = folder / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return results if results.get("rounds") == cell.config.federation.rounds else None
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # not measured, or not by us
+        return None
+    wanted = {
+        "rounds": cell.config.federation.rounds,
+        "max_new_tokens": cell.config.evaluation.max_new_tokens,
+    }
+    alike = isinstance(results, dict) and wanted.items() <= results.items()
+    return results if alike and {"clients", "cost"} <= results.keys() else None
 
 
 def finished_cells(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]]:
@@ -213,15 +254,68 @@ def one_base() -> Callable[[Config, Path], Site]:
     return open_
 
 
-def _check_same_data(cells: Sequence[Cell], done: Mapping[str, object], out: Path) -> None:
-    """UserError when files of data changed between the cells, which then measure other rows."""
-    first: dict[str, tuple[str, str]] = {}
+def _check_data_of_now(cells: Iterable[Cell], out: Path) -> None:
+    """UserError when a cell that was begun has other rows than its data have now."""
+    held: dict[str, list[ClientData]] = {}
     for cell in cells:
-        if cell.name in done:
-            digests = (out / "cells" / cell.name / "data.json").read_text(encoding="utf-8")
-            other, before = first.setdefault(repr(cell.config.data), (cell.name, digests))
-            if digests != before:
+        folder = out / "cells" / cell.name
+        if (folder / "data.json").exists():
+            data = repr(cell.config.data)
+            if data not in held:
+                held[data] = clients_of(cell.config)
+            check_data(folder, held[data])
+
+
+def _check_same_rows(cells: Sequence[Cell], done: Mapping[str, object], out: Path) -> None:
+    """UserError when cells of the same data have other rows, or other rewrites of the same teacher:
+    files have changed between them."""
+    seen: dict[str, tuple[str, str]] = {}
+    for cell in cells:
+        if cell.name not in done:
+            continue
+        folder, config = out / "cells" / cell.name, cell.config
+        of = {
+            "data": repr(config.data),
+            "rewrites": repr((config.data, config.model, config.teacher)),
+        }
+        files = {
+            "data": [folder / "data.json"],
+            "rewrites": sorted(folder.glob("distilled/*.jsonl")),
+        }
+        for what, paths in files.items():
+            if not paths:
+                continue
+            digest = sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+            other, before = seen.setdefault(f"{what} {of[what]}", (cell.name, digest))
+            if digest != before:
                 raise UserError(
-                    f"{out / 'cells'}: the data changed between {other} and {cell.name}; put them "
-                    "back and remove the folder of the later one, or choose another --out"
+                    f"{out / 'cells'}: the {what} changed between {other} and {cell.name}; put "
+                    "their files back and remove the folder of the later one, or choose another "
+                    "--out"
                 )
+
+
+def _asked_otherwise(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return suite -> how each cell was asked, of the suites that were not asked alike in all."""
+    unlike = {}
+    for suite in sorted({suite for of in asked.values() for suite in of}):
+        ways: dict[str, list[str]] = {}
+        for name, of in asked.items():
+            if suite in of:
+                one = of[suite]
+                ways.setdefault(repr((one["ids"], one["shots"], one["how"])), []).append(name)
+        if len(ways) > 1:
+            firsts = [
+                (names[0], asked[names[0]][suite]["num_questions"]) for names in ways.values()
+            ]
+            unlike[suite] = ", ".join(f"{name}: {count} questions" for name, count in firsts)
+    return unlike
+
+
+def _untested(done: Mapping[str, Mapping[str, Any]], out: Path) -> list[str]:
+    """Return the clients that have trained and have no test rows in any of the cells."""
+    found: set[str] = set()
+    for name, results in done.items():
+        path = out / "cells" / name / "data.json"
+        found |= json.loads(path.read_text(encoding="utf-8")).keys() - results["clients"].keys()
+    return sorted(found)

@@ -48,6 +48,7 @@ def evaluate_clients(
         "cost": cost_of(site.folder, measured, time.perf_counter() - began),
     }
     results = build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
+    results["max_new_tokens"] = config.evaluation.max_new_tokens  # of an answer that is scored
     return results | _privacy_of(site)
 
 

@@ -36,9 +36,15 @@ def state_to_go_on_from(
 ) -> ServerState:
     """Return the state after the last whole round of the folder; of a new run, that of `start`.
 
-    UserError when `rounds` asks for more of a run whose phases after the last round are done.
+    UserError when `rounds` asks for less than is done, or for more of a run whose phases after the
+    last round are done.
     """
     state = load_state(folder / "checkpoint") or first_state(start(), plan)
+    if state.round > rounds:
+        raise UserError(
+            f"{folder}: {state.round} rounds are done and are not taken back; raise "
+            f"federation.rounds = {rounds} or choose another --out"
+        )
     last = max([state.round, *state.accepted.values()])
     _keep_records(folder / "rounds.jsonl", last)
     if state.round < min(rounds, last):

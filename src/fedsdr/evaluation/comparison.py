@@ -82,14 +82,18 @@ def mean_difference(a: Sequence[Values], b: Sequence[Values]) -> Values:
     }
 
 
-def stratified_interval(values: Values, resamples: int = 2000) -> list[float]:
-    """Return the 95 % interval of `mean_over_clients`, each client's rows drawn within it.
+def stratified_interval(values: Values, resamples: int = 2000) -> list[float] | None:
+    """Return the 95 % interval of `mean_over_clients`, each client's rows drawn within it; None
+    where a client has fewer than two, of which nothing can be drawn.
 
     Every call draws the same rows for the same clients. Rows of denominator 0 count for nothing.
     """
     ratios = []
     for client, rows in values.items():
-        numerators, denominators = zip(*(v for v in rows.values() if v[1]), strict=True)
+        counted = [pair for pair in rows.values() if pair[1]]
+        if len(counted) < 2:
+            return None
+        numerators, denominators = zip(*counted, strict=True)
         seed = seed_for("comparison", client)  # one seed, and so the same rows in both
         ratios.append(
             resampled_means(numerators, seed, resamples)
@@ -185,7 +189,7 @@ def suite_rows(
     """Return one row for each group, kind of model and public suite; the runs hold what suites.json
     does. A suite's first metric counts, and for the clients' own models the mean over them.
 
-    ValueError when the runs were not asked the same questions.
+    The runs were asked the same questions.
     """
     rows = []
     for model in ("global", "client"):
@@ -223,7 +227,9 @@ def suite_rows(
 def _suite_values(name: str, suite: Mapping[str, Any], model: str) -> Values:
     """Return the scores by question, all of one stratum; {} where there is no such model."""
     kinds = {kind: [entry] for kind, entry in suite["models"].items()}
-    entries = {**kinds, "client": list(suite["clients"].values())}.get(model)
+    # A run without private branches has one model for all: its clients' own is the global one.
+    own = list(suite["clients"].values()) or kinds.get("global", [])
+    entries = {**kinds, "client": own}.get(model)
     if not entries:
         return {}
     metric = next(iter(entries[0]["scores"]))
@@ -299,7 +305,7 @@ def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
 def _difference(name: str, own: Sequence[Values], theirs: Mapping[int, Values]) -> dict[str, Any]:
     a, b = list(own), list(theirs.values())
     means = [mean_over_clients(x) - mean_over_clients(y) for x, y in zip(a, b, strict=True)]
-    low, high = stratified_interval(mean_difference(a, b)) if a else (None, None)
+    low, high = (a and stratified_interval(mean_difference(a, b))) or (None, None)
     return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}
 
 
@@ -328,5 +334,7 @@ def _difference_text(row: Mapping[str, Any], measure: str) -> str:
     if row[name] is None:
         return ""
     sd = "" if row[f"{name}_sd"] is None else f" ({row[f'{name}_sd']:.3f})"
-    fewer = f", {row['difference_seeds']} seeds" if row["difference_seeds"] < row["seeds"] else ""
-    return f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]{sd}{fewer}"
+    seeds, low = row["difference_seeds"], row[f"{name}_low"]
+    fewer = f", {seeds} seed{'s' * (seeds > 1)}" if seeds < row["seeds"] else ""
+    interval = "" if low is None else f" [{low:+.3f}, {row[f'{name}_high']:+.3f}]"
+    return f"{row[name]:+.3f}{interval}{sd}{fewer}"

@@ -12,9 +12,12 @@ def saved_suites(run: Path) -> dict[str, Any]:
     """Return what RUN/suites.json holds, {} where there is none. UserError when it is broken."""
     path = run / "suites.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except ValueError as error:
+        found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        for suite in found.values():
+            suite["ids"], suite["shots"], suite["how"], suite["models"], suite["clients"]
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: broken ({error}); remove it") from error
+    return found
 
 
 def tables_of(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
