@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import ByShape, WeightedMean, add, norm, num_bytes, scale, subtract
+from fedsdr.tensors import ByShape, MeanCosine, WeightedMean, add, norm, num_bytes, scale, subtract
 
 parts = st.lists(st.one_of(st.text(max_size=5), st.integers(-5, 5)), max_size=4)
 
@@ -44,6 +44,17 @@ def test_a_mean_of_nothing_and_of_other_names_or_shapes_is_an_error():
         mean.add({"b": torch.ones(2, 3)}, 1)
     with pytest.raises(ValueError, match="shape"):
         mean.add({"a": torch.ones(1, 3)}, 1)
+
+
+def test_the_mean_cosine_is_that_of_all_pairs_and_what_has_no_direction_is_left_out():
+    given = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    mean = MeanCosine()
+    assert mean.result() is None
+    for row in (*given, torch.zeros(7)):
+        mean.add({"a": row[:3], "b": row[3:]}, float(row.norm()))
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    wanted = [float(torch.cosine_similarity(given[i], given[j], dim=0)) for i, j in pairs]
+    assert mean.result() == pytest.approx(sum(wanted) / len(wanted), abs=1e-6)
 
 
 def test_arithmetic_over_names():

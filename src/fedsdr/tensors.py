@@ -108,3 +108,23 @@ class WeightedMean:
         if self.total_weight <= 0.0:
             raise ValueError("the mean of no updates is not defined")
         return map_tensors(lambda x: (x / self.total_weight).float(), self._sums)
+
+
+class MeanCosine:
+    """The mean cosine of all pairs of x_1 .. x_K, with one of them in memory at a time:
+    (|sum_k x_k / |x_k||^2 - K) / (K (K - 1))."""
+
+    def __init__(self) -> None:
+        self._units = WeightedMean()
+
+    def add(self, values: Mapping[str, Tensor], size: float) -> None:
+        """Add one, whose norm is `size`; one without a direction counts for nothing."""
+        if size:
+            self._units.add(scale(values, 1 / size), 1)
+
+    def result(self) -> float | None:
+        """Return the mean; None where there is no pair."""
+        count = self._units.total_weight
+        if count < 2:
+            return None
+        return (count * norm(self._units.result()) ** 2 - 1) / (count - 1)

@@ -139,6 +139,7 @@ class RoundRecord:
     bytes_up: int
     step_norm: float
     seconds: float
+    update_cosine: float | None = None  # mean over the pairs of updates; None where noise is added
     epsilon: float | None = None  # of client-level differential privacy, spent so far
 
 

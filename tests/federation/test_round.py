@@ -52,6 +52,8 @@ def test_the_global_tensors_move_by_the_mean_weighted_by_examples():
     assert record.bytes_down == record.bytes_up == 3 * 4 * 4
     assert record.step_norm == pytest.approx(2 * 3.1)
     assert [c["num_examples"] for c in record.clients] == [10, 30, 60]
+    assert [c["norm"] for c in record.clients] == pytest.approx([2.0, 4.0, 8.0])
+    assert record.update_cosine == pytest.approx(1.0)  # all in one direction
 
 
 def test_the_state_that_went_in_is_not_changed():

@@ -21,6 +21,7 @@ from fedsdr.federation.sampling import sample_clients
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import (
     ByShape,
+    MeanCosine,
     Tensors,
     WeightedMean,
     add,
@@ -104,6 +105,7 @@ def run_round(
     if privacy.mode == "central":  # clipping itself ends within a rounding of its bound
         limits["privacy.clip_norm"] = privacy.clip_norm * (1 + 1e-6)
     delta, control_delta = WeightedMean(), WeightedMean()
+    norms, cosine = dict[str, float](), MeanCosine()
     counted: list[ClientUpdate] = []
     refused: list[dict[str, object]] = []
     waiting = iter(tasks)
@@ -121,6 +123,9 @@ def run_round(
             continue
         # A client's rows must not make it heavier than the noise was made for.
         delta.add(decoded, 1 if private else answer.num_examples)
+        if not private:  # what is told of an update that noise covers, the noise must cover too
+            norms[answer.client_id] = norm(decoded)
+            cosine.add(decoded, norms[answer.client_id])
         if state.control:
             control_delta.add(by_shape.stack(answer.control_delta), 1.0)
         # Of a counted update only the numbers are kept.
@@ -153,7 +158,8 @@ def run_round(
         clients=tuple(
             # A metric cannot take the place of who sent it.
             {"id": u.client_id, "num_examples": u.num_examples}
-            | {k: v for k, v in u.metrics.items() if k not in ("id", "num_examples")}
+            | ({} if private else {"norm": norms[u.client_id]})
+            | {k: v for k, v in u.metrics.items() if k not in ("id", "num_examples", "norm")}
             for u in counted
         ),
         refused=tuple(refused),
@@ -161,6 +167,7 @@ def run_round(
         bytes_up=len(counted) * (num_bytes(like) + num_bytes(state.control)),
         step_norm=norm(step),
         seconds=time.perf_counter() - began,
+        update_cosine=cosine.result(),
         epsilon=epsilon_spent(privacy, draws) if private else None,
     )
     accepted = {**state.accepted, **{u.client_id: number for u in counted}}

@@ -136,8 +136,20 @@ def _cost(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
         [name, *(f"{cost[kind][name]:,.0f}" if name in cost[kind] else "" for kind in KINDS)]
         for name in names
     ]
-    rounds = [["round", "updates", "refused", "step norm", "MB up", "MB down", "seconds"]] + [
+    rounds = [
+        [
+            "round",
+            "updates",
+            "refused",
+            "step norm",
+            "cosine of updates",
+            "MB up",
+            "MB down",
+            "seconds",
+        ]
+    ] + [
         [str(r["round"]), str(len(r["clients"])), str(len(r["refused"])), f"{r['step_norm']:.3f}"]
+        + ["" if r.get("update_cosine") is None else f"{r['update_cosine']:.3f}"]
         + [f"{r[way] / 1e6:,.2f}" for way in ("bytes_up", "bytes_down")]
         + [f"{r['seconds']:,.0f}"]
         for r in records
