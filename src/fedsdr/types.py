@@ -1,7 +1,8 @@
 """The frozen values that pass between rooms.
 
 What crosses an engine is `ClientTask` one way and `ClientUpdate` or `ClientFault` the other.
-None of them has a field that could hold a private branch, raw text or rewrites.
+None of them has a field for a private branch, raw text or rewrites; the reason of a fault is words,
+and over Flower those of a `Refusal` alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -78,6 +78,7 @@ def test_a_conversation_is_shown_up_to_the_last_answer():
         (json.dumps(said("b")), "theirs"),
         (json.dumps(said("Tie")), TIE),
         (json.dumps(said("Answer B")), "theirs"),
+        (json.dumps(said(" Answer B.")), "theirs"),
         ("```json\n" + json.dumps(said("A"), indent=1) + "\n```\nbecause {it} is", "ours"),
         ("first " + json.dumps(said("A")) + " no, " + json.dumps(said("B")), "theirs"),
         (json.dumps(said("A") | {"why": {"faithfulness": "B"}}), "ours"),
@@ -121,8 +122,10 @@ def test_a_win_rate_is_worked_out_by_hand():
     assert overall["value"] == pytest.approx(((1 + 0.75 + 0.5 + 0) / 4 + 0.5) / 2)
     assert (overall["wins"], overall["ties"], overall["losses"]) == (2, 2, 1)
     assert overall["rows"] == 5
-    low, high = overall["interval"]
-    assert 0 < low < overall["value"] < high < 1
+    assert overall["interval"] is None  # of the clinic's one row nothing can be drawn
+    bank = standings(votes[:-2], ["ours", "theirs"])["pairs"]["ours / theirs"]["overall"]
+    low, high = bank["interval"]
+    assert 0 < low < bank["value"] < high < 1
     assert found["winners"] == {}
     assert found["same verdict in both orders"] == pytest.approx(3 / 5)
     # Of the 7 votes that are no tie, "ours" was shown first and won 3, "theirs" 2 of the turned.

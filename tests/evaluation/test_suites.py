@@ -1,5 +1,6 @@
 """Suites: the prompts, written out by hand as InstructEval and the harness make them."""
 
+import json
 import random
 
 import pytest
@@ -183,6 +184,25 @@ def test_a_folder_with_nothing_left_to_ask_is_said_and_the_hub_is_not_asked(tmp_
     path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:5]))
     with pytest.raises(UserError, match="no question of gsm8k is left beside its examples"):
         read_suites({"gsm8k": SUITES["gsm8k"]}, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "row", "words"),
+    [
+        ("gsm8k", "gsm8k/test.jsonl", {"question": "q", "answer": 5}, "answer is 5, not a text"),
+        (
+            "pubmedqa",
+            "pubmedqa/test.jsonl",
+            {"id": 1, "question": "q", "contexts": "one text", "final_decision": "yes"},
+            "contexts is no list",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_said(name, file, row, words, tmp_path):
+    folder = write_suites(tmp_path / "suites")
+    (folder / file).write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=words):
+        read_suites({name: SUITES[name]}, folder)
 
 
 @pytest.mark.parametrize("name", BROKEN)

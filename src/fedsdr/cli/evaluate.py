@@ -66,7 +66,7 @@ def _on_suites(
     from fedsdr.models.engines.extras import is_installed
 
     # All that can be wrong with what was typed is found before a model is loaded.
-    suites = chosen_suites(names, allow_code_execution)
+    suites = chosen_suites(names.lower(), allow_code_execution)
     questions = read_suites(suites, folder)
     if not is_installed("lm_eval"):
         raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")

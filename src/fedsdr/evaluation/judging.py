@@ -98,7 +98,7 @@ def verdict_of(reply: str, ballot: Ballot) -> Verdict | None:
             said, _ = json.JSONDecoder().raw_decode(reply, start)
         except (ValueError, RecursionError):
             continue
-        words = [str(said.get(criterion)).strip().lower() for criterion in CRITERIA]
+        words = [str(said.get(criterion)).strip(" .\n").lower() for criterion in CRITERIA]
         winners = [names.get(word.removeprefix("answer ")) for word in words]
         if all(winners):
             return {c: str(winner) for c, winner in zip(CRITERIA, winners, strict=True)}
@@ -216,6 +216,8 @@ def tables_of(found: Mapping[str, Any]) -> list[Table]:
 def _text(entry: Mapping[str, Any]) -> str:
     if entry["value"] is None:
         return "no verdict"
+    if entry["interval"] is None:  # a client with one row
+        return f"{entry['value']:.3f}"
     low, high = entry["interval"]
     return f"{entry['value']:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -27,13 +27,13 @@ BRANCHES: tuple[Branch, ...] = (R, S)
 @dataclass
 class Switch:
     """What all two-branch layers of one model do now. `weights` scales a branch's output: 1 in
-    FedSDR; a number, or a (tokens, 1) tensor where each token has its own mix (FedDPA)."""
+    FedSDR, another number in FedDPA."""
 
     forward: tuple[Branch, ...] = ()
     trained: Branch | None = None
     dropout: float = 0.0
     frozen_dropout: bool = False
-    weights: dict[Branch, float | Tensor] | None = None
+    weights: dict[Branch, float] | None = None
 
 
 class TwoBranchLinear(nn.Module):
@@ -74,11 +74,11 @@ class TwoBranchLinear(nn.Module):
         weights = switch.weights or {}
         if not switch.forward:
             return out
-        if switch.frozen_dropout or any(isinstance(w, Tensor) for w in weights.values()):
+        if switch.frozen_dropout:
             return self._plainly(x, out)
         # The trained branch last: it alone has gradients and dropout.
         order = sorted(switch.forward, key=lambda branch: branch == switch.trained)
-        scales = [self.scaling * float(weights.get(branch, 1.0)) for branch in order]
+        scales = [self.scaling * weights.get(branch, 1.0) for branch in order]
         trained = order[-1] == switch.trained
         return LowRank.apply(
             out,
@@ -91,7 +91,7 @@ class TwoBranchLinear(nn.Module):
         )
 
     def _plainly(self, x: Tensor, out: Tensor) -> Tensor:
-        """The same by autograd, for dropout on both branches and a mix of its own per token."""
+        """The same by autograd, for dropout on both branches."""
         switch = self.switch
         for branch in switch.forward:
             a, b = self.lora_A[branch].to(x.dtype), self.lora_B[branch].to(x.dtype)
@@ -137,7 +137,7 @@ class BranchedModel:
         trained: Branch | None = None,
         dropout: float = 0.0,
         frozen_dropout: bool = False,
-        weights: dict[Branch, float | Tensor] | None = None,
+        weights: dict[Branch, float] | None = None,
     ) -> Iterator[None]:
         """Inside, the forward has these branches and `trained` alone has gradients."""
         if trained is not None and trained not in forward:

@@ -134,7 +134,7 @@ def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | N
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer alone (quick: no weights)."""
+    """Load the tokenizer alone. A .gguf is converted whole, once."""
     source, _ = _source_of(config)
     from transformers import AutoTokenizer
 

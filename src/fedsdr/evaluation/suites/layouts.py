@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fedsdr.errors import UserError
 from fedsdr.evaluation.suites.questions import Question
-from fedsdr.evaluation.suites.reading import csv_rows, files_in, layout, one_of, rows_of
+from fedsdr.evaluation.suites.reading import csv_rows, files_in, layout, one_of, rows_of, text_of
 
 LETTERS = ("A", "B", "C", "D", "E")
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -125,8 +125,8 @@ def read_crass(folder: Path) -> list[Question]:
     questions = []
     with layout(path, f"PCTID;Premise;QCC;{';'.join(names)}"):
         for row in rows_of(path):
+            right = text_of(row, "CorrectAnswer").strip()
             options = [row[name].strip() for name in names if row[name].strip()]
-            right = options[0]
             shuffle(options)
             letters = LETTERS[: len(options)]
             questions.append(
@@ -173,7 +173,10 @@ def read_gsm8k(folder: Path) -> list[Question]:
     """The first five questions of the file are the shots of the others."""
     path = folder / "gsm8k" / "test.jsonl"
     with layout(path, "question, answer"):
-        asked = [(f"Question: {r['question']}\nAnswer:", r["answer"]) for r in rows_of(path)]
+        asked = [
+            (f"Question: {text_of(row, 'question')}\nAnswer:", text_of(row, "answer"))
+            for row in rows_of(path)
+        ]
     shots = tuple(f"{text} {answer}\n\n" for text, answer in asked[:5])
     return [
         Question(str(i), "gsm8k", text, answer, shots=shots)
@@ -242,13 +245,19 @@ def read_pubmedqa(folder: Path) -> list[Question]:
                 id=str(row["id"]),
                 group="pubmedqa",
                 text="Abstract: {}\nQuestion: {}\nAnswer:".format(
-                    "\n".join(row["contexts"]), row["question"]
+                    "\n".join(_texts(row["contexts"])), row["question"]
                 ),
                 answer=one_of(decisions, row["final_decision"]),
                 choices=decisions,
             )
             for row in rows_of(path)
         ]
+
+
+def _texts(value: list[str]) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError("contexts is no list")
+    return value
 
 
 def read_truthfulqa(folder: Path) -> list[Question]:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,13 @@ def csv_rows(path: Path, fields: int) -> list[list[str]]:
             if len(row) != fields:
                 raise ValueError(f"row {number} has {len(row)}")
         return rows
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+    """Return a field that must hold a text; ValueError when it is none, or empty."""
+    if not isinstance(row[name], str) or not row[name].strip():
+        raise ValueError(f"{name} is {row[name]!r}, not a text")
+    return str(row[name])
 
 
 def one_of(allowed: Sequence[str], value: str) -> str:
