@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fedsdr.config import ModelConfig
+from fedsdr.config import DataConfig, ModelConfig
 from fedsdr.data.clients import load_clients
 from fedsdr.data.templates import render_for
 from fedsdr.models.adapters import peft_tensors
@@ -35,7 +35,7 @@ Gradients = dict[str, Tensor]
 def real_rows(count: int, length: int) -> list[TokenRow]:
     """Return rows of the embedded clients in turn, each cut to `length` tokens."""
     renderer = render_for(load_base(ModelConfig(name=EMBEDDED)).tokenizer)
-    clients = load_clients(clients="embedded:five-domains", test_fraction=0.0)
+    clients = load_clients(DataConfig(clients="embedded:five-domains", test_fraction=0.0))
     encoded = [[renderer.encode(row, 4096) for row in c.raw[:count]] for c in clients]
     rows = [row for turn in zip(*encoded, strict=True) for row in turn][:count]
     return [TokenRow(r.id, r.tokens[-length:], r.supervised[-length:]) for r in rows]

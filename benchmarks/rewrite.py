@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from fedsdr.answers import kind_of
-from fedsdr.config import ModelConfig
+from fedsdr.config import DataConfig, ModelConfig
 from fedsdr.data.clients import load_clients
 from fedsdr.data.templates import Renderer, render_for
 from fedsdr.distill.prompts import family_of, fill, load_prompts, placeholders_of
@@ -38,7 +38,7 @@ PLAIN = {"generate, dynamic cache": "dynamic", "generate, static cache": "static
 def rewriting_requests(count: int, clients: str) -> list[GenerationRequest]:
     """Return what rewriting asks for the first rows of each client, taken in turn."""
     prompts, columns = load_prompts(), []
-    for client in load_clients(clients=clients):
+    for client in load_clients(DataConfig(clients=clients)):
         kind = kind_of([row.response for row in client.raw])
         texts = (
             fill(prompts[family_of(row.response, kind)], placeholders_of(row, 0))

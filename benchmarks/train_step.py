@@ -31,7 +31,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from fedsdr.config import Config
+from fedsdr.config import Config, DataConfig
 from fedsdr.data.clients import load_clients
 from fedsdr.engines.site import Site, open_site
 from fedsdr.models.rows import supervised_tokens
@@ -60,7 +60,7 @@ def now() -> float:
 
 def real_rows(site: Site, data: str, count: int, max_length: int) -> list[TokenRow]:
     """Return as many rows of each client as of any other, `count` in all."""
-    clients = load_clients(clients=data, test_fraction=0.0)
+    clients = load_clients(DataConfig(clients=data, test_fraction=0.0))
     ways = [client.raw for client in clients]
     mixed = [rows[i] for i in range(-(-count // len(ways))) for rows in ways][:count]
     return [site.renderer.encode(example, max_length) for example in mixed]

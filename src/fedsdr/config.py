@@ -258,7 +258,7 @@ def read_toml(path: Path, if_missing: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file ({if_missing})") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a configuration file") from None
+        raise UserError(f"{path}: is a folder, not a TOML file") from None
     except (PermissionError, NotADirectoryError) as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -7,9 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedsdr.data.clients import load_clients, load_one_client
+from fedsdr.config import DataConfig
+from fedsdr.data import clients as loading
 from fedsdr.errors import UserError
 from fedsdr.types import Example
+
+
+def load_clients(**settings):
+    return loading.load_clients(DataConfig(**settings))
+
+
+def load_one_client(path, name, **settings):
+    return loading.load_one_client(DataConfig(**settings), path, name)
 
 
 def write(path, count=10, **columns):

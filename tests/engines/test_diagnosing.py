@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+from fedsdr.data.clients import load_clients
 from fedsdr.engines import probing
 from fedsdr.engines.diagnosing import diagnose
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import open_run
 from fedsdr.evaluation.diagnosis import tables_of
@@ -23,7 +24,7 @@ def bytes_of(folder):
 def run_and_open(config, out):
     run_experiment(config, out, SILENT)
     site, state = open_run(out)
-    return site, state, clients_of(site.config)
+    return site, state, load_clients(site.config.data)
 
 
 def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config, tmp_path, fedsdr):

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from fedsdr.data.clients import load_clients
 from fedsdr.engines import distilling
 from fedsdr.engines.distilling import distill_clients, prepare_rewriting
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.site import open_site
 from fedsdr.errors import UserError
@@ -149,7 +150,7 @@ def test_what_is_wrong_with_the_teacher_is_said_before_anything_is_written(
 
 def test_a_run_follows_distill_in_the_same_folder(write_config, tmp_path):
     config = write_config("federation.rounds=1")
-    site, clients = open_site(config, tmp_path / "run"), clients_of(config)
+    site, clients = open_site(config, tmp_path / "run"), load_clients(config.data)
     audits = distill_clients(site, prepare_rewriting(site), clients, SILENT)
     assert {a.generated for a in audits.values()} == {9}
     results = run_experiment(config, tmp_path / "run", SILENT)
@@ -162,7 +163,7 @@ def test_a_run_follows_distill_in_the_same_folder(write_config, tmp_path):
 def test_test_rows_are_never_rewritten(write_config, tmp_path):
     config = write_config("federation.rounds=1")
     run_experiment(config, tmp_path / "run", SILENT)
-    for client in clients_of(config):
+    for client in load_clients(config.data):
         lines = (tmp_path / "run/distilled" / f"{client.client_id}.jsonl").read_text()
         ids = {json.loads(line)["id"] for line in lines.splitlines()}
         assert ids == {example.id for example in client.raw}

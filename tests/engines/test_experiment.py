@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import load_config
+from fedsdr.data.clients import load_clients
 from fedsdr.engines import experiment, rounds
 from fedsdr.engines.distilling import distill_clients, prepare_rewriting
-from fedsdr.engines.experiment import clients_of, plan_of, run_experiment, run_rounds
+from fedsdr.engines.experiment import plan_of, run_experiment, run_rounds
 from fedsdr.engines.exporting import export_model
 from fedsdr.engines.probing import extra_round
 from fedsdr.engines.progress import SILENT
@@ -144,7 +145,7 @@ def test_every_method_runs_with_every_algorithm(method, algorithm, write_config,
         "federation.rounds=2",
         "data.max_examples=4",
     )
-    clients = clients_of(config)
+    clients = load_clients(config.data)
     site = open_site(config, tmp_path / "run")
     if METHODS[method].rewrites:
         distill_clients(site, prepare_rewriting(site), clients, SILENT)
@@ -312,7 +313,7 @@ def test_a_run_without_test_rows_ends_with_its_cost_alone(write_config, tmp_path
 
 def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
     config = write_config()
-    site, client = open_site(config, tmp_path), clients_of(config)[0]
+    site, client = open_site(config, tmp_path), load_clients(config.data)[0]
     site.model.set({n: torch.full_like(v, torch.nan) for n, v in site.model.get("S").items()})
     evaluate_model(site, [client], ("R",))
     with pytest.raises(UserError, match=r"client 'bank': the loss of base\+R\+S .* not finite"):
@@ -357,8 +358,8 @@ def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
             run_experiment(config, tmp_path / "run", SILENT)
     assert run_experiment(config, tmp_path / "run", SILENT, resume=True)["rounds"] == 3
     site, state = open_run(tmp_path / "run")
-    rows = {c.client_id: c.raw for c in clients_of(site.config)}
-    found = extra_round(site, clients_of(site.config), state, rows, lambda rows: None)
+    rows = {c.client_id: c.raw for c in load_clients(site.config.data)}
+    found = extra_round(site, load_clients(site.config.data), state, rows, lambda rows: None)
     assert found["rows"] == len(rows)  # with local noise each counts as one
 
 

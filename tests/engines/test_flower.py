@@ -10,7 +10,8 @@ pytest.importorskip("flwr")
 
 from fake_grid import NAMES, checkpoint_of, records_of
 
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.data.clients import load_clients
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.flower import client_app
 from fedsdr.engines.progress import SILENT
 from fedsdr.models.adapters import load_adapter
@@ -62,7 +63,7 @@ def secrets_of(sites, config):
                 }
     texts = {
         text
-        for client in clients_of(config)
+        for client in load_clients(config.data)
         for e in (*client.raw, *client.test)
         for text in (e.instruction, e.response)
     }

@@ -7,9 +7,10 @@ import pytest
 from fake_endpoint import completion, server
 
 from fedsdr.config import load_config
+from fedsdr.data.clients import load_clients
 from fedsdr.engines import answering
 from fedsdr.engines.answering import answers_of
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.judging import judge
 from fedsdr.engines.progress import SILENT
 from fedsdr.engines.run_folder import open_run
@@ -105,7 +106,7 @@ def test_the_judge_reads_what_the_models_answer_and_the_standings_are_its_words(
 def test_the_answers_are_those_that_evaluate_scores(model, runs):
     run = runs[1]
     site, _ = open_run(run)
-    clients = clients_of(site.config)
+    clients = load_clients(site.config.data)
     rows = {c.client_id: c.test for c in clients}
     answers = answers_of(run, model, clients, rows, SILENT)
     results = json.loads((run / "results.json").read_text())

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedsdr.data.clients import load_clients
 from fedsdr.engines import experiment
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.in_process import in_process
 from fedsdr.engines.progress import SILENT
 from fedsdr.models.adapters import load_adapter
@@ -76,7 +77,7 @@ def test_neither_s_nor_text_is_in_any_message_of_a_run(
         for folder in (tmp_path / "run/clients" / client).glob("round-*")
         for name, value in load_adapter(folder, "S").items()
     }
-    clients = clients_of(config)
+    clients = load_clients(config.data)
     texts = {e.response for c in clients for e in (*c.raw, *c.test)}
     texts |= {e.instruction for c in clients for e in (*c.raw, *c.test)}
     assert len(crossed) == 12

@@ -32,14 +32,14 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> 
 
     from fedsdr.cli.table import wide_console
     from fedsdr.config import load_config
+    from fedsdr.data.clients import load_clients
     from fedsdr.data.templates import preview, render_for
-    from fedsdr.engines.experiment import clients_of
     from fedsdr.evaluation.metrics import metric_for
     from fedsdr.models.load import load_tokenizer
     from fedsdr.models.rows import supervised_tokens
 
     settings = load_config(config, set_)
-    clients = clients_of(settings)
+    clients = load_clients(settings.data)
     if write:
         _write_rows(clients, write)
     tokenizer = load_tokenizer(settings.model)

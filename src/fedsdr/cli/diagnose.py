@@ -44,8 +44,8 @@ def diagnose(
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import grid, wide_console
+    from fedsdr.data.clients import load_clients
     from fedsdr.engines.diagnosing import diagnose as measure
-    from fedsdr.engines.experiment import clients_of
     from fedsdr.engines.run_folder import check_data, open_run
     from fedsdr.errors import UserError
     from fedsdr.evaluation.diagnosis import markdown_of, tables_of
@@ -56,7 +56,7 @@ def diagnose(
         if value < least:
             raise UserError(f"{name}: is {value}; it must be at least {least}")
     site, state = open_run(run, set_)
-    clients = clients_of(site.config)
+    clients = load_clients(site.config.data)
     check_data(run, clients)
     found = measure(
         site, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli

@@ -19,13 +19,13 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_audit
     from fedsdr.config import load_config
+    from fedsdr.data.clients import load_clients
     from fedsdr.engines.distilling import distill_clients, prepare_rewriting
-    from fedsdr.engines.experiment import clients_of
     from fedsdr.engines.site import open_site
 
     folder = folder_of(config, out)
     settings = load_config(config, set_)
-    clients = clients_of(settings)
+    clients = load_clients(settings.data)
     site = open_site(settings, folder)
     print_audit(distill_clients(site, prepare_rewriting(site), clients, console_progress()))
     print(f"\nrewrites in {folder / 'distilled'}/")

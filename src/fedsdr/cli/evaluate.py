@@ -40,13 +40,13 @@ def evaluate(
         raise UserError("--limit, --suite-data and --allow-code-execution are of --suite; add it")
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
+    from fedsdr.data.clients import load_clients
     from fedsdr.engines.evaluating import evaluate_clients
-    from fedsdr.engines.experiment import clients_of
     from fedsdr.engines.run_folder import check_data, open_run
     from fedsdr.files import write_atomically
 
     site, state = open_run(run, set_)
-    clients = clients_of(site.config)
+    clients = load_clients(site.config.data)
     check_data(run, clients)
     results = evaluate_clients(site, clients, state, console_progress())
     write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")

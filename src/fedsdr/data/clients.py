@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from fedsdr.config import DataConfig
 from fedsdr.data.files import READERS, place, read_rows
 from fedsdr.data.formats import example_from_row
 from fedsdr.data.hub import hub_name, read_hub_rows
@@ -19,19 +20,7 @@ EMBEDDED = "embedded:five-domains"
 Read = Callable[[], list[Example]]  # nothing is read before it is known to be needed
 
 
-def load_clients(
-    *,
-    clients: str | Sequence[str] = "",
-    include: Sequence[str] = (),
-    source: str | Sequence[str] = "",
-    partition: str = "dirichlet",
-    alpha: float = 0.5,
-    num_clients: int = 8,
-    test_fraction: float = 0.1,
-    max_examples: int = 0,
-    max_test_examples: int = 0,
-    seed: int = 0,
-) -> list[ClientData]:
+def load_clients(data: DataConfig) -> list[ClientData]:
     """Return what every client holds, sorted by client id, `rewritten` empty.
 
     Either `clients`: a folder with one file a client, `embedded:five-domains`, or a list of files
@@ -41,60 +30,48 @@ def load_clients(
     name of its source where there are several. `include` names the clients to keep (empty: all).
     UserError, one line, for all that the user can mend.
     """
-    if bool(clients) == bool(source):
-        raise UserError(f"data: set {'only one' if clients else 'one'} of 'clients' and 'source'")
-    if clients:
-        reads = _reads(clients, "data.clients", seed)
+    if bool(data.clients) == bool(data.source):
+        which = "only one" if data.clients else "one"
+        raise UserError(f"data: set {which} of 'clients' and 'source'")
+    if data.clients:
+        reads = _reads(data.clients, "data.clients", data.seed)
     else:
-        deal = choose(partition, PARTITIONERS, "data.partition")
-        pooled = _pooled(_reads(source, "data.source", seed))
-        reads = _dealt(pooled, deal, num_clients, alpha, seed)
-    for name in include:
+        deal = choose(data.partition, PARTITIONERS, "data.partition")
+        pooled = _pooled(_reads(data.source, "data.source", data.seed))
+        reads = _dealt(pooled, deal, data.num_clients, data.alpha, data.seed)
+    for name in data.include:
         if name not in reads:
             known = f"clients: {', '.join(sorted(reads))}"
             raise UserError(f"data.include: no client '{name}' ({known}){nearest(name, reads)}")
-    return [
-        _client(name, reads[name](), test_fraction, max_examples, max_test_examples, seed)
-        for name in sorted(set(include) or reads)
-    ]
+    return [_client(name, reads[name](), data) for name in sorted(set(data.include) or reads)]
 
 
-def load_one_client(
-    path: str,
-    name: str,
-    *,
-    test_fraction: float = 0.1,
-    max_examples: int = 0,
-    max_test_examples: int = 0,
-    seed: int = 0,
-) -> ClientData:
-    """Return what the site called `name` holds, as `load_clients` would, reading nothing else.
+def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
+    """Return what the site called `name` holds, split as by `load_clients`; nothing else is read.
 
     `path` is one file or hub name, whatever its own name; or a folder or embedded set, of which
     the part called `name` is taken.
     """
-    reads = _reads(path, "data.clients", seed)
+    reads = _reads(path, "data.clients", data.seed)
     several = path == EMBEDDED or Path(path).is_dir()
     if several and name not in reads:
         known = f"has {', '.join(sorted(reads))}"
         raise UserError(f"{path}: no client '{name}' ({known}){nearest(name, reads)}")
     read = reads[name] if several else next(iter(reads.values()))
-    return _client(name, read(), test_fraction, max_examples, max_test_examples, seed)
+    return _client(name, read(), data)
 
 
-def _client(
-    name: str,
-    examples: Sequence[Example],
-    test_fraction: float,
-    max_examples: int,
-    max_test_examples: int,
-    seed: int,
-) -> ClientData:
+def _client(name: str, examples: Sequence[Example], data: DataConfig) -> ClientData:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         allowed = "letters, digits and ._- with no dot in front"
         raise UserError(f"client name {name!r} cannot name a folder; use {allowed}")
     train, test = split(
-        _with_unique_ids(examples), test_fraction, seed, max_examples, max_test_examples, name
+        _with_unique_ids(examples),
+        data.test_fraction,
+        data.seed,
+        data.max_examples,
+        data.max_test_examples,
+        name,
     )
     return ClientData(client_id=name, raw=tuple(train), rewritten=(), test=tuple(test))
 

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from fedsdr.answers import Kind, kind_of_one
+from fedsdr.config import read_toml
 from fedsdr.errors import UserError, nearest
 from fedsdr.types import Example, Turn
 
@@ -38,7 +39,7 @@ def load_prompts(path: str | Path | None = None) -> dict[str, str]:
         return built_in
     own = {
         family: _checked(prompt, f"{path}: {family}", family)
-        for family, prompt in _read(Path(path)).items()
+        for family, prompt in read_toml(Path(path), "teacher.prompts names it").items()
     }
     return {family: own.get(family, own.get("general", built_in[family])) for family in built_in}
 
@@ -85,19 +86,6 @@ def fill(prompt: str, values: Mapping[str, str]) -> str:
         if not names or any(values[name] for name in names):
             filled.append(_PLACEHOLDER.sub(lambda match: values[match[1]], paragraph))
     return "\n\n".join(filled)
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file (teacher.prompts names it)") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a TOML file with prompts") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
 def _checked(prompt: object, where: str, family: str) -> str:

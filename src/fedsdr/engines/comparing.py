@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Config
+from fedsdr.data.clients import load_clients
 from fedsdr.engines.cells import Cell, unread_sweeps
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import check_data, checked_config
 from fedsdr.engines.site import Site, open_site, site_of, with_pack
@@ -262,7 +263,7 @@ def _check_data_of_now(cells: Iterable[Cell], out: Path) -> None:
         if (folder / "data.json").exists():
             data = repr(cell.config.data)
             if data not in held:
-                held[data] = clients_of(cell.config)
+                held[data] = load_clients(cell.config.data)
             check_data(folder, held[data])
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedsdr.config import Config
+from fedsdr.data.clients import load_clients
 from fedsdr.engines.cells import Cell
 from fedsdr.engines.comparing import finished, one_base
-from fedsdr.engines.experiment import clients_of, run_experiment
+from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.site import Site
 from fedsdr.evaluation.comparison import Group, training_part
@@ -48,12 +49,12 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
     for group in dict.fromkeys(cell.group for cell in cells):
         own = {cell.name: cell for cell in cells if cell.group == group}
         first = next(iter(own.values()))
-        config, clients = first.config, clients_of(first.config)
+        config, clients = first.config, load_clients(first.config.data)
         progress.log(f"a small run of {first}")
         with tempfile.TemporaryDirectory() as folder:
             small = _small(config, clients, Path(folder))
             results = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)
-            tried = clients_of(small)
+            tried = load_clients(small.data)
             site = open_once(small, Path(folder))
         _, memory = choose_pack(site.config)  # at the size that the site has chosen
         cost, seconds = results["cost"], results["cost"]["seconds"]

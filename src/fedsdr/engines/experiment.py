@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsdr.algorithms import ALGORITHMS, server_rule
 from fedsdr.config import Config
-from fedsdr.data.clients import load_clients, load_one_client
+from fedsdr.data.clients import load_clients
 from fedsdr.engines.distilling import (
     ENGINES,
     distill_clients,
@@ -42,36 +42,6 @@ from fedsdr.types import (
 
 # What runs the rounds that are still to be done, with a checkpoint after each.
 RunRounds = Callable[[Site, Sequence[ClientData], Plan, Progress], ServerState]
-
-
-def clients_of(config: Config) -> list[ClientData]:
-    """Load what every client holds, as the configuration says."""
-    data = config.data
-    return load_clients(
-        clients=data.clients,
-        include=data.include,
-        source=data.source,
-        partition=data.partition,
-        alpha=data.alpha,
-        num_clients=data.num_clients,
-        test_fraction=data.test_fraction,
-        max_examples=data.max_examples,
-        max_test_examples=data.max_test_examples,
-        seed=data.seed,
-    )
-
-
-def one_client_of(config: Config, path: str, name: str) -> ClientData:
-    """Load what client `name` holds in a file or folder of its own, split as in `clients_of`."""
-    data = config.data
-    return load_one_client(
-        path,
-        name,
-        test_fraction=data.test_fraction,
-        max_examples=data.max_examples,
-        max_test_examples=data.max_test_examples,
-        seed=data.seed,
-    )
 
 
 def settings_of(config: Config) -> LocalSettings:
@@ -163,7 +133,7 @@ def run_experiment(
     config = checked_config(config, out, resume)
     plan_of(config, ())  # names are checked before anything slow happens
     choose(config.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
-    clients = clients_of(config)
+    clients = load_clients(config.data)
     plan = plan_of(config, [client.client_id for client in clients])
     progress.log(
         f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsdr.data.clients import load_clients
 from fedsdr.engines.answering import Answers, answers_of
-from fedsdr.engines.experiment import clients_of
 from fedsdr.engines.probing import sample_rows
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import check_data, read_run
@@ -95,7 +95,7 @@ def _contestants(runs: Sequence[Path], model: Kind, base: bool) -> dict[str, tup
 
 def _clients(run: Path, overrides: Sequence[str]) -> list[ClientData]:
     config, _ = read_run(run, overrides)
-    clients = clients_of(config)
+    clients = load_clients(config.data)
     check_data(run, clients)
     return clients
 

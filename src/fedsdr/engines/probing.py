@@ -207,6 +207,8 @@ def extra_round(
     plan = dataclasses.replace(
         plan_of(site.config, list(by_id)), clients_per_round=0, min_updates=1
     )
+    # The next round after all that a client did, the training after the last round included.
+    state = dataclasses.replace(state, round=max([state.round, *state.accepted.values()]))
     updates: list[ClientUpdate] = []
     losses: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedsdr.config import Config
+from fedsdr.data.clients import load_one_client
 from fedsdr.data.templates import render_for
-from fedsdr.engines.experiment import one_client_of
 from fedsdr.engines.site import check_supervised
 from fedsdr.errors import UserError
 from fedsdr.files import disk_errors_named
@@ -59,7 +59,7 @@ def _connection(address: str, ca: Path | None) -> str:
 
 
 def _data(config: Config, name: str, path: str) -> str:
-    client = one_client_of(config, path, name)
+    client = load_one_client(config.data, path, name)
     renderer = render_for(load_tokenizer(config.model), config.model.template)
     rows = [renderer.encode(example, config.data.max_length) for example in client.raw]
     check_supervised(name, "training", rows)

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,21 +171,16 @@ def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> 
     return (model if config.quantize != "none" else model.to(device)), tokenizer
 
 
-class _loading:
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
     """Turn what transformers says of a model that is not there into one line."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | SafetensorError) and not isinstance(
-            error, UserError
-        ):
-            reason = " ".join(str(error).split())
-            raise UserError(f"model.name: '{self.name}' cannot be loaded: {reason}") from error
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.name: '{name}' cannot be loaded: {reason}") from error
 
 
 def _quantization(kind: str, compute: torch.dtype) -> Any:

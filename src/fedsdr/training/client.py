@@ -47,7 +47,8 @@ def train_client(
     method = choose(settings.method, METHODS, "method.name")
     if settings.clip_norm and (task.control or settings.correction == "scaffold"):
         raise Refusal("privacy.mode: control variates are asked for, which no noise covers")
-    if settings.local_noise and (answered := _answered(task, store)):
+    answers = settings.local_noise and not settings.afterwards  # nothing is sent then
+    if answers and (answered := _answered(task, store)):
         return ClientUpdate(task.client_id, task.round, 1, answered, {})
     model.set(task.shared)
     remembers = bool(method.private or task.control or settings.update_dtype != "fp32")
@@ -126,7 +127,10 @@ def _answered(task: ClientTask, store: ClientStore) -> Tensors:
             f"round {task.round} is asked for after round {newest} was answered; with local noise "
             "a site goes forward only"
         )
-    return store.load(newest).sent  # none where the newest is what came after the last round
+    sent = store.load(newest).sent
+    if not sent:
+        raise Refusal(f"round {newest} was answered already, and that answer is gone")
+    return sent
 
 
 def phases_of(method: Method, task: ClientTask) -> list[Phase]:

@@ -22,9 +22,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsdr.config import Config
+from fedsdr.data.clients import load_clients, load_one_client
 from fedsdr.distill.records import audit_of, read_records
 from fedsdr.engines.distilling import distill_clients, has_rewrites, prepare_rewriting
-from fedsdr.engines.experiment import clients_of, one_client_of, settings_of
+from fedsdr.engines.experiment import settings_of
 from fedsdr.engines.flower.records import answer_to_records, task_from_records
 from fedsdr.engines.flower.run_config import (
     RUN_ID,
@@ -178,14 +179,14 @@ def _held(run: Items, node: Items) -> tuple[Config, Path, ClientData]:
     own = dict(node)
     if "client" not in own:
         return config, folder, _all_clients(run)[int(own["partition-id"])]
-    client = one_client_of(config, str(own["data"]), str(own["client"]))
+    client = load_one_client(config.data, str(own["data"]), str(own["client"]))
     check_data(folder, [client])
     return config, folder, client
 
 
 @functools.lru_cache(maxsize=1)
 def _all_clients(run: Items) -> list[ClientData]:
-    return clients_of(_config_and_folder(run, ())[0])
+    return load_clients(_config_and_folder(run, ())[0].data)
 
 
 @functools.lru_cache(maxsize=1)
