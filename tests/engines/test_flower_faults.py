@@ -288,7 +288,7 @@ def test_two_tasks_of_one_client_never_work_at_once(write_config, tmp_path, depl
     with alone(tmp_path / "sites/bank/trial/bank/clients/bank"):
         deploy(write_config(*QUICK, "federation.rounds=1"))
     (record,) = records_of(tmp_path / "server")
-    assert record["refused"] == [{"id": "bank", "reason": "UserError (its log has more)"}]
+    assert record["refused"] == [{"id": "bank", "reason": "BusyError (its log has more)"}]
     assert [c["id"] for c in record["clients"]] == ["clinic", "school"]
 
 

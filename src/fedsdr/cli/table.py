@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsdr.distill.records import Audit
-from fedsdr.engines.comparing import notes_of
 from fedsdr.engines.estimating import Estimate
 from fedsdr.evaluation.comparison import Group
-from fedsdr.evaluation.reference import tables_in
+from fedsdr.evaluation.reference import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
 from fedsdr.evaluation.suites import tables as suite_tables
 

@@ -83,6 +83,41 @@ def tables_in(
     return tables
 
 
+def notes_of(comparison: Mapping[str, Any]) -> list[str]:
+    """Return what must be known to read the table, and the cells that failed."""
+    notes = [
+        "loss: nats a supervised token of the raw answers; loss and score: mean over clients, "
+        "then over seeds (standard deviation over seeds).",
+        f"difference: to '{comparison['baseline']}' with the same algorithm, sweep point, seeds "
+        "and kind of model [95 % paired bootstrap interval over test rows, drawn within each "
+        "client, these seeds being given; none where a client has fewer than two] (its standard "
+        "deviation over seeds).",
+        "cost: a run, mean over seeds. Rewrites are made once and shared by all cells: these took "
+        f"{comparison['rewriting_seconds']:,.0f} s beside those that were in the cache.",
+    ]
+    if comparison["paper"] is not None:
+        data = comparison["data"]
+        data = ", ".join(data) if isinstance(data, list) else data
+        notes.append(paper_note(comparison["paper"], comparison["model"], data))
+    notes += [
+        f"{suite}: left out, since it was not asked alike ({how}); ask again: fedsdr evaluate RUN "
+        f"--suite {suite} --limit N"
+        for suite, how in comparison.get("suites_left_out", {}).items()
+    ]
+    notes += [
+        f"{key}: no run reads it{' (data.clients is set)' * key.startswith('data.')}, so that rows "
+        "which differ in it alone are the same runs."
+        for key in comparison.get("unread", [])
+    ]
+    if untested := comparison.get("untested"):
+        names = ", ".join(untested)
+        notes.append(f"without test rows, and so in no mean: {names}.")
+    failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
+    todo = [c for c in comparison["cells"] if not (c.get("finished", True) or c["failed"])]
+    notes += [f"not finished: {cell['folder']}" for cell in todo]
+    return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
+
+
 def paper_table(
     rows: Sequence[Mapping[str, Any]],
     keys: Sequence[str],

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from fedsdr.errors import UserError
 from fedsdr.evaluation import diagnosis
-from fedsdr.evaluation.reference import tables_in
+from fedsdr.evaluation.reference import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
 from fedsdr.files import json_lines
 from fedsdr.report.curves import Curve, curves_svg
@@ -80,8 +80,7 @@ def _run(folder: Path) -> Section:
 
 def _comparison(folder: Path) -> Section:
     found = _read(folder / "compare.json")
-    failed = [f"failed: {c['folder']}: {c['failed']}" for c in found["cells"] if c["failed"]]
-    return Section(_name(folder), list(tables_in(found).items()), failed)
+    return Section(_name(folder), list(tables_in(found).items()), notes_of(found))
 
 
 def _side_by_side(folders: Sequence[Path]) -> Section:
