@@ -3,7 +3,7 @@ import pytest
 from fedsdr.config import CompareConfig
 from fedsdr.engines.cells import Cell, cells_of
 from fedsdr.engines.comparing import run_cells
-from fedsdr.engines.estimating import estimates_of
+from fedsdr.engines.estimating import estimates_of, rewriting_seconds
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import SILENT
 from fedsdr.evaluation.comparison import Group, training_part
@@ -17,6 +17,12 @@ def test_an_estimate_is_near_what_the_runs_took_and_touches_nothing(write_config
     assert not out.exists()
     assert not cache.exists()
     assert [one.runs for one in estimates.values()] == [1, 1, 1, 1]
+    # plain, which comes last, has the same teacher and does not rewrite.
+    assert (
+        rewriting_seconds(estimates.values())
+        == max(one.rewrite_seconds for one in estimates.values())
+        > 0
+    )
 
     done, failed = run_cells(cells, out, SILENT)
     assert failed == {}

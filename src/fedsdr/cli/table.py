@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsdr.distill.records import Audit
-from fedsdr.engines.estimating import Estimate
+from fedsdr.engines.estimating import Estimate, rewriting_seconds
 from fedsdr.evaluation.comparison import Group
 from fedsdr.evaluation.reference import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
@@ -81,14 +81,13 @@ def print_estimates(estimates: Mapping[Group, Estimate]) -> None:
         texts = (*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent))
         memory = "unknown" if one.memory is None else f"{one.memory / 2**30:,.2f}"
         rows.append([str(group), str(one.runs), *texts, memory])
-    # A set of rewrites is made once, and its seconds are those of the first run that needs it.
-    rewriting = {one.source: one.rewrite_seconds for one in estimates.values() if one.runs}
-    seconds = sum(one.runs * one.seconds for one in estimates.values()) + sum(rewriting.values())
+    rewriting = rewriting_seconds(estimates.values())
+    seconds = sum(one.runs * one.seconds for one in estimates.values()) + rewriting
     console = wide_console()
     console.print(grid("what one run will take, from a small run of each kind", rows))
     console.print(
         f"{sum(one.runs for one in estimates.values())} runs to do, about {seconds:,.0f} s in all, "
-        f"{sum(rewriting.values()):,.0f} of them for making the rewrites once",
+        f"{rewriting:,.0f} of them for making the rewrites once",
         highlight=False,
     )
 

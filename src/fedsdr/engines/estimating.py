@@ -1,7 +1,7 @@
 """What a comparison will take on this device, from a small run of every kind of cell."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +78,16 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         )
         counted |= own.keys()
     return found
+
+
+def rewriting_seconds(estimates: Iterable[Estimate]) -> float:
+    """Return the seconds of making every set of rewrites once: the most that a run to be done takes
+    for it, since others of its source do not rewrite, or find it made."""
+    most: dict[str, float] = {}
+    for one in estimates:
+        if one.runs:
+            most[one.source] = max(most.get(one.source, 0.0), one.rewrite_seconds)
+    return sum(most.values())
 
 
 def _times(config: Config, share: float, rounds: int) -> dict[str, float]:
