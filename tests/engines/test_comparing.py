@@ -9,7 +9,7 @@ import pytest
 
 from fedsdr.config import CompareConfig
 from fedsdr.distill import cache
-from fedsdr.engines import comparing, experiment
+from fedsdr.engines import comparing, experiment, sharing
 from fedsdr.engines.cells import Cell, cells_of
 from fedsdr.engines.comparing import (
     comparison_of,
@@ -42,7 +42,7 @@ def learned(folder):
 def test_a_comparison_runs_every_cell_once_and_csv_and_json_agree(cells, tmp_path, monkeypatch):
     bases = Counter()
     rewrites = Counter()
-    open_site, put = comparing.open_site, cache.RewriteCache.put
+    open_site, put = sharing.open_site, cache.RewriteCache.put
 
     def counted(config, folder):
         bases[config.model] += 1
@@ -52,7 +52,7 @@ def test_a_comparison_runs_every_cell_once_and_csv_and_json_agree(cells, tmp_pat
         rewrites[key] += 1
         return put(self, key, generation)
 
-    monkeypatch.setattr(comparing, "open_site", counted)
+    monkeypatch.setattr(sharing, "open_site", counted)
     monkeypatch.setattr(cache.RewriteCache, "put", counted_put)
     out = tmp_path / "out"
     done, failed = run_cells(cells, out, SILENT)
@@ -264,6 +264,8 @@ def test_a_suite_that_was_not_asked_alike_is_left_out_and_the_rest_is_shown(one,
     assert f"mmlu: left out, since it was not asked alike ({cells[0].name}: 4 questions" in text
     with (tmp_path / "compare_suites.csv").open(newline="") as file:
         assert {row["score"] for row in csv.DictReader(file)} == {"0.5"}
+    write_comparison(comparison | {"suites": []}, tmp_path)
+    assert not (tmp_path / "compare_suites.csv").exists()
 
 
 def test_a_client_without_test_rows_is_named_below_the_table(one, tmp_path, data_folder):
@@ -277,14 +279,14 @@ def test_a_client_without_test_rows_is_named_below_the_table(one, tmp_path, data
 
 
 def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path, monkeypatch):
-    opened, open_site = [], comparing.open_site
+    opened, open_site = [], sharing.open_site
 
     def counted(config, folder):
         opened.append(folder.name)
         return open_site(config, folder)
 
-    monkeypatch.setattr(comparing, "open_site", counted)
-    open_once = comparing.one_base()
+    monkeypatch.setattr(sharing, "open_site", counted)
+    open_once = sharing.one_base()
     config = cells[0].config
     wider = replace(config, lora=replace(config.lora, rank=4))
     # What "auto" came to is no other base: a cell that goes on has it in its configuration.
@@ -309,7 +311,7 @@ def test_the_pack_size_is_chosen_once_and_beside_a_loaded_base_its_step_alone_mu
     step = choose_pack(with_pack(config, 1024))[1].step
     free = iter([10**12, 2 * step + 2, step + step // 2])
     monkeypatch.setattr(memory, "free_memory", lambda device: next(free))
-    open_once = comparing.one_base()
+    open_once = sharing.one_base()
 
     def packs(**data):
         shape = replace(config, data=replace(config.data, **data))

@@ -5,15 +5,13 @@ from scipy.stats import bootstrap
 from fedsdr.evaluation.comparison import (
     Group,
     client_rows,
-    client_tables_of,
     comparison_rows,
     mean_difference,
     mean_over_clients,
     stratified_interval,
     suite_rows,
-    suite_tables_of,
-    tables_of,
 )
+from fedsdr.evaluation.comparison_tables import client_tables_of, suite_tables_of, tables_of
 
 
 def values(rng, rows=(30, 50), tokens=True):

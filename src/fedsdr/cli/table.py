@@ -9,7 +9,7 @@ from rich.table import Table
 from fedsdr.distill.records import Audit
 from fedsdr.engines.estimating import Estimate, rewriting_seconds
 from fedsdr.evaluation.comparison import Group
-from fedsdr.evaluation.reference import notes_of, tables_in
+from fedsdr.evaluation.comparison_tables import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
 from fedsdr.evaluation.suites import tables as suite_tables
 

@@ -40,10 +40,10 @@ class Cell:
     def name(self) -> str:
         """The name of its folder."""
         config, default = self.config, Config()
-        # Nor where it runs: that changes no number.
+        # Without where it runs, which changes no number, and without the defaults: a key that a
+        # later version adds must not rename every folder.
         names = [key for key in key_names() if not key.startswith("engine.")]
         values = {key: value_of(config, key) for key in names}
-        # Without the defaults: a key that a later version adds must not rename every folder.
         own = {key: value for key, value in values.items() if value != value_of(default, key)}
         digest = sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
         return f"{config.method.name}-{config.algorithm.name}-seed{config.seed}-{digest}"

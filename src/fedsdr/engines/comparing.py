@@ -7,32 +7,28 @@ OUT/compare.md     the tables; compare.json holds the same rows, unrounded, and 
 """
 
 import csv
-import gc
 import io
 import json
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Config
 from fedsdr.data.clients import load_clients
 from fedsdr.engines.cells import Cell, unread_sweeps
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import Progress
 from fedsdr.engines.run_folder import check_data, checked_config
-from fedsdr.engines.site import Site, open_site, site_of, with_pack
+from fedsdr.engines.sharing import one_base
 from fedsdr.errors import BusyError, UserError
 from fedsdr.evaluation.comparison import Group, client_rows, comparison_rows, suite_rows
-from fedsdr.evaluation.reference import Reference, notes_of, tables_in
+from fedsdr.evaluation.comparison_tables import notes_of, tables_in
+from fedsdr.evaluation.reference import Reference
 from fedsdr.evaluation.results import to_markdown
 from fedsdr.evaluation.suites.tables import saved_suites
 from fedsdr.files import write_atomically
-from fedsdr.models.load import choose_device, choose_dtype
-from fedsdr.models.memory import choose_pack
-from fedsdr.types import ClientData
 
 CSV_FILES = {
     "compare.csv": "rows",
@@ -100,7 +96,7 @@ def comparison_of(
     reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Return what compare.json holds: the rows, what became of each cell, and the paper's rows."""
-    _check_same_rows(cells, done, out)
+    _check_unchanged(cells, done, out)
     groups: dict[Group, dict[int, dict[str, Any]]] = {}
     suites: dict[Group, dict[int, dict[str, Any]]] = {}
     asked = {name: saved_suites(out / "cells" / name) for name in done}
@@ -143,7 +139,8 @@ def comparison_of(
 
 
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
-    """Write compare.md, compare.csv and compare.json into `out`."""
+    """Write compare.md, compare.json and the .csv files into `out`; one that has no rows now, which
+    an earlier comparison left there, is removed."""
     tables = tables_in(comparison)
     parts = [f"## {title}\n\n{to_markdown(table)}\n" for title, table in tables.items()]
     notes = [f"- {note}\n" for note in notes_of(comparison)]
@@ -155,6 +152,8 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
             writer.writeheader()
             writer.writerows(rows)
             write_atomically(out / name, text.getvalue())
+        else:
+            (out / name).unlink(missing_ok=True)
     write_atomically(out / "compare.json", json.dumps(comparison, indent=2) + "\n")
 
 
@@ -186,53 +185,20 @@ def finished_cells(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]
     return {name: results for name, results in found.items() if results is not None}
 
 
-def one_base() -> Callable[[Config, Path], Site]:
-    """Return an `open_site` that loads a base only where the last one does not serve again, and
-    chooses an automatic pack size once for all runs of one shape."""
-    held: list[Site] = []
-    packs: dict[str, int] = {}
-
-    def model(of: Config) -> tuple[object, ...]:
-        dtype = choose_dtype(of.model.dtype, choose_device(of.model.device))
-        loaded = replace(of.model, dtype=dtype, template="auto")  # which is not of the base
-        lora = of.lora
-        return loaded, lora.rank, lora.alpha, lora.target_modules, of.train.checkpointing
-
-    def open_(config: Config, folder: Path) -> Site:
-        wanted = model(config)
-        reused = bool(held) and model(held[0].config) == wanted
-        if not reused:
-            held.clear()  # before the next one is loaded: two may not fit in memory
-            gc.collect()  # modules refer to each other in circles
-        if not config.train.pack_tokens:
-            shape = repr((wanted, config.data.max_length, config.lora.dropout))
-            if shape not in packs:
-                packs[shape] = choose_pack(config, loaded=reused)[0]
-            config = with_pack(config, packs[shape])
-        if reused:
-            return replace(
-                site_of(config, folder, held[0].base, held[0].model),
-                base_scores=held[0].base_scores,
-            )
-        held.append(open_site(config, folder))
-        return held[0]
-
-    return open_
-
-
 def _check_data_of_now(cells: Iterable[Cell], out: Path) -> None:
     """UserError when a cell that was begun has other rows than its data have now."""
-    held: dict[str, list[ClientData]] = {}
+    checked = set()
     for cell in cells:
         folder = out / "cells" / cell.name
-        if (folder / "data.json").exists():
-            data = repr(cell.config.data)
-            if data not in held:
-                held[data] = load_clients(cell.config.data)
-            check_data(folder, held[data])
+        path = folder / "data.json"
+        if path.exists():
+            held = repr(cell.config.data), path.read_bytes()
+            if held not in checked:  # most cells have the same rows: they are read once
+                check_data(folder, load_clients(cell.config.data))
+                checked.add(held)
 
 
-def _check_same_rows(cells: Sequence[Cell], done: Mapping[str, object], out: Path) -> None:
+def _check_unchanged(cells: Sequence[Cell], done: Mapping[str, object], out: Path) -> None:
     """UserError when cells of the same data have other rows, or other rewrites of the same teacher:
     files have changed between them."""
     seen: dict[str, tuple[str, str]] = {}

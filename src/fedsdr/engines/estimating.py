@@ -8,13 +8,14 @@ from pathlib import Path
 from fedsdr.config import Config
 from fedsdr.data.clients import load_clients
 from fedsdr.engines.cells import Cell
-from fedsdr.engines.comparing import finished, one_base
+from fedsdr.engines.comparing import finished
 from fedsdr.engines.experiment import run_experiment
 from fedsdr.engines.progress import Progress
+from fedsdr.engines.sharing import one_base
 from fedsdr.engines.site import Site
 from fedsdr.evaluation.comparison import Group, training_part
 from fedsdr.models.memory import choose_pack
-from fedsdr.training.methods import METHODS, Phase
+from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData
 
 ROWS = 4  # training rows of the small run
@@ -98,13 +99,10 @@ def _times(config: Config, share: float, rounds: int) -> dict[str, float]:
     for phase in method.phases:
         skipped = int(phase.returning)  # a client's first round, which the small run has as well
         if rounds > skipped:
-            found[_name(phase)] = max(0.0, taken - skipped) / (rounds - skipped)
+            found[f"train {phase.name}"] = max(0.0, taken - skipped) / (rounds - skipped)
     # What comes after the last round, every client does, for as many epochs as there were rounds.
-    return found | {_name(phase): config.federation.rounds / rounds for phase in method.afterwards}
-
-
-def _name(phase: Phase) -> str:
-    return f"train {phase.train}.{phase.data}"
+    later = config.federation.rounds / rounds
+    return found | {f"train {phase.name}": later for phase in method.afterwards}
 
 
 def _scaled(cost: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:

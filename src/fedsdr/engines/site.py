@@ -23,7 +23,7 @@ from fedsdr.evaluation.metrics import metric_for
 from fedsdr.models.branches import BranchedModel
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
-from fedsdr.models.load import Base, choose_device, choose_dtype, load_base
+from fedsdr.models.load import Base, dtype_of, load_base
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.rows import pack, row_losses, supervised_tokens
 from fedsdr.tensors import Tensors
@@ -120,7 +120,7 @@ def open_site(config: Config, folder: Path) -> Site:
 def site_of(config: Config, folder: Path, base: Base, model: BranchedModel) -> Site:
     """Return a site whose base is loaded, with what "auto" came to in its configuration."""
     renderer = render_for(base.tokenizer, config.model.template)
-    dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
+    dtype = dtype_of(config.model)
     resolved = dataclasses.replace(config.model, dtype=dtype, template=renderer.name)
     return Site(dataclasses.replace(config, model=resolved), folder, base, model, renderer)
 

@@ -1,4 +1,4 @@
-"""Tables of many runs: means, spread over seeds, paired intervals against a baseline, cost.
+"""Rows of many runs: means, spread over seeds, paired intervals against a baseline, cost.
 
 What varies is kept apart. Over seeds: the standard deviation, beside the number of seeds. Over
 test rows: a 95 % bootstrap percentile interval of the difference to the baseline, in which each
@@ -11,7 +11,6 @@ drawn: a bootstrap of three would be too narrow. So the interval holds for these
 difference outlasts another seed is read from its own spread over seeds.
 """
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ Results = Mapping[str, Any]  # what results.json holds
 # client -> id of a test row -> (numerator, denominator); a client's value is the ratio of the sums
 Values = dict[str, dict[str, tuple[float, float]]]
 MEASURES = ("loss", "score")
-MOST_COLUMNS = 12  # clients in one table
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,11 @@ class Group:
     variant: str
     algorithm: str
     point: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What a row of a table begins with."""
+        return {"variant": self.variant, "algorithm": self.algorithm, **dict(self.point)}
 
     def __str__(self) -> str:
         return ", ".join([self.variant, self.algorithm, *(f"{k}={v}" for k, v in self.point)])
@@ -120,7 +123,7 @@ def comparison_rows(
             common = sorted(set(runs) & set(against)) if group.variant != baseline else []
             clients = next(iter(runs.values()))["clients"].values()
             metrics = {client["metric"] for client in clients}
-            row = {"variant": group.variant, "algorithm": group.algorithm, **dict(group.point)}
+            row = group.place
             row |= {
                 "model": model,
                 "seeds": len(runs),
@@ -147,40 +150,13 @@ def client_rows(groups: Mapping[Group, Mapping[int, Results]]) -> list[dict[str,
         for model in ("base", "global", "client") if runs else ():
             of = {m: [values_of(run, model, m) for run in runs.values()] for m in MEASURES}
             for client in dict.fromkeys(name for values in of["loss"] for name in values):
-                row = {"variant": group.variant, "algorithm": group.algorithm, **dict(group.point)}
+                row = group.place
                 row |= {"model": model, "seeds": len(runs), "client": client}
                 for measure, found in of.items():
                     own = [{client: v[client]} for v in found if client in v]
                     row |= _spread(measure, [mean_over_clients(v) for v in own])
                 rows.append(row)
     return rows
-
-
-def client_tables_of(
-    rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> dict[str, list[list[str]]]:
-    """Return the rows of `client_rows` as tables of text by title, a column each client; none for
-    more clients than a page is wide enough for.
-
-    The base, which every variant starts from, is a row of the global models' tables.
-    """
-    clients = sorted({row["client"] for row in rows})
-    run = ["variant", "algorithm", *keys, "seeds"]
-    kinds = {"global": "global models", "client": "the clients' own models"}
-    tables = {}
-    for measure, (model, title) in itertools.product(MEASURES, kinds.items()):
-        lines: dict[tuple[str, ...], dict[str, str]] = {}
-        for row in rows:
-            if row["model"] == "base" and model == "global":
-                line = ("base", "", *(str(row[key]) for key in keys), "")
-            elif row["model"] == model:
-                line = tuple(str(row[key]) for key in run)
-            else:
-                continue
-            lines.setdefault(line, {})[row["client"]] = f"{row[measure]:.3f}"
-        body = [[*line, *(of.get(name, "") for name in clients)] for line, of in lines.items()]
-        tables[f"{measure.capitalize()} by client: {title}"] = [[*run, *clients], *body]
-    return tables if len(clients) <= MOST_COLUMNS else {}
 
 
 def suite_rows(
@@ -208,7 +184,7 @@ def suite_rows(
                     continue
                 common = sorted(own.keys() & theirs.keys())
                 asked = next(run[suite] for run in runs.values() if suite in run)
-                row = {"variant": group.variant, "algorithm": group.algorithm, **dict(group.point)}
+                row = group.place
                 row |= {
                     "model": model,
                     "suite": suite,
@@ -242,61 +218,6 @@ def _suite_values(name: str, suite: Mapping[str, Any], model: str) -> Values:
     }
 
 
-def suite_tables_of(
-    rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> dict[str, list[list[str]]]:
-    """Return the rows of `suite_rows` as tables of text by title, one of each kind of model."""
-    run = ["suite", "variant", "algorithm", *keys, "seeds"]
-    titles = {
-        "global": "Public suites: global models",
-        "client": "Public suites: the clients' own models",
-    }
-    return {
-        title: [[*run, "shots", "questions", "base", "score", "score - baseline"]]
-        + [
-            [
-                *(str(row[key]) for key in (*run, "shots", "questions")),
-                f"{row['base']:.3f}",
-                _mean_text(row, "score"),
-                _difference_text(row, "score"),
-            ]
-            for row in sorted(rows, key=lambda row: row["suite"])
-            if row["model"] == model
-        ]
-        for model, title in titles.items()
-        if any(row["model"] == model for row in rows)
-    }
-
-
-def tables_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, list[list[str]]]:
-    """Return tables as text by title: one of each kind of model, and one of cost.
-
-    Each begins with its header; `keys` are those of a sweep.
-    """
-    run = ["variant", "algorithm", *keys, "seeds"]
-    measured = ["clients", "test rows", "loss", "loss - baseline", "score", "score - baseline"]
-    tables = {
-        title: [[*run, *measured, "metric"]]
-        + [
-            [*(str(row[key]) for key in run), str(row["clients"]), str(row["test_rows"])]
-            + [text(row, m) for m in MEASURES for text in (_mean_text, _difference_text)]
-            + [row["metric"]]
-            for row in rows
-            if row["model"] == model
-        ]
-        for model, title in (("global", "Global models"), ("client", "The clients' own models"))
-    }
-    costs = ["train tokens", "rewrite tokens", "train seconds", "MB up", "MB down"]
-    tables["Cost of a run"] = [[*run, *costs]] + [
-        [*(str(row[key]) for key in run), f"{row['train_tokens']:,.0f}"]
-        + [f"{row['rewrite_tokens']:,.0f}", f"{row['train_seconds']:,.0f}"]
-        + [f"{row[way] / 1e6:,.2f}" for way in ("bytes_up", "bytes_down")]
-        for row in rows
-        if row["model"] == "global"
-    ]
-    return tables
-
-
 def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
     sd = statistics.stdev(means) if len(means) > 1 else None
     return {name: statistics.fmean(means) if means else None, f"{name}_sd": sd}
@@ -305,7 +226,8 @@ def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
 def _difference(name: str, own: Sequence[Values], theirs: Mapping[int, Values]) -> dict[str, Any]:
     a, b = list(own), list(theirs.values())
     means = [mean_over_clients(x) - mean_over_clients(y) for x, y in zip(a, b, strict=True)]
-    low, high = (a and stratified_interval(mean_difference(a, b))) or (None, None)
+    interval = stratified_interval(mean_difference(a, b)) if a else None
+    low, high = interval or (None, None)
     return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}
 
 
@@ -322,19 +244,3 @@ def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "bytes_up": statistics.fmean(c["bytes_up"] for c in costs),
         "bytes_down": statistics.fmean(c["bytes_down"] for c in costs),
     }
-
-
-def _mean_text(row: Mapping[str, Any], measure: str) -> str:
-    sd = row[f"{measure}_sd"]
-    return f"{row[measure]:.3f}" + ("" if sd is None else f" ({sd:.3f})")
-
-
-def _difference_text(row: Mapping[str, Any], measure: str) -> str:
-    name = f"{measure}_difference"
-    if row[name] is None:
-        return ""
-    sd = "" if row[f"{name}_sd"] is None else f" ({row[f'{name}_sd']:.3f})"
-    seeds, low = row["difference_seeds"], row[f"{name}_low"]
-    fewer = f", {seeds} seed{'s' * (seeds > 1)}" if seeds < row["seeds"] else ""
-    interval = "" if low is None else f" [{low:+.3f}, {row[f'{name}_high']:+.3f}]"
-    return f"{row[name]:+.3f}{interval}{sd}{fewer}"

@@ -17,7 +17,6 @@ from typing import Any
 
 from fedsdr.config import key_names, read_toml
 from fedsdr.errors import UserError, nearest
-from fedsdr.evaluation.comparison import client_tables_of, suite_tables_of, tables_of
 
 OURS = [("global", "loss"), ("global", "score"), ("client", "loss"), ("client", "score")]
 
@@ -66,56 +65,6 @@ def load_reference(path: Path) -> Reference:
     if not all(type(number) in (int, float) for number in numbers):
         raise UserError(f"{path}: 'values' are numbers")
     return found
-
-
-def tables_in(
-    comparison: Mapping[str, Any], *, by_client: bool = True
-) -> dict[str, list[list[str]]]:
-    """Return the tables of a comparison by title; the paper's numbers are in one of their own."""
-    rows, keys, paper = comparison["rows"], comparison["keys"], comparison["paper"]
-    suites = comparison.get("suites", [])  # none in a file of an older version
-    tables = tables_of(rows, keys)
-    if by_client:
-        tables |= client_tables_of(comparison.get("by_client", []), keys)
-    tables |= suite_tables_of(suites, keys)
-    if paper is not None:
-        tables["Beside the paper"] = paper_table(rows, keys, paper, suites)
-    return tables
-
-
-def notes_of(comparison: Mapping[str, Any]) -> list[str]:
-    """Return what must be known to read the table, and the cells that failed."""
-    notes = [
-        "loss: nats a supervised token of the raw answers; loss and score: mean over clients, "
-        "then over seeds (standard deviation over seeds).",
-        f"difference: to '{comparison['baseline']}' with the same algorithm, sweep point, seeds "
-        "and kind of model [95 % paired bootstrap interval over test rows, drawn within each "
-        "client, these seeds being given; none where a client has fewer than two] (its standard "
-        "deviation over seeds).",
-        "cost: a run, mean over seeds. Rewrites are made once and shared by all cells: these took "
-        f"{comparison['rewriting_seconds']:,.0f} s beside those that were in the cache.",
-    ]
-    if comparison["paper"] is not None:
-        data = comparison["data"]
-        data = ", ".join(data) if isinstance(data, list) else data
-        notes.append(paper_note(comparison["paper"], comparison["model"], data))
-    notes += [
-        f"{suite}: left out, since it was not asked alike ({how}); ask again: fedsdr evaluate RUN "
-        f"--suite {suite} --limit N"
-        for suite, how in comparison.get("suites_left_out", {}).items()
-    ]
-    notes += [
-        f"{key}: no run reads it{' (data.clients is set)' * key.startswith('data.')}, so that rows "
-        "which differ in it alone are the same runs."
-        for key in comparison.get("unread", [])
-    ]
-    if untested := comparison.get("untested"):
-        names = ", ".join(untested)
-        notes.append(f"without test rows, and so in no mean: {names}.")
-    failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
-    todo = [c for c in comparison["cells"] if not (c.get("finished", True) or c["failed"])]
-    notes += [f"not finished: {cell['folder']}" for cell in todo]
-    return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
 
 
 def paper_table(

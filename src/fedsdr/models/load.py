@@ -62,8 +62,9 @@ def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def _dtype_of(config: ModelConfig) -> torch.dtype:
-    return DTYPES[choose_dtype(config.dtype, choose_device(config.device))]
+def dtype_of(config: ModelConfig) -> Dtype:
+    """Return the name of the dtype that this base has on this machine."""
+    return choose_dtype(config.dtype, choose_device(config.device))
 
 
 def gguf_of(name: str) -> Path | None:
@@ -116,7 +117,7 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(
                 shape,
-                dtype=_dtype_of(config),
+                dtype=DTYPES[dtype_of(config)],
                 trust_remote_code=config.trust_remote_code,
             )
     model.requires_grad_(False).eval()
@@ -159,7 +160,7 @@ def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     arguments: dict[str, Any] = {
-        "dtype": _dtype_of(config),
+        "dtype": DTYPES[dtype_of(config)],
         "device_map": {"": device} if config.quantize != "none" else None,
         **_hub_arguments(config),
     }

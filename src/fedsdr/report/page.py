@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from fedsdr.errors import UserError
 from fedsdr.evaluation import diagnosis
-from fedsdr.evaluation.reference import notes_of, tables_in
+from fedsdr.evaluation.comparison_tables import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
 from fedsdr.files import json_lines
 from fedsdr.report.curves import Curve, curves_svg
@@ -135,18 +135,8 @@ def _cost(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
         [name, *(f"{cost[kind][name]:,.0f}" if name in cost[kind] else "" for kind in KINDS)]
         for name in names
     ]
-    rounds = [
-        [
-            "round",
-            "updates",
-            "refused",
-            "step norm",
-            "cosine of updates",
-            "MB up",
-            "MB down",
-            "seconds",
-        ]
-    ] + [
+    counts = ["round", "updates", "refused", "step norm", "cosine of updates"]
+    rounds = [[*counts, "MB up", "MB down", "seconds"]] + [
         [str(r["round"]), str(len(r["clients"])), str(len(r["refused"])), f"{r['step_norm']:.3f}"]
         + ["" if r.get("update_cosine") is None else f"{r['update_cosine']:.3f}"]
         + [f"{r[way] / 1e6:,.2f}" for way in ("bytes_up", "bytes_down")]

@@ -68,7 +68,7 @@ def train_client(
         began = time.perf_counter()
         result = _run_phase(phase, task, rows, model, adjust, after_step)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
-        name = f"{phase.train}.{phase.data}"
+        name = phase.name
         metrics |= {
             f"{name}.loss": result.loss,
             f"{name}.tokens": result.tokens,

@@ -23,6 +23,11 @@ class Phase:
     share: float = 1.0
     returning: bool = False
 
+    @property
+    def name(self) -> str:
+        """What its numbers are filed under: R.raw."""
+        return f"{self.train}.{self.data}"
+
 
 @dataclass(frozen=True)
 class Method:

@@ -14,8 +14,9 @@ REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink",
            "os.chmod", "os.chown", "os.truncate", "os.utime", "os.setxattr",
            "os.removexattr", "shutil.")  # fmt: skip
-# Their C code opens files and starts programs without asking an audit hook.
-UNASKED = ("mknod", "mkfifo")  # nor do these
+# These functions of os make files without asking an audit hook.
+UNASKED = ("mknod", "mkfifo")
+# The C code of these opens files and starts programs without asking one.
 MODULES = ("sqlite3", "_sqlite3", "_posixsubprocess", "_dbm", "_gdbm", "ctypes", "_ctypes")
 FILE_BYTES = 1 << 20
 

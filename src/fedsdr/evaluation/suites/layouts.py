@@ -22,7 +22,15 @@ from pathlib import Path
 
 from fedsdr.errors import UserError
 from fedsdr.evaluation.suites.questions import Question
-from fedsdr.evaluation.suites.reading import csv_rows, files_in, layout, one_of, rows_of, text_of
+from fedsdr.evaluation.suites.reading import (
+    csv_rows,
+    files_in,
+    layout,
+    one_of,
+    rows_of,
+    text_of,
+    texts_of,
+)
 
 LETTERS = ("A", "B", "C", "D", "E")
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -245,19 +253,13 @@ def read_pubmedqa(folder: Path) -> list[Question]:
                 id=str(row["id"]),
                 group="pubmedqa",
                 text="Abstract: {}\nQuestion: {}\nAnswer:".format(
-                    "\n".join(_texts(row["contexts"])), row["question"]
+                    "\n".join(texts_of(row, "contexts")), row["question"]
                 ),
                 answer=one_of(decisions, row["final_decision"]),
                 choices=decisions,
             )
             for row in rows_of(path)
         ]
-
-
-def _texts(value: list[str]) -> list[str]:
-    if not isinstance(value, list):
-        raise TypeError("contexts is no list")
-    return value
 
 
 def read_truthfulqa(folder: Path) -> list[Question]:

@@ -75,6 +75,13 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
     return str(row[name])
 
 
+def texts_of(row: Mapping[str, Any], name: str) -> list[str]:
+    """Return a field that must hold a list of texts; TypeError when it is no list."""
+    if not isinstance(row[name], list):
+        raise TypeError(f"{name} is no list")
+    return row[name]
+
+
 def one_of(allowed: Sequence[str], value: str) -> str:
     """Return `value`; ValueError when it is not allowed."""
     if value not in allowed:

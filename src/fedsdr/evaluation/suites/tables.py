@@ -7,6 +7,8 @@ from typing import Any
 
 from fedsdr.errors import UserError
 
+NEEDED = {"ids", "num_questions", "shots", "how", "models", "clients"}  # of each suite
+
 
 def saved_suites(run: Path) -> dict[str, Any]:
     """Return what RUN/suites.json holds, {} where there is none. UserError when it is broken."""
@@ -14,8 +16,9 @@ def saved_suites(run: Path) -> dict[str, Any]:
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
         for suite in found.values():
-            suite["ids"], suite["shots"], suite["how"], suite["models"], suite["clients"]
-    except (ValueError, TypeError, KeyError) as error:
+            if lacking := NEEDED - suite.keys():
+                raise ValueError(f"no {min(lacking)}")
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: broken ({error}); remove it") from error
     return found
 
