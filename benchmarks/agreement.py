@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from fedsdr.engines.benchmarking import model_functions
-from fedsdr.engines.exporting import export_model
-from fedsdr.engines.run_folder import open_run
-from fedsdr.evaluation.suites.catalogue import chosen_suites, read_suites
-from fedsdr.evaluation.suites.harness import FunctionsLM, samples, task_of
-from fedsdr.evaluation.suites.questions import limited
+from fedsdr.research.suites.catalogue import chosen_suites, read_suites
+from fedsdr.research.suites.harness import FunctionsLM, samples, task_of
+from fedsdr.research.suites.questions import limited
+from fedsdr.research.suites.run_suites import model_functions
+from fedsdr.runs.export import export_model
+from fedsdr.runs.run_folder import open_run
 
 
 def main() -> None:

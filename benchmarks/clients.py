@@ -110,8 +110,8 @@ def memory(clients: int, quick: bool) -> dict[str, Any]:
     from transformers.utils import logging
 
     from fedsdr.config import load_config
-    from fedsdr.engines.experiment import run_experiment
-    from fedsdr.engines.progress import SILENT
+    from fedsdr.progress import SILENT
+    from fedsdr.runs.run import run_experiment
 
     logging.disable_progress_bar()
 
@@ -128,9 +128,9 @@ def model_of_135m(quick: bool) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fedsdr.models.branches import BranchedModel
-    from fedsdr.models.load import choose_dtype
-    from fedsdr.models.rows import prepare
+    from fedsdr.models.base_model import choose_dtype
+    from fedsdr.models.packing import prepare
+    from fedsdr.models.two_branch import BranchedModel
 
     config = LlamaConfig(
         vocab_size=1024 if quick else 49152,
@@ -149,8 +149,8 @@ def model_of_135m(quick: bool) -> Any:
 
 def change(quick: bool) -> dict[str, Any]:
     """Return the seconds of changing client, of one client's training, and the share."""
-    from fedsdr.training.client import ClientRows, train_client
-    from fedsdr.training.store import ClientStore, Kept
+    from fedsdr.training.client_store import ClientStore, Kept
+    from fedsdr.training.local_training import ClientRows, train_client
     from fedsdr.types import ClientTask, LocalSettings, TokenRow
 
     model = model_of_135m(quick)
@@ -198,7 +198,7 @@ def server(quick: bool) -> list[dict[str, Any]]:
     import torch
 
     from fedsdr.algorithms import server_rule
-    from fedsdr.algorithms.compress import encode
+    from fedsdr.algorithms.compression import encode
     from fedsdr.federation.round import Plan, first_state, run_round
     from fedsdr.types import ClientUpdate, LocalSettings
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from fedsdr.config import DataConfig, ModelConfig
+from fedsdr.data.chat_templates import render_for
 from fedsdr.data.clients import load_clients
-from fedsdr.data.templates import render_for
 from fedsdr.models.adapters import peft_tensors
-from fedsdr.models.branches import BranchedModel
-from fedsdr.models.load import EMBEDDED, load_base
-from fedsdr.models.rows import supervised_tokens
+from fedsdr.models.base_model import EMBEDDED, load_base
+from fedsdr.models.packing import supervised_tokens
+from fedsdr.models.two_branch import BranchedModel
 from fedsdr.tensors import Tensors
-from fedsdr.training.step import accumulate_gradients
+from fedsdr.training.optimizer_step import accumulate_gradients
 from fedsdr.types import TokenRow
 
 RANK, ALPHA, TARGETS = 8, 16, ["q_proj", "v_proj"]

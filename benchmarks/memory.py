@@ -28,10 +28,10 @@ def measure(case: dict) -> dict:
     import torch
 
     from fedsdr.config import Config, LoraConfig, ModelConfig, TrainConfig
-    from fedsdr.engines.site import open_site
     from fedsdr.models.memory import estimate, full_pack, shape_of
-    from fedsdr.models.rows import device_of
-    from fedsdr.training.step import train_phase
+    from fedsdr.models.packing import device_of
+    from fedsdr.runs.client_runtime import open_site
+    from fedsdr.training.optimizer_step import train_phase
     from fedsdr.types import LocalSettings
 
     config = Config(

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from fedsdr.config import ModelConfig
-from fedsdr.engines.diagnosing import alignment_of
-from fedsdr.evaluation.diagnosis import markdown_of, tables_of
-from fedsdr.evaluation.rewriting import Pair, kept_and_lost
-from fedsdr.models.load import EMBEDDED, load_base
+from fedsdr.models.base_model import EMBEDDED, load_base
+from fedsdr.research.diagnose.diagnose_run import alignment_of
+from fedsdr.research.diagnose.rewrite_signs import Pair, kept_and_lost
+from fedsdr.research.diagnose.summary import markdown_of, tables_of
 
 
 def answers(path: Path) -> dict[tuple[str, str], str]:

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from fedsdr.answers import kind_of
 from fedsdr.config import DataConfig, ModelConfig
+from fedsdr.data.answer_parsing import kind_of
+from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.data.clients import load_clients
-from fedsdr.data.templates import Renderer, render_for
 from fedsdr.distill.prompts import family_of, fill, load_prompts, placeholders_of
-from fedsdr.models.attention import ATTENTION
-from fedsdr.models.engines.extras import is_installed
+from fedsdr.extras import is_installed
+from fedsdr.models.base_model import EMBEDDED, Base, cache_folder, load_base
 from fedsdr.models.generation import transformers_generate
-from fedsdr.models.load import EMBEDDED, Base, cache_folder, load_base
+from fedsdr.models.row_attention import ATTENTION
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
 BATCH = 32
@@ -98,8 +98,8 @@ def our_generate(base: Base, renderer: Renderer) -> Generate:
 
 def openvino_on_cpu(base: Base, renderer: Renderer, copies: Path) -> Generate:
     """Return openvino-genai on an fp16 copy of the model's .gguf file."""
-    from fedsdr.models.engines.gguf_copy import write_fp16_copy
-    from fedsdr.models.engines.openvino import openvino_generate
+    from fedsdr.teachers.gguf_copy import write_fp16_copy
+    from fedsdr.teachers.openvino import openvino_generate
 
     assert base.gguf is not None
     copy = copies / f"{base.gguf.stem}-{base.fingerprint[:12]}-fp16.gguf"

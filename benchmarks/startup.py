@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAM = "from fedsdr.cli.main import main; main()"
 LOAD = (
-    "from fedsdr.config import ModelConfig; from fedsdr.models.load import load_base; "
+    "from fedsdr.config import ModelConfig; from fedsdr.models.base_model import load_base; "
     "load_base(ModelConfig())"
 )
 STEPS = {  # what -> the code that a new process runs

@@ -33,9 +33,9 @@ from torch.utils._pytree import tree_map_only
 
 from fedsdr.config import Config, DataConfig
 from fedsdr.data.clients import load_clients
-from fedsdr.engines.site import Site, open_site
-from fedsdr.models.rows import supervised_tokens
-from fedsdr.training.step import train_phase
+from fedsdr.models.packing import supervised_tokens
+from fedsdr.runs.client_runtime import Site, open_site
+from fedsdr.training.optimizer_step import train_phase
 from fedsdr.types import LocalSettings, TokenRow
 
 PRODUCTS = {

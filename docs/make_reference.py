@@ -9,8 +9,8 @@ import click
 
 from fedsdr import config
 from fedsdr.cli.main import cli
-from fedsdr.engines.flower.app_folder import write_app
-from fedsdr.engines.flower.run_config import to_run_config
+from fedsdr.flower.app_folder import write_app
+from fedsdr.flower.run_config import to_run_config
 
 HEAD = """# Commands and keys
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedsdr.config import Config, key_names, load_config
-from fedsdr.engines.flower.app_folder import write_app
-from fedsdr.engines.flower.run_config import to_run_config
+from fedsdr.flower.app_folder import write_app
+from fedsdr.flower.run_config import to_run_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,8 +5,8 @@ import random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from fedsdr.models.branches import BranchedModel
-from fedsdr.models.rows import prepare
+from fedsdr.models.packing import prepare
+from fedsdr.models.two_branch import BranchedModel
 from fedsdr.types import TokenRow
 
 VOCABULARY = 384

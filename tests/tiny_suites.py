@@ -5,7 +5,7 @@ import gzip
 import json
 from pathlib import Path
 
-from fedsdr.evaluation.suites.layouts import MEDICAL
+from fedsdr.research.suites.layouts import MEDICAL
 
 
 def write_suites(folder: Path) -> Path:

@@ -98,7 +98,7 @@ class ClientTask:
 @dataclass(frozen=True)
 class ClientUpdate:
     """What one client answers: dR = R_after - R_before over the names of `ClientTask.shared`,
-    in the form that `settings.update_dtype` asks for (see algorithms/compress.py)."""
+    in the form that `settings.update_dtype` asks for (see algorithms/compression.py)."""
 
     client_id: str
     round: int

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 
-from fedsdr.algorithms.compress import decode, encode, encode_with_feedback
+from fedsdr.algorithms.compression import decode, encode, encode_with_feedback
 from fedsdr.tensors import add, norm, num_bytes, subtract, zeros_like
 
 # Sizes at which a scale of 1/127 of the largest value is still a normal fp32 number.

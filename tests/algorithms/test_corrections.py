@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedsdr.algorithms.corrections import (
+from fedsdr.algorithms.client_corrections import (
     fedprox,
     local_correction,
     new_control,

@@ -92,7 +92,7 @@ def test_a_wrong_command_line_is_answered_in_one_line(arguments, fedsdr, tmp_pat
 
 
 def test_doctor_names_what_is_missing_and_the_command_that_mends_it(fedsdr, monkeypatch):
-    from fedsdr import embedded
+    from fedsdr import embedded_packages as embedded
 
     monkeypatch.setattr(
         embedded, "find_spec", lambda name: None if name == "bfcl_eval" else object()

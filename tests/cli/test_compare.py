@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedsdr.config import save_config
-from fedsdr.engines import comparing
 from fedsdr.errors import UserError
+from fedsdr.research.compare import compare_runs
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def ran(monkeypatch):
         (out / "data.json").write_text("{}")
         return results(config)
 
-    monkeypatch.setattr(comparing, "run_experiment", run)
+    monkeypatch.setattr(compare_runs, "run_experiment", run)
     return configs
 
 

@@ -166,7 +166,7 @@ def test_the_embedded_set_gives_one_client_a_domain(monkeypatch):
         }
 
     fake = SimpleNamespace(five_domains=five_domains)
-    monkeypatch.setitem(sys.modules, "fedsdr.data.sources.embedded", fake)
+    monkeypatch.setitem(sys.modules, "fedsdr.data.embedded", fake)
     clients = load_clients(clients="embedded:five-domains", seed=3)
     assert names(clients) == ["code", "talk"]
     assert clients[0].test[0].id.startswith("code-3-")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr.data.files import place, read_rows
+from fedsdr.data.readers import place, read_rows
 from fedsdr.errors import UserError
 
 text = st.text(st.characters(exclude_categories=["Cs"]))

@@ -18,8 +18,7 @@ from tiny_tokenizers import (
 )
 from tokenizers import AddedToken, processors
 
-from fedsdr.data.layouts import control_tokens
-from fedsdr.data.templates import (
+from fedsdr.data.chat_templates import (
     preview,
     prompts_of,
     render_for,
@@ -27,7 +26,8 @@ from fedsdr.data.templates import (
     turns_of,
     with_responses,
 )
-from fedsdr.embedded import embedded_model_file, missing_packages
+from fedsdr.data.layouts import control_tokens
+from fedsdr.embedded_packages import embedded_model_file, missing_packages
 from fedsdr.errors import UserError
 from fedsdr.types import Example, Turn
 

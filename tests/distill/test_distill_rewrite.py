@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from fedsdr.data.templates import responses_of
+from fedsdr.data.chat_templates import responses_of
 from fedsdr.distill.cache import RewriteCache, Teacher, cache_key
 from fedsdr.distill.prompts import load_prompts
 from fedsdr.distill.records import read_distilled, read_records, write_distilled
-from fedsdr.distill.rewrite import rewrite_client
+from fedsdr.distill.self_distillation import rewrite_client
 from fedsdr.errors import UserError
 from fedsdr.types import Decoding, Example, Generation, Turn
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedsdr.evaluation.evaluate import ClientScores, HeldOut, evaluate_on
+from fedsdr.evaluation.held_out import ClientScores, HeldOut, evaluate_on
 from fedsdr.evaluation.metrics import METRICS
 from fedsdr.types import Example, Generation, Turn
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsdr.evaluation.intervals import bootstrap_interval
+from fedsdr.evaluation.bootstrap import bootstrap_interval
 
 
 def test_two_values_give_the_quantiles_that_a_hand_gets():

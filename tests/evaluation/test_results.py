@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from fedsdr.evaluation.evaluate import ClientScores, ExampleScore
+from fedsdr.evaluation.held_out import ClientScores, ExampleScore
 from fedsdr.evaluation.results import MODELS, ClientResult, build_results, rows_of, to_markdown
 
 

@@ -10,9 +10,9 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.stats import norm as normal
 
 from fedsdr.algorithms import server_rule
-from fedsdr.algorithms.privacy import add_gaussian, clip
+from fedsdr.algorithms.gaussian_mechanism import add_gaussian, clip
 from fedsdr.federation.checkpoint import load_state, save_state
-from fedsdr.federation.privacy import Privacy, epsilon_spent
+from fedsdr.federation.privacy_accounting import Privacy, epsilon_spent
 from fedsdr.federation.round import Plan, first_state, run_round
 from fedsdr.tensors import norm
 from fedsdr.types import ClientUpdate, LocalSettings

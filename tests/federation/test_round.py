@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedsdr.algorithms import server_rule
-from fedsdr.algorithms.compress import encode
+from fedsdr.algorithms.compression import encode
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.round import Plan, first_state, run_round

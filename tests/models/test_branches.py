@@ -5,9 +5,9 @@ from tiny import branched, rows, tiny_llama
 
 from fedsdr.errors import UserError
 from fedsdr.models.adapters import load_adapter, peft_tensors, save_adapter
-from fedsdr.models.branches import BranchedModel
-from fedsdr.models.rows import row_losses
-from fedsdr.training.step import accumulate_gradients
+from fedsdr.models.packing import row_losses
+from fedsdr.models.two_branch import BranchedModel
+from fedsdr.training.optimizer_step import accumulate_gradients
 
 
 def peft_twin(ours: BranchedModel, targets: object = ("q_proj", "v_proj")) -> PeftModel:

@@ -5,8 +5,7 @@ import torch
 
 from fedsdr.models import compiled
 from fedsdr.models.compiled import compiled_on_cuda, compiles
-from fedsdr.models.losses import label_losses
-from fedsdr.models.norms import FrozenRMSNorm
+from fedsdr.models.fused_ops import FrozenRMSNorm, label_losses
 
 
 def passes(rows):

@@ -146,7 +146,7 @@ def test_generation_uses_the_branches_in_the_forward():
 def test_a_window_of_attention_is_kept_while_generating():
     from transformers import MistralConfig, MistralForCausalLM
 
-    from fedsdr.models.attention import ATTENTION, register
+    from fedsdr.models.row_attention import ATTENTION, register
 
     config = MistralConfig(
         **SIZES,

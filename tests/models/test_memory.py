@@ -8,11 +8,11 @@ from torch import nn
 from fedsdr.config import Config, LoraConfig, ModelConfig, TrainConfig
 from fedsdr.errors import UserError
 from fedsdr.models import memory
-from fedsdr.models.branches import BranchedModel
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.memory import CannotEstimateError, choose_pack, estimate, full_pack, shape_of
-from fedsdr.training.step import accumulate_gradients
+from fedsdr.models.two_branch import BranchedModel
+from fedsdr.training.optimizer_step import accumulate_gradients
 
 
 def gradients(model: BranchedModel, dropout: float, frozen_dropout: bool = False):

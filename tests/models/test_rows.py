@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from tiny import SIZES, branched, rows, tiny_llama
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
-from fedsdr.models.attention import ATTENTION, register
-from fedsdr.models.norms import FrozenRMSNorm
+from fedsdr.models.fused_ops import FrozenRMSNorm
 from fedsdr.models.packed_attention import packed_attention
-from fedsdr.models.rows import pack, prepare, row_losses, shared_prefix
-from fedsdr.training.step import accumulate_gradients
+from fedsdr.models.packing import pack, prepare, row_losses, shared_prefix
+from fedsdr.models.row_attention import ATTENTION, register
+from fedsdr.training.optimizer_step import accumulate_gradients
 from fedsdr.types import TokenRow
 
 

@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedsdr.engines.comparing import write_comparison
 from fedsdr.errors import UserError
-from fedsdr.evaluation.evaluate import ClientScores, ExampleScore
+from fedsdr.evaluation.held_out import ClientScores, ExampleScore
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.report.curves import curves_svg
 from fedsdr.report.page import page_of
+from fedsdr.research.compare.compare_runs import write_comparison
 
 SECRET = "the patient of room 12 has gout"
 

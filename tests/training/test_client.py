@@ -5,16 +5,16 @@ import pytest
 import torch
 from tiny import rows, tiny_llama
 
-from fedsdr.algorithms.compress import decode, encode
+from fedsdr.algorithms.compression import decode, encode
 from fedsdr.errors import UserError
 from fedsdr.models.adapters import load_adapter
-from fedsdr.models.branches import BranchedModel
-from fedsdr.models.rows import row_losses
+from fedsdr.models.packing import row_losses
+from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import add, norm, subtract, zeros_like
-from fedsdr.training.client import ClientRows, phase_rows, rows_to_train, train_client
+from fedsdr.training.client_store import ClientStore
+from fedsdr.training.local_training import ClientRows, phase_rows, rows_to_train, train_client
 from fedsdr.training.methods import METHODS, Phase
-from fedsdr.training.store import ClientStore
 from fedsdr.types import ClientTask, LocalSettings
 
 SETTINGS = LocalSettings(local_epochs=2, batch_size=4, lr=1e-2, lora_dropout=0.0)
@@ -88,7 +88,7 @@ def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_
     # The two stages by hand, with plain AdamW and the same orders.
     twin = BranchedModel(tiny_llama(), rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
     twin.set(task_for(twin).shared)
-    from fedsdr.training.step import batches
+    from fedsdr.training.optimizer_step import batches
 
     twin.set(twin.initial("S", seed_for(11, "start", "bank")))
     start = twin.get("R")

@@ -20,9 +20,9 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
 
     Each question stands for itself. An empty line or the end of the input ends it.
     """
-    from fedsdr.engines.run_folder import open_run
-    from fedsdr.engines.serving import models_of
     from fedsdr.errors import choose
+    from fedsdr.runs.run_folder import open_run
+    from fedsdr.runs.served_models import models_of
     from fedsdr.types import Decoding, GenerationRequest, Turn
 
     site, state = open_run(run)

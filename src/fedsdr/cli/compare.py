@@ -50,16 +50,16 @@ def compare(
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_comparison, print_estimates
-    from fedsdr.engines.cells import cells_of
-    from fedsdr.engines.comparing import (
+    from fedsdr.research.compare.compare_runs import (
         Failure,
         comparison_of,
         finished_cells,
         run_cells,
         write_comparison,
     )
-    from fedsdr.engines.estimating import estimates_of
-    from fedsdr.evaluation.reference import load_reference
+    from fedsdr.research.compare.dry_run import estimates_of
+    from fedsdr.research.compare.grid import cells_of
+    from fedsdr.research.compare.reference import load_reference
 
     settings, study = load_study(config, set_)
     settings = _replaced(settings, model, data)

@@ -32,11 +32,11 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> 
 
     from fedsdr.cli.table import wide_console
     from fedsdr.config import load_config
+    from fedsdr.data.chat_templates import preview, render_for
     from fedsdr.data.clients import load_clients
-    from fedsdr.data.templates import preview, render_for
     from fedsdr.evaluation.metrics import metric_for
-    from fedsdr.models.load import load_tokenizer
-    from fedsdr.models.rows import supervised_tokens
+    from fedsdr.models.base_model import load_tokenizer
+    from fedsdr.models.packing import supervised_tokens
 
     settings = load_config(config, set_)
     clients = load_clients(settings.data)

@@ -45,12 +45,12 @@ def diagnose(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import grid, wide_console
     from fedsdr.data.clients import load_clients
-    from fedsdr.engines.diagnosing import diagnose as measure
-    from fedsdr.engines.run_folder import check_data, open_run
     from fedsdr.errors import UserError
-    from fedsdr.evaluation.diagnosis import markdown_of, tables_of
     from fedsdr.files import write_atomically
     from fedsdr.report.pictures import draw_landscape
+    from fedsdr.research.diagnose.diagnose_run import diagnose as measure
+    from fedsdr.research.diagnose.summary import markdown_of, tables_of
+    from fedsdr.runs.run_folder import check_data, open_run
 
     for name, value, least in (("--rows", rows, 2), ("--steps", steps, 1)):
         if value < least:

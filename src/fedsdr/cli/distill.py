@@ -20,8 +20,8 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.cli.table import print_audit
     from fedsdr.config import load_config
     from fedsdr.data.clients import load_clients
-    from fedsdr.engines.distilling import distill_clients, prepare_rewriting
-    from fedsdr.engines.site import open_site
+    from fedsdr.runs.client_runtime import open_site
+    from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
 
     folder = folder_of(config, out)
     settings = load_config(config, set_)

@@ -37,8 +37,8 @@ def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
     """
     import torch
 
-    from fedsdr.embedded import MEND, PACKAGES, missing_packages
-    from fedsdr.models.load import cache_folder, choose_device, choose_dtype
+    from fedsdr.embedded_packages import MEND, PACKAGES, missing_packages
+    from fedsdr.models.base_model import cache_folder, choose_device, choose_dtype
 
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
@@ -74,7 +74,7 @@ def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
 
 def _print_memory(path: Path, overrides: tuple[str, ...]) -> None:
     from fedsdr.config import load_config
-    from fedsdr.models.load import choose_device
+    from fedsdr.models.base_model import choose_device
     from fedsdr.models.memory import choose_pack, free_memory
 
     config = load_config(path, overrides)

@@ -41,9 +41,9 @@ def evaluate(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.data.clients import load_clients
-    from fedsdr.engines.evaluating import evaluate_clients
-    from fedsdr.engines.run_folder import check_data, open_run
     from fedsdr.files import write_atomically
+    from fedsdr.runs.evaluation import evaluate_clients
+    from fedsdr.runs.run_folder import check_data, open_run
 
     site, state = open_run(run, set_)
     clients = load_clients(site.config.data)
@@ -62,8 +62,8 @@ def _on_suites(
     allow_code_execution: bool,
 ) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; read when tqdm is loaded
-    from fedsdr.evaluation.suites.catalogue import chosen_suites, read_suites
-    from fedsdr.models.engines.extras import is_installed
+    from fedsdr.extras import is_installed
+    from fedsdr.research.suites.catalogue import chosen_suites, read_suites
 
     # All that can be wrong with what was typed is found before a model is loaded.
     suites = chosen_suites(names.lower(), allow_code_execution)
@@ -73,8 +73,8 @@ def _on_suites(
 
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_suites
-    from fedsdr.engines.benchmarking import run_suites
-    from fedsdr.engines.run_folder import open_run
+    from fedsdr.research.suites.run_suites import run_suites
+    from fedsdr.runs.run_folder import open_run
 
     site, state = open_run(run, set_)
     results = run_suites(site, state, suites, questions, limit or 0, console_progress())

@@ -14,6 +14,6 @@ from fedsdr.cli.options import run_folder
 @click.option("--merge", is_flag=True, help="Whole weights instead of an adapter.")
 def export(run: Path, out: Path, client: str, merge: bool) -> None:
     """Write a model that plain PEFT (or, with --merge, plain transformers) loads."""
-    from fedsdr.engines.exporting import export_model
+    from fedsdr.runs.export import export_model
 
     print(export_model(run, out, client_id=client, merge=merge))

@@ -48,13 +48,13 @@ def judge(
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import grid, wide_console
-    from fedsdr.engines.judging import DECODING
-    from fedsdr.engines.judging import judge as judge_runs
     from fedsdr.errors import UserError
-    from fedsdr.evaluation.judging import notes_of, tables_of
     from fedsdr.evaluation.results import to_markdown
     from fedsdr.files import write_atomically
-    from fedsdr.models.engines.openai import openai_generate
+    from fedsdr.research.judge.judge_runs import DECODING
+    from fedsdr.research.judge.judge_runs import judge as judge_runs
+    from fedsdr.research.judge.verdicts import notes_of, tables_of
+    from fedsdr.teachers.openai_endpoint import openai_generate
     from fedsdr.types import GenerationRequest, Turn
 
     if rows < 1:

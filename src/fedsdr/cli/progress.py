@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedsdr.engines.progress import Advance, Progress
+from fedsdr.progress import Advance, Progress
 
 
 def console_progress() -> Progress:

@@ -30,17 +30,17 @@ def run(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.config import load_config
-    from fedsdr.engines.experiment import run_experiment, run_rounds
     from fedsdr.errors import UserError
     from fedsdr.files import write_atomically
     from fedsdr.report.page import page_of
+    from fedsdr.runs.run import run_experiment, run_rounds
 
     folder = folder_of(config, out)
     settings = load_config(config, (*set_, *([f"engine.name={engine}"] if engine else [])))
     progress, rounds = console_progress(), run_rounds
     if settings.engine.name == "flower":
-        from fedsdr.engines.flower import check_installed
-        from fedsdr.engines.flower.running import simulate, submit
+        from fedsdr.flower import check_installed
+        from fedsdr.flower.launch import simulate, submit
 
         check_installed()
         rounds = simulate

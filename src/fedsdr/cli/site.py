@@ -31,8 +31,8 @@ def check(
 ) -> None:
     """Say whether data, model, disk and connection are in order, before the site joins."""
     from fedsdr.config import load_config
-    from fedsdr.engines.site_check import site_checks
     from fedsdr.errors import UserError
+    from fedsdr.flower.site_check import site_checks
 
     settings, wrong = load_config(config, set_), []
     for what, find in site_checks(settings, client, data, state_dir, superlink, root_certificates):

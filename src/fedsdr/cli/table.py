@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsdr.distill.records import Audit
-from fedsdr.engines.estimating import Estimate, rewriting_seconds
-from fedsdr.evaluation.comparison import Group
-from fedsdr.evaluation.comparison_tables import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
-from fedsdr.evaluation.suites import tables as suite_tables
+from fedsdr.research.compare.differences import Group
+from fedsdr.research.compare.dry_run import Estimate, rewriting_seconds
+from fedsdr.research.compare.tables import notes_of, tables_in
+from fedsdr.research.suites import tables as suite_tables
 
 
 def print_results(results: Mapping[str, Any]) -> None:

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from fedsdr.config import DataConfig
-from fedsdr.data.files import READERS, place, read_rows
 from fedsdr.data.formats import example_from_row
 from fedsdr.data.hub import hub_name, read_hub_rows
 from fedsdr.data.partition import PARTITIONERS, Partitioner
+from fedsdr.data.readers import READERS, place, read_rows
 from fedsdr.data.split import prompt_groups, split
 from fedsdr.errors import UserError, choose, nearest
 from fedsdr.types import ClientData, Example
@@ -133,7 +133,7 @@ def _named(spec: str, key: str, seed: int) -> list[tuple[str, str, Read]]:
     if spec.startswith("embedded:"):
         if spec != EMBEDDED:
             raise UserError(f"{key}: unknown data set '{spec}' (there is {EMBEDDED})")
-        from fedsdr.data.sources.embedded import five_domains
+        from fedsdr.data.embedded import five_domains
 
         return [(name, spec, partial(list, rows)) for name, rows in five_domains(seed).items()]
     if spec.startswith("hub:"):

@@ -14,7 +14,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from fedsdr.answers import code_of, final_number, label_of, looks_like_code, parse_call, python_tree
+from fedsdr.data.answer_parsing import (
+    code_of,
+    final_number,
+    label_of,
+    looks_like_code,
+    parse_call,
+    python_tree,
+)
 
 Check = Callable[[str, str], str | None]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from fedsdr.answers import Kind, kind_of_one
 from fedsdr.config import read_toml
+from fedsdr.data.answer_parsing import Kind, kind_of_one
 from fedsdr.errors import UserError, nearest
 from fedsdr.types import Example, Turn
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedsdr.data.templates import responses_of, with_responses
+from fedsdr.data.chat_templates import responses_of, with_responses
 from fedsdr.errors import UserError
 from fedsdr.files import write_atomically
 from fedsdr.types import Example, Generation

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsdr.evaluation.evaluate import ClientScores
-from fedsdr.evaluation.intervals import Means, percentile_interval, resampled_means
+from fedsdr.evaluation.bootstrap import Means, percentile_interval, resampled_means
+from fedsdr.evaluation.held_out import ClientScores
 from fedsdr.seeds import seed_for
 
 MODELS = ("base", "global", "client")

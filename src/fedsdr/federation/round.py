@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fedsdr.algorithms.compress import decode_stacked, encode
-from fedsdr.algorithms.corrections import new_server_control
-from fedsdr.algorithms.privacy import add_gaussian
-from fedsdr.algorithms.server_rules import ServerRule
+from fedsdr.algorithms.client_corrections import new_server_control
+from fedsdr.algorithms.compression import decode_stacked, encode
+from fedsdr.algorithms.gaussian_mechanism import add_gaussian
+from fedsdr.algorithms.server_optimizers import ServerRule
 from fedsdr.errors import UserError
-from fedsdr.federation.guard import form_of, reason_of_norm, reason_to_refuse
-from fedsdr.federation.privacy import NO_PRIVACY, Privacy, epsilon_spent
+from fedsdr.federation.privacy_accounting import NO_PRIVACY, Privacy, epsilon_spent
 from fedsdr.federation.sampling import sample_clients
+from fedsdr.federation.update_checks import form_of, reason_of_norm, reason_to_refuse
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import (
     ByShape,

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from fedsdr.models.rows import label_logits, shared_prefix
+from fedsdr.models.packing import label_logits, shared_prefix
 from fedsdr.types import TokenRow
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # context and continuation, neither empty

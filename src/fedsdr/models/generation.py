@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsdr.models.attention import Span, uses_rows
-from fedsdr.models.rows import device_of
+from fedsdr.models.packing import device_of
+from fedsdr.models.row_attention import Span, uses_rows
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
 PREFILL_TOKENS = 4096  # of prompts that enter in one forward pass, unless one alone is longer

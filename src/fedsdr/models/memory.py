@@ -16,11 +16,11 @@ from torch import nn
 
 from fedsdr.config import Config
 from fedsdr.errors import UserError
-from fedsdr.models.branches import BranchedModel
+from fedsdr.models.base_model import choose_device, load_shape
 from fedsdr.models.checkpointing import checkpoint_layers, decoder_layers
 from fedsdr.models.live_bytes import LiveBytes
-from fedsdr.models.load import choose_device, load_shape
-from fedsdr.models.rows import row_losses
+from fedsdr.models.packing import row_losses
+from fedsdr.models.two_branch import BranchedModel
 from fedsdr.types import R, S, TokenRow
 
 # Packs far over this fall out of a CPU's cache and slow down; a GPU wants them long.

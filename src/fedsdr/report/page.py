@@ -16,11 +16,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fedsdr.errors import UserError
-from fedsdr.evaluation import diagnosis
-from fedsdr.evaluation.comparison_tables import notes_of, tables_in
 from fedsdr.evaluation.results import rows_of
 from fedsdr.files import json_lines
 from fedsdr.report.curves import Curve, curves_svg
+from fedsdr.research.compare.tables import notes_of, tables_in
+from fedsdr.research.diagnose import summary
 
 Table = tuple[str, list[list[str]]]  # caption; rows, the first of them the header
 KINDS = ("tokens", "seconds")
@@ -59,7 +59,7 @@ def _run(folder: Path) -> Section:
     if (folder / "distilled" / "audit.json").is_file():
         tables.append(_audit(_read(folder / "distilled" / "audit.json")))
     if (folder / "diagnose.json").is_file():
-        tables += diagnosis.tables_of(_read(folder / "diagnose.json"))
+        tables += summary.tables_of(_read(folder / "diagnose.json"))
     about = (
         f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
         f"seed {results['seed']}, {len(results['clients'])} clients."

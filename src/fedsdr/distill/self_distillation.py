@@ -1,0 +1,145 @@
+"""Let the seed model rewrite the answers of one client (FedSDR, Eq. 2)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from fedsdr.data.answer_parsing import kind_of
+from fedsdr.data.chat_templates import responses_of
+from fedsdr.distill.cache import RewriteCache, cache_key
+from fedsdr.distill.filters import FILTERS, sdft_reason
+from fedsdr.distill.prompts import family_of, fill, placeholders_of
+from fedsdr.distill.records import Audit, RewriteRecord, audit_of, with_rewrites
+from fedsdr.errors import choose
+from fedsdr.seeds import seed_for
+from fedsdr.types import Example, Generate, Generation, GenerationRequest, Turn
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The rewritten examples (ids and order of the raw ones), one record an answer, the audit."""
+
+    examples: tuple[Example, ...]
+    records: tuple[RewriteRecord, ...]
+    audit: Audit
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One answer that wants a rewrite, and the key under which the cache has it."""
+
+    example_id: str
+    turn: int
+    instruction: str
+    raw: str
+    family: str
+    shown: str  # the example's own texts in the prompt
+    prompt: str
+    seed: int
+    key: str
+
+
+def rewrite_client(
+    examples: Sequence[Example],
+    *,
+    generate: Generate,
+    cache: RewriteCache,
+    prompts: Mapping[str, str],
+    filter_name: str,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Rewritten:
+    """Rewrite every answer of a client's examples: y' ~ teacher(. | instruction, input, y).
+
+    Asks `generate` for what the cache lacks, and keeps each rewrite there as it arrives. The seed
+    of a rewrite follows from `seed` and the content of its example alone, so that clients, ids,
+    batches and order change nothing. Where the filter refuses a rewrite, that turn keeps its raw
+    answer. `on_progress(done, total)` counts distinct rewrites. Raises RuntimeError when `generate`
+    leaves a request out or answers one twice; UserError for an unknown filter or a full disk.
+    """
+    keeps_raw = choose(filter_name, FILTERS, "teacher.filter")
+    tasks = _tasks(examples, prompts, seed)
+    made = _fill_cache(cache, tasks, generate, on_progress)
+    records = tuple(_record(task, cache, keeps_raw) for task in tasks)
+    return Rewritten(with_rewrites(examples, records), records, audit_of(records, made))
+
+
+def _tasks(examples: Sequence[Example], prompts: Mapping[str, str], seed: int) -> list[_Task]:
+    client_kind = kind_of([answer for example in examples for answer in responses_of(example)])
+    tasks = []
+    for example in examples:
+        content = _content_hash(example)
+        for turn, raw in enumerate(responses_of(example)):
+            family = family_of(raw, client_kind)
+            values = placeholders_of(example, turn)
+            prompt = fill(prompts[family], values)
+            own = seed_for(seed, "rewrite", content, turn)
+            tasks.append(
+                _Task(
+                    example_id=example.id,
+                    turn=turn,
+                    instruction=values["instruction"],
+                    raw=raw,
+                    family=family,
+                    shown="\n".join(values.values()),
+                    prompt=prompt,
+                    seed=own,
+                    key=cache_key(prompt, own),
+                )
+            )
+    return tasks
+
+
+def _content_hash(example: Example) -> str:
+    history = [asdict(turn) for turn in example.history]
+    content = json.dumps([example.instruction, example.input, example.response, history])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _fill_cache(
+    cache: RewriteCache,
+    tasks: Sequence[_Task],
+    generate: Generate,
+    on_progress: Callable[[int, int], None],
+) -> list[Generation]:
+    """Generate what the cache lacks, each key once, and return it."""
+    distinct = {task.key: task for task in tasks}
+    waiting = {f"{t.example_id}#{t.turn}": t for t in distinct.values() if not cache.get(t.key)}
+    requests = [
+        GenerationRequest(name, (Turn("user", task.prompt),), task.seed)
+        for name, task in waiting.items()
+    ]
+    on_progress(len(distinct) - len(waiting), len(distinct))
+    made: list[Generation] = []
+    for generation in generate(requests, cache.teacher.decoding) if requests else ():
+        if generation.id not in waiting:
+            raise RuntimeError(f"the engine answered '{generation.id}' twice or unasked")
+        cache.put(waiting.pop(generation.id).key, generation)
+        made.append(generation)
+        on_progress(len(distinct) - len(waiting), len(distinct))
+    if waiting:
+        raise RuntimeError(f"the engine left {len(waiting)} requests out: {list(waiting)[:3]}")
+    return made
+
+
+def _record(task: _Task, cache: RewriteCache, keeps_raw: Callable[[str], bool]) -> RewriteRecord:
+    made = cache.get(task.key)
+    if made is None:
+        raise RuntimeError(f"no rewrite of '{task.example_id}' in the cache after all were made")
+    rewrite = made.text.strip()
+    reason = sdft_reason(task.family, task.shown, task.raw, rewrite, made.finished)
+    return RewriteRecord(
+        id=task.example_id,
+        turn=task.turn,
+        instruction=task.instruction,
+        raw=task.raw,
+        rewrite=rewrite,
+        used="raw" if keeps_raw(reason) else "rewrite",
+        reason=reason,
+        family=task.family,
+        seed=task.seed,
+        teacher=cache.teacher.fingerprint,
+        new_tokens=made.new_tokens,
+        finished=made.finished,
+    )

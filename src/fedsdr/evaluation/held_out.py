@@ -1,0 +1,113 @@
+"""One model on the test rows of clients: the loss of the gold answers and the score of its own."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedsdr.data.chat_templates import prompts_of
+from fedsdr.evaluation.metrics import Metric
+from fedsdr.seeds import seed_for
+from fedsdr.types import Decoding, Example, Generate, GenerationRequest
+
+# For each example: the summed loss of its assistant turns in nats, and their supervised tokens.
+Losses = Callable[[Sequence[Example]], Sequence[tuple[float, int]]]
+
+
+@dataclass(frozen=True)
+class ExampleScore:
+    """One test row. The text of the answer is not kept: it is as private as the row."""
+
+    id: str
+    loss_sum: float  # nats, over all assistant turns
+    tokens: int  # supervised tokens that loss_sum is over
+    score: float  # of the last turn, in [0, 1]
+    new_tokens: int
+    finished: bool  # the answer ended by itself, not at max_new_tokens
+
+
+@dataclass(frozen=True)
+class ClientScores:
+    """One model on the test rows of one client."""
+
+    metric: str
+    rows: tuple[ExampleScore, ...]
+
+    @property
+    def tokens(self) -> int:
+        """The supervised tokens of all rows."""
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def loss(self) -> float:
+        """Nats a token: all loss / all tokens, so that long rows weigh more. NaN without tokens."""
+        total = math.fsum(row.loss_sum for row in self.rows)
+        return total / self.tokens if self.tokens else math.nan
+
+    @property
+    def score(self) -> float:
+        """The mean over the rows."""
+        return math.fsum(row.score for row in self.rows) / len(self.rows)
+
+    @property
+    def finished(self) -> float:
+        """The share of answers that ended by themselves."""
+        return sum(row.finished for row in self.rows) / len(self.rows)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test rows of one client and how their answers are scored."""
+
+    rows: tuple[Example, ...]
+    metric: Metric
+
+
+def requests_for(rows: Iterable[tuple[str, Example]], seed: int) -> list[GenerationRequest]:
+    """Return what is asked for the last answer of each row, under the name beside it."""
+    return [
+        GenerationRequest(name, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
+        for name, row in rows
+    ]
+
+
+def greedy(max_new_tokens: int) -> Decoding:
+    """Return the decoding of all answers that are scored."""
+    return Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
+
+
+def evaluate_on(
+    tests: Mapping[str, HeldOut],
+    *,
+    losses: Losses,
+    generate: Generate,
+    max_new_tokens: int,
+    seed: int,
+) -> dict[str, ClientScores]:
+    """Measure one model, given as its `losses` and `generate`, on the test rows of each client.
+
+    All rows go through the model together, since small batches cost as much as large ones.
+    Decoding is greedy. In a conversation the last answer is generated, with the gold ones before
+    it. ValueError when a client has no rows, or there is not exactly one loss and one answer for
+    each.
+    """
+    rows = [(f"{client}/{row.id}", row) for client, test in tests.items() for row in test.rows]
+    if not all(test.rows for test in tests.values()):
+        raise ValueError("no test rows to evaluate on")
+    generations = list(generate(requests_for(rows, seed), greedy(max_new_tokens)))
+    answers = {generation.id: generation for generation in generations}
+    counts = {len(generations), len(answers), len(rows)}
+    if len(counts) > 1 or answers.keys() != {name for name, _ in rows}:
+        raise ValueError(f"{len(generations)} answers do not fit the ids of {len(rows)} test rows")
+    measured = dict(zip(dict(rows), losses([row for _, row in rows]), strict=True))
+    scores = {}
+    for client, test in tests.items():
+        scored = []
+        for row in test.rows:
+            name = f"{client}/{row.id}"
+            (loss_sum, tokens), made = measured[name], answers[name]
+            score = test.metric.score(row.response, made.text)
+            scored.append(
+                ExampleScore(row.id, loss_sum, tokens, score, made.new_tokens, made.finished)
+            )
+        scores[client] = ClientScores(test.metric.name, tuple(scored))
+    return scores

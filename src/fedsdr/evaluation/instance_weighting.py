@@ -1,0 +1,76 @@
+"""FedDPA's dynamic mixing: each instance weighs the shared and the private branch for itself.
+
+    w_R = 0.5 * mean cosine(h(instance), h(e)) over 5 random local examples e,   w_S = 1 - w_R
+
+h is the last layer's state at the last prompt token, of the base model (Yang et al., NeurIPS
+2024, section 3.4 and their code, whose factor 0.5 and 5 examples these are).
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedsdr.data.chat_templates import prompts_of
+from fedsdr.models.packing import last_states
+from fedsdr.models.two_branch import BranchedModel
+from fedsdr.seeds import seed_for
+from fedsdr.types import Decoding, Example, Generate, Generation, GenerationRequest, R, S, Turn
+
+Losses = Callable[[Sequence[Example]], list[tuple[float, int]]]
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """A client's model whose branches are weighed anew for every instance, one at a time."""
+
+    model: BranchedModel
+    prompt: Callable[[Sequence[Turn]], list[int]]
+    examples: Sequence[Example]  # the client's own training rows
+    seed: int
+
+    @cached_property
+    def _local_states(self) -> Tensor:
+        chosen = random.Random(seed_for(self.seed, "feddpa")).sample(
+            list(self.examples), min(5, len(self.examples))
+        )
+        return torch.stack([self._state(prompts_of(example)[-1]) for example in chosen])
+
+    def _state(self, turns: Sequence[Turn]) -> Tensor:
+        with self.model.using(), torch.inference_mode():
+            return last_states(self.model.model, [self.prompt(turns)])[0]
+
+    def weight_of_shared(self, turns: Sequence[Turn]) -> float:
+        """Return w_R of one instance."""
+        state = self._state(turns)
+        cosines = torch.cosine_similarity(self._local_states, state[None], dim=-1)
+        return 0.5 * float(cosines.mean())
+
+    def losses(self, losses: Losses) -> Losses:
+        """Return `losses` with each example under its own weights."""
+
+        def mixed(examples: Sequence[Example]) -> list[tuple[float, int]]:
+            found = []
+            for example in examples:
+                shared = self.weight_of_shared(prompts_of(example)[-1])
+                with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
+                    found += losses([example])
+            return found
+
+        return mixed
+
+    def generate(self, generate: Generate) -> Generate:
+        """Return `generate` with each request under its own weights."""
+
+        def mixed(
+            requests: Sequence[GenerationRequest], decoding: Decoding
+        ) -> Iterator[Generation]:
+            for request in requests:
+                shared = self.weight_of_shared(request.turns)
+                with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
+                    yield from list(generate([request], decoding))
+
+        return mixed

@@ -1,0 +1,192 @@
+"""Losses of token rows: many rows in one forward, logits only where there is a label."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsdr.models.fused_ops import fuse_norms, label_losses
+from fedsdr.models.row_attention import ATTENTION, register, supports_rows, uses_rows
+from fedsdr.types import TokenRow
+
+
+def pack(rows: Sequence[TokenRow], pack_tokens: int) -> list[list[int]]:
+    """Return groups of row indices of at most `pack_tokens` tokens each, first fit decreasing.
+
+    What all rows begin with counts once a group. A row that is longer gets a group of its own.
+    """
+    shared = shared_prefix(rows)
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), i)):
+        size = len(rows[i].tokens) - shared
+        for g, free in enumerate(room):
+            if size <= free:
+                groups[g].append(i)
+                room[g] -= size
+                break
+        else:
+            groups.append([i])
+            room.append(pack_tokens - shared - size)
+    return groups
+
+
+def shared_prefix(rows: Sequence[TokenRow]) -> int:
+    """Return how many tokens all rows begin with, short of the last of any; 0 for a single row.
+
+    A chat template gives every row the same system turn: it is computed once a pack.
+    """
+    if len(rows) < 2:
+        return 0
+    # The first in order and the last differ as early as any two do.
+    low, high = min(row.tokens for row in rows), max(row.tokens for row in rows)
+    most = min(len(row.tokens) for row in rows) - 1
+    return next((t for t in range(most) if low[t] != high[t]), most)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's weights are."""
+    return next(model.parameters()).device
+
+
+def prepare(model: nn.Module) -> None:
+    """Make a loaded, frozen model fast at rows, once, where it is of a kind that allows it.
+
+    Its attention stays inside rows, its norms take fewer passes, and a plain output head is left
+    to the loss. What cannot be done so is done the model's own way.
+    """
+    if supports_rows(model):
+        register()
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+    fuse_norms(model)
+    model.plain_head = uses_rows(model) and _head_is_plain(model)  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def _head_is_plain(model: nn.Module) -> bool:
+    """Whether the logits are exactly head(last hidden state): no cap, no scale, nothing else."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear or not hasattr(model, "base_model"):
+        return False
+    device = device_of(model)
+    if device.type == "meta":  # sizes without values, which cannot differ
+        return True
+    ids = torch.arange(2, device=device)[None]
+    arguments = {"position_ids": positions((2,), device), "row_lengths": (2,), "use_cache": False}
+    logits = model(input_ids=ids, **arguments).logits
+    body: Any = model.base_model
+    hidden = body(input_ids=ids, **arguments).last_hidden_state
+    return torch.equal(logits, head(hidden))
+
+
+def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+    """Return the summed loss of each row in nats, (rows,), fp32, with gradient.
+
+    loss_i = - sum over supervised t > 0 of log p(token_t | tokens before t of row i)
+    """
+    device = device_of(model)
+    places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
+    labels = [row.tokens[t] for row, at in zip(rows, places, strict=True) for t in at]
+    owner = [i for i, at in enumerate(places) for _ in at]
+    total = torch.zeros(len(rows), device=device)
+    if not labels:
+        return total
+    wanted = torch.tensor(labels, device=device)
+    if getattr(model, "plain_head", False):
+        inputs, keep = _packed(rows, places, device)
+        hidden = model.base_model(**inputs).last_hidden_state[0]  # type: ignore[operator]
+        head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+        losses = label_losses(hidden[keep], head, wanted)
+    else:
+        logits = _label_logits(model, rows, places)
+        losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
+    return total.index_add(0, torch.tensor(owner, device=device), losses)
+
+
+def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+    """Return the logits from which the supervised tokens t > 0 are predicted, row after row,
+    (their number, vocabulary), in the dtype of the model."""
+    places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
+    return _label_logits(model, rows, places)
+
+
+def _label_logits(
+    model: nn.Module, rows: Sequence[TokenRow], places: Sequence[Sequence[int]]
+) -> Tensor:
+    if not uses_rows(model):
+        return _padded_logits(model, rows, device_of(model))
+    inputs, keep = _packed(rows, places, device_of(model))
+    logits: Tensor = model(**inputs, logits_to_keep=keep).logits[0]
+    return logits
+
+
+def supervised_tokens(row: TokenRow) -> int:
+    """Return how many predictions of the row count in the loss (the first token has none)."""
+    return sum(row.supervised[1:])
+
+
+def positions(lengths: Sequence[int], device: torch.device, first: int = 0) -> Tensor:
+    """Return (1, tokens) positions that start again at `first` in each row."""
+    return torch.cat([torch.arange(first, first + n, device=device) for n in lengths])[None]
+
+
+def _packed(
+    rows: Sequence[TokenRow], places: Sequence[Sequence[int]], device: torch.device
+) -> tuple[dict[str, Any], Tensor]:
+    """Return what the model is called with and where the prediction of each label stands.
+
+    `places` are those of the labels in each row. The shared prefix comes first, then what follows
+    it in each row, without padding.
+    """
+    prefix = shared_prefix(rows)
+    lengths = tuple(len(row.tokens) - prefix for row in rows)
+    keep, start = [], prefix
+    for at, length in zip(places, lengths, strict=True):
+        keep += [t - 1 if t <= prefix else start + t - 1 - prefix for t in at]
+        start += length
+    tokens = [*rows[0].tokens[:prefix], *(t for row in rows for t in row.tokens[prefix:])]
+    numbered = (positions((prefix,), device), positions(lengths, device, first=prefix))
+    inputs = {
+        "input_ids": torch.tensor([tokens], device=device),
+        "position_ids": torch.cat(numbered, dim=1),
+        "row_lengths": lengths,
+        "prefix": prefix,
+        "use_cache": False,
+    }
+    return inputs, torch.tensor(keep, device=device)
+
+
+def _padded_logits(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> Tensor:
+    """The same with padding and the model's own attention, for models that cannot pack."""
+    longest = max(len(row.tokens) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    keep = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        n = len(row.tokens)
+        ids[i, :n] = torch.tensor(row.tokens)
+        mask[i, :n] = 1
+        keep[i, : n - 1] = torch.tensor(row.supervised[1:], dtype=torch.bool)
+    logits: Tensor = model(
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+    ).logits
+    return logits[keep.to(device)]
+
+
+def last_states(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the last layer's state at the last token of each prompt, (prompts, hidden), fp32."""
+    device = device_of(model)
+    states = []
+    for tokens in prompts:
+        out = model(
+            input_ids=torch.tensor([list(tokens)], device=device),
+            position_ids=positions((len(tokens),), device),
+            use_cache=False,
+            output_hidden_states=True,
+            logits_to_keep=1,
+            **({"row_lengths": (len(tokens),)} if uses_rows(model) else {}),
+        )
+        states.append(out.hidden_states[-1][0, -1].float())
+    return torch.stack(states)

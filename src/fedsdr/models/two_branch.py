@@ -1,0 +1,255 @@
+"""Two low-rank branches on one frozen linear layer (paper, Eq. 6).
+
+    h_out = W0 h + (alpha / r) B_R A_R h + (alpha / r) B_S A_S h
+
+Which branches are in the forward and which one is trained is one switch for the whole model.
+The gradient passes through the frozen branch to the layers below: only its factors stand still.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsdr.errors import UserError, nearest
+from fedsdr.models.fused_ops import LowRank
+from fedsdr.seeds import seed_for
+from fedsdr.tensors import Tensors
+from fedsdr.types import Branch, R, S
+
+BRANCHES: tuple[Branch, ...] = (R, S)
+
+
+@dataclass
+class Switch:
+    """What all two-branch layers of one model do now. `weights` scales a branch's output: 1 in
+    FedSDR, another number in FedDPA."""
+
+    forward: tuple[Branch, ...] = ()
+    trained: Branch | None = None
+    dropout: float = 0.0
+    frozen_dropout: bool = False
+    weights: dict[Branch, float] | None = None
+
+
+class TwoBranchLinear(nn.Module):
+    """One frozen linear layer (plain or quantised) with the factor pairs of both branches.
+
+    A is (rank, in) and B is (out, rank), fp32 whatever the dtype of the base.
+    """
+
+    def __init__(self, base: nn.Module, switch: Switch, rank: int, scaling: float) -> None:
+        super().__init__()
+        self.base = base
+        self.switch = switch
+        self.scaling = scaling
+        in_features, out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        device = next(base.parameters()).device
+
+        def factors(*shape: int) -> nn.ParameterDict:
+            return nn.ParameterDict(
+                {b: nn.Parameter(torch.zeros(*shape, device=device)) for b in BRANCHES}
+            )
+
+        self.lora_A = factors(rank, in_features)
+        self.lora_B = factors(out_features, rank)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's own, for models that look at it."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's own, for models that look at it."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        switch = self.switch
+        weights = switch.weights or {}
+        if not switch.forward:
+            return out
+        if switch.frozen_dropout:
+            return self._plainly(x, out)
+        # The trained branch last: it alone has gradients and dropout.
+        order = sorted(switch.forward, key=lambda branch: branch == switch.trained)
+        scales = [self.scaling * weights.get(branch, 1.0) for branch in order]
+        trained = order[-1] == switch.trained
+        return LowRank.apply(
+            out,
+            x,
+            scales,
+            switch.dropout if trained else 0.0,
+            trained,
+            *(self.lora_A[branch] for branch in order),
+            *(self.lora_B[branch] for branch in order),
+        )
+
+    def _plainly(self, x: Tensor, out: Tensor) -> Tensor:
+        """The same by autograd, for dropout on both branches."""
+        switch = self.switch
+        for branch in switch.forward:
+            a, b = self.lora_A[branch].to(x.dtype), self.lora_B[branch].to(x.dtype)
+            dropped = switch.dropout > 0 and (branch == switch.trained or switch.frozen_dropout)
+            h = functional.dropout(x, switch.dropout) if dropped else x
+            low = functional.linear(h, a) * self.scaling
+            if switch.weights is not None:
+                low = low * switch.weights[branch]
+            out = out + functional.linear(low, b)
+        return out
+
+
+class BranchedModel:
+    """A base model with two branches on each target layer.
+
+    Tensors are named `R/model.layers.0.self_attn.q_proj.lora_A` (and `S/`, `lora_B`).
+    """
+
+    def __init__(
+        self, model: nn.Module, *, rank: int, alpha: float, target_modules: str | Sequence[str]
+    ) -> None:
+        """Freeze `model` and wrap its target layers in place.
+
+        `target_modules` are the last parts of module names, or "all-linear" for every linear
+        layer but the output head. UserError when one matches nothing or is not linear.
+        """
+        self.model = model
+        self.switch = Switch()
+        self.rank, self.alpha = rank, alpha
+        model.requires_grad_(False)
+        self.layers: dict[str, TwoBranchLinear] = {}
+        for name in _targets(model, target_modules):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            leaf = name.rpartition(".")[2]
+            layer = TwoBranchLinear(getattr(parent, leaf), self.switch, rank, alpha / rank)
+            setattr(parent, leaf, layer)
+            self.layers[name] = layer
+
+    @contextmanager
+    def using(
+        self,
+        *forward: Branch,
+        trained: Branch | None = None,
+        dropout: float = 0.0,
+        frozen_dropout: bool = False,
+        weights: dict[Branch, float] | None = None,
+    ) -> Iterator[None]:
+        """Inside, the forward has these branches and `trained` alone has gradients."""
+        if trained is not None and trained not in forward:
+            raise ValueError(f"branch {trained} is trained but not in the forward")
+        before = dict(vars(self.switch))
+        vars(self.switch).update(
+            forward=forward,
+            trained=trained,
+            dropout=dropout,
+            frozen_dropout=frozen_dropout,
+            weights=weights,
+        )
+        for branch in BRANCHES:
+            for parameter in self.parameters(branch).values():
+                parameter.requires_grad_(branch == trained)
+        try:
+            yield
+        finally:
+            vars(self.switch).update(before)
+            for branch in BRANCHES:
+                for parameter in self.parameters(branch).values():
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+
+    def parameters(self, branch: Branch) -> dict[str, nn.Parameter]:
+        """Return the factors of one branch by name."""
+        return {
+            f"{branch}/{name}.{kind}": getattr(layer, kind)[branch]
+            for name, layer in self.layers.items()
+            for kind in ("lora_A", "lora_B")
+        }
+
+    def get(self, *branches: Branch) -> Tensors:
+        """Return fp32 copies of the factors of these branches, on the CPU."""
+        return {
+            name: p.detach().cpu().clone()
+            for branch in branches
+            for name, p in self.parameters(branch).items()
+        }
+
+    @torch.no_grad()
+    def set(self, values: Tensors) -> None:
+        """Copy values into the factors of the same names; KeyError for an unknown name."""
+        own = self.parameters(R) | self.parameters(S)
+        for name, value in values.items():
+            own[name].copy_(value)
+
+    def on_device(self, values: Tensors) -> Tensors:
+        """Return values moved to where the model is."""
+        device = next(self.model.parameters()).device
+        return {name: value.to(device) for name, value in values.items()}
+
+    def initial(self, branch: Branch, seed: int) -> Tensors:
+        """Return a fresh branch: A uniform in ±1/sqrt(in) (as PEFT), B zero.
+
+        Each factor has a seed of its own, so the values do not depend on the order of layers.
+        """
+        fresh: Tensors = {}
+        for name, p in self.parameters(branch).items():
+            value = torch.zeros(p.shape)
+            if name.endswith("lora_A"):
+                generator = torch.Generator().manual_seed(seed_for(seed, "init", name))
+                nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+            fresh[name] = value
+        return fresh
+
+    @torch.no_grad()
+    def merge(self, *branches: Branch) -> nn.Module:
+        """Add these branches into the base weights for good and return the plain model.
+
+        W0 + (alpha / r) sum B A, computed in fp32. Raises UserError on a quantised base.
+        """
+        for name, layer in self.layers.items():
+            base = layer.base
+            if type(base) is not nn.Linear:
+                raise UserError(
+                    "a quantised base cannot be merged; set model.quantize = 'none' to export"
+                )
+            merged = base.weight.float()
+            for branch in branches:
+                merged = merged + layer.scaling * (layer.lora_B[branch] @ layer.lora_A[branch])
+            base.weight.copy_(merged)
+            parent = self.model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], base)
+        return self.model
+
+
+def _targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the full names of the layers to adapt, in model order."""
+    linear = {name for name, m in model.named_modules() if _is_linear(m)}
+    find_head = getattr(model, "get_output_embeddings", lambda: None)
+    heads = {name for name, m in model.named_modules() if m is find_head()}
+    every = [name for name, _ in model.named_modules() if name in linear - heads]
+    if wanted == "all-linear":
+        return every
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    for pattern in patterns:
+        hits = [n for n, _ in model.named_modules() if n == pattern or n.endswith(f".{pattern}")]
+        choices = sorted({n.rpartition(".")[2] for n in every})
+        if not hits:
+            raise UserError(
+                f"lora.target_modules: '{pattern}' matches no layer of the model "
+                f"(it has: {', '.join(choices)}){nearest(pattern, choices)}"
+            )
+        if not any(n in linear for n in hits):
+            raise UserError(
+                f"lora.target_modules: '{pattern}' is not a linear layer "
+                f"(choose from: {', '.join(choices)})"
+            )
+    return [n for n in every if any(n == p or n.endswith(f".{p}") for p in patterns)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Plain linear layers and bitsandbytes' quantised ones, which derive from them."""
+    return isinstance(module, nn.Linear)

@@ -1,0 +1,257 @@
+"""What `fedsdr diagnose` measures with the model: gradients, loss transfer, serving, one round.
+
+Nothing here writes into the run: the extra round works on a copy of the clients' folders.
+"""
+
+import dataclasses
+import math
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from fedsdr.algorithms.aggregation import product_error
+from fedsdr.algorithms.compression import decode
+from fedsdr.federation.round import run_round
+from fedsdr.progress import Advance
+from fedsdr.research.diagnose.update_geometry import cosine_of, cosines, off_diagonal
+from fedsdr.runs.client_runtime import Site, forward_of, train_at
+from fedsdr.runs.run import plan_of, settings_of
+from fedsdr.seeds import seed_for
+from fedsdr.tensors import Tensors, WeightedMean, add, norm
+from fedsdr.training.optimizer_step import accumulate_gradients, train_phase
+from fedsdr.types import (
+    Branch,
+    ClientData,
+    ClientTask,
+    ClientUpdate,
+    Example,
+    R,
+    S,
+    ServerState,
+    TokenRow,
+)
+
+Rows = Mapping[str, Sequence[Example]]  # client -> the rows that are measured
+Prepare = Callable[[str], None]  # set the model for a client
+
+
+def sample_rows(seed: int, client_id: str, count: int, limit: int) -> list[int]:
+    """Return at most `limit` indices below `count`: a seeded choice, in order."""
+    rng = random.Random(seed_for(seed, "diagnose", client_id))
+    return sorted(rng.sample(range(count), min(count, limit)))
+
+
+def start_at(site: Site) -> Prepare:
+    """Return what sets R as the run began with it: A random, B zero."""
+    start = site.model.initial(R, seed_for(site.config.seed, "start"))
+    return lambda client_id: site.model.set(start)
+
+
+def end_at(site: Site, state: ServerState) -> Prepare:
+    """Return what sets the shared tensors of a state and the client's S, B_S = 0 if it has none."""
+
+    def prepare(client_id: str) -> None:
+        site.model.set(state.shared)
+        if S in site.method.private:
+            site.model.set(site.private_of(client_id, state) or site.model.initial(S, 0))
+
+    return prepare
+
+
+def gradient_alignment(
+    site: Site, rows: Rows, branches: tuple[Branch, ...], prepare: Prepare
+) -> dict[str, Any]:
+    """Return the cosines between the clients' gradients of the loss in R's factors.
+
+    `mean`: over pairs of clients. `within`: the mean over clients of the cosine between the two
+    halves of one client's rows: what clients that do not differ show with half as many rows.
+    """
+    wholes, withins = [], []
+    for client_id, examples in rows.items():
+        prepare(client_id)
+        encoded = site.encode(examples)
+        halves = [_gradient(site, branches, encoded[i::2]) for i in (0, 1)]
+        mean = WeightedMean()
+        for gradient, tokens in halves:
+            if tokens:
+                mean.add(gradient, tokens)
+        wholes.append(mean.result() if mean.total_weight else {})
+        withins.append(cosine_of(halves[0][0], halves[1][0]) if all(t for _, t in halves) else None)
+    matrix = cosines(wholes)
+    known = [value for value in withins if value is not None]
+    return {
+        "mean": off_diagonal(matrix),
+        "within": sum(known) / len(known) if known else None,
+        "matrix": matrix,
+        "rows": sum(map(len, rows.values())),
+    }
+
+
+def _gradient(
+    site: Site, branches: tuple[Branch, ...], rows: Sequence[TokenRow]
+) -> tuple[Tensors, int]:
+    """The gradient of the mean loss a supervised token, and how many they are."""
+    parameters = site.model.parameters(R)
+    with site.model.using(*branches, trained=R):
+        pack_tokens = site.config.train.pack_tokens
+        _, tokens = accumulate_gradients(site.model.model, parameters.values(), rows, pack_tokens)
+        found = {n: p.grad.cpu().clone() for n, p in parameters.items() if p.grad is not None}
+    return found, tokens
+
+
+def loss_transfer(
+    site: Site, trained: Rows, measured: Rows, prepare: Prepare, steps: int, advance: Advance
+) -> dict[str, Any]:
+    """Return how `steps` optimizer steps of R alone on one client change the loss on another.
+
+    matrix[i][j] = loss on j's rows after training on i - loss before, in nats a token; each
+    training starts anew, with the run's own settings but batches of at most 8 rows and no dropout.
+    `mean` is over i != j; `percent` is the mean of the changes divided by the losses before.
+    """
+    settings = settings_of(site.config)
+    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, 8))
+    matrix, shares = [], []
+    before: list[float] = []
+    for client_id, examples in trained.items():
+        prepare(client_id)
+        if not before:
+            before = [mean_loss(site, rows, (R,)) for rows in measured.values()]
+        rows = list(islice(cycle(site.encode(examples)), steps * settings.batch_size))
+        with site.model.using(R, trained=R):
+            train_phase(
+                site.model.model,
+                site.model.parameters(R),
+                rows,
+                settings,
+                epochs=1,
+                seed=seed_for(site.config.seed, "diagnose", client_id),
+            )
+        after = [mean_loss(site, rows, (R,)) for rows in measured.values()]
+        matrix.append([a - b for a, b in zip(after, before, strict=True)])
+        shares.append([100 * (a - b) / b for a, b in zip(after, before, strict=True)])
+        advance(1)
+    return {
+        "mean": off_diagonal(matrix),
+        "percent": off_diagonal(shares),
+        "before": before,
+        "matrix": matrix,
+        "rows": sum(map(len, measured.values())),
+    }
+
+
+def mean_loss(site: Site, examples: Sequence[Example], branches: tuple[Branch, ...]) -> float:
+    """Return the loss in nats a supervised token with these branches in the forward."""
+    with site.model.using(*branches):
+        return _mean(site.losses(examples))
+
+
+def _mean(losses: Sequence[tuple[float, int]]) -> float:
+    """Nats a token; NaN where every row was cut before its answer."""
+    tokens = sum(tokens for _, tokens in losses)
+    return sum(loss for loss, _ in losses) / tokens if tokens else math.nan
+
+
+def serving_losses(
+    site: Site, clients: Sequence[ClientData], state: ServerState, rows: Rows
+) -> dict[str, dict[str, float]]:
+    """Return, for each client, the loss of its rows under base, R alone, S alone and R+S.
+
+    The branches are those of the last whole round; "S, round N" is the S of a round that the client
+    still keeps. R of an earlier round is not kept. Under feddpa R+S is its mixture.
+    """
+    found: dict[str, dict[str, float]] = {}
+    method, prepare = site.method, end_at(site, state)
+    for client in clients:
+        prepare(client.client_id)
+        examples = rows[client.client_id]
+        losses = {"base": mean_loss(site, examples, ()), **_losses_by_model(site, client, examples)}
+        if S in method.private:
+            store = site.store(client.client_id)
+            for folder in sorted(store.folder.glob("round-*")):
+                kept = int(folder.name.removeprefix("round-"))
+                site.model.set(store.load(kept).private)
+                losses[f"S, round {kept}"] = mean_loss(site, examples, (S,))
+        found[client.client_id] = losses
+    return found
+
+
+def _losses_by_model(
+    site: Site, client: ClientData, examples: Sequence[Example]
+) -> dict[str, float]:
+    """The loss under R, S and R+S, as they are set now: of those that the method has."""
+    method = site.method
+    has = {*method.sent, *method.private}
+    found = {}
+    every: list[tuple[Branch, ...]] = [(R,), (S,), (R, S)]
+    for branches in every:
+        if has.issuperset(branches):
+            mixed_by = client if method.mixed and len(branches) > 1 else None
+            with forward_of(site, branches, mixed_by) as (losses, _):
+                found["+".join(branches)] = _mean(losses(examples))
+    return found
+
+
+def extra_round(
+    site: Site, clients: Sequence[ClientData], state: ServerState, rows: Rows, advance: Advance
+) -> dict[str, Any]:
+    """Run one more round with every client, in a copy of the folder, and keep only its numbers.
+
+    Returns what averaging does to the updates, and the losses of each client just before and just
+    after it: its own R alone and beside its S, and the new global R alone and beside the same S.
+    """
+    by_id = {client.client_id: client for client in clients}
+    plan = dataclasses.replace(
+        plan_of(site.config, list(by_id)), clients_per_round=0, min_updates=1
+    )
+    # The next round after all that a client did, the training after the last round included.
+    state = dataclasses.replace(state, round=max([state.round, *state.accepted.values()]))
+    updates: list[ClientUpdate] = []
+    losses: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = dataclasses.replace(site, folder=Path(temporary))
+        for name in ("clients", "distilled"):
+            if (site.folder / name).is_dir():
+                shutil.copytree(site.folder / name, copy.folder / name)
+
+        def measure(client_id: str, whose: str) -> None:
+            found = _losses_by_model(copy, by_id[client_id], rows[client_id])
+            losses.setdefault(client_id, {}).update(
+                {name.replace(R, f"{whose} R"): x for name, x in found.items() if R in name}
+            )
+
+        def train(task: ClientTask) -> ClientUpdate:
+            update = train_at(copy, by_id[task.client_id], task)
+            measure(task.client_id, "own")
+            updates.append(update)
+            advance(1)
+            return update
+
+        after, _ = run_round(state, plan, lambda tasks: map(train, tasks))
+        for client_id in losses:
+            end_at(copy, after)(client_id)
+            measure(client_id, "new global")
+    return {"losses": losses, **_what_averaging_does(state.shared, updates)}
+
+
+def _what_averaging_does(shared: Tensors, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
+    deltas = [decode(u.delta) for u in updates]
+    weights = [u.num_examples for u in updates]
+    error = product_error([add(shared, delta) for delta in deltas], weights)
+    mean = WeightedMean()
+    for delta, weight in zip(deltas, weights, strict=True):
+        mean.add(delta, weight)
+    norms = {u.client_id: norm(delta) for u, delta in zip(updates, deltas, strict=True)}
+    matrix = cosines(deltas)
+    return {
+        "product error": error.total,
+        "product error, largest of a module": max(error.modules.values()),
+        "cosine of updates": {"mean": off_diagonal(matrix), "matrix": matrix},
+        "norm of updates": norms,
+        "norm of the mean": norm(mean.result()),
+        "mean of the norms": sum(norms.values()) / len(norms),
+        "rows": sum(u.num_examples for u in updates),
+    }

@@ -1,0 +1,1 @@
+"""Blind verdicts of a judge model on the answers of several runs."""

@@ -1,0 +1,51 @@
+"""Write what a run made in the forms that other programs load."""
+
+from pathlib import Path
+
+from fedsdr.runs.run_folder import open_run
+from fedsdr.errors import UserError, nearest
+from fedsdr.files import write_folder
+from fedsdr.models.adapters import save_adapter
+from fedsdr.types import Branch
+
+
+def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = False) -> str:
+    """Write the global model, or a client's, into the folder `to`; return what was written.
+
+    A model of two branches becomes one PEFT adapter (`adapters.join_branches`). With `merge` the
+    base weights take the branches in (in fp32, then rounded to the base's dtype).
+    """
+    if to.exists():
+        raise UserError(f"{to}: exists already; choose another --out")
+    site, state = open_run(run)
+    method = site.method
+    branches: tuple[Branch, ...] = method.client_model if client_id else method.global_model
+    if method.mixed and client_id:
+        raise UserError(
+            f"{run}: {method.name} mixes its branches anew for each instance, which no adapter "
+            "can hold; export the global model, or take the client's S from clients/"
+        )
+    values = dict(state.shared)
+    if client_id:
+        if client_id not in state.accepted:
+            known = ", ".join(sorted(state.accepted))
+            hint = nearest(client_id, state.accepted)
+            raise UserError(f"--client: no client '{client_id}' in {run} (it has: {known}){hint}")
+        values |= site.private_of(client_id, state)
+    if not branches:
+        raise UserError(
+            f"{run}: {method.name} makes no global model; export a client with --client"
+        )
+    if merge:
+        site.model.set(values)
+        merged = site.model.merge(*branches)
+        merged.set_attn_implementation("sdpa")  # type: ignore[operator]
+
+        def write(folder: Path) -> None:
+            merged.save_pretrained(folder)  # type: ignore[operator]
+            site.base.tokenizer.save_pretrained(folder)
+
+        write_folder(to, write)
+        return f"merged model in {to}: AutoModelForCausalLM.from_pretrained('{to}')"
+    save_adapter(to, values, branches, alpha=site.config.lora.alpha, base_name=site.base.name)
+    return f"adapter in {to}: PeftModel.from_pretrained(base, '{to}')"

@@ -1,0 +1,236 @@
+"""The whole job in one process: distill -> rounds -> evaluate, resumable at any moment."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr.algorithms import ALGORITHMS, server_rule
+from fedsdr.config import Config
+from fedsdr.data.clients import load_clients
+from fedsdr.runs.rewriting import (
+    ENGINES,
+    distill_clients,
+    has_rewrites,
+    prepare_rewriting,
+)
+from fedsdr.runs.evaluation import evaluate_clients
+from fedsdr.runs.in_process import in_process
+from fedsdr.progress import Progress
+from fedsdr.runs.rounds import keep, next_round, start_of, state_to_go_on_from
+from fedsdr.runs.run_folder import check_data, checked_config, start_folder
+from fedsdr.runs.client_runtime import Site, check_supervised, open_site, train_at
+from fedsdr.errors import UserError, choose
+from fedsdr.federation.privacy_accounting import NO_PRIVACY, Privacy, check_accountant
+from fedsdr.federation.round import Plan
+from fedsdr.files import alone, write_atomically
+from fedsdr.models.adapters import save_adapter
+from fedsdr.seeds import seed_for
+from fedsdr.training.local_training import rows_to_train
+from fedsdr.training.methods import METHODS
+from fedsdr.types import (
+    ClientData,
+    ClientFault,
+    ClientTask,
+    ClientUpdate,
+    LocalSettings,
+    RoundRecord,
+    ServerState,
+)
+
+# What runs the rounds that are still to be done, with a checkpoint after each.
+RunRounds = Callable[[Site, Sequence[ClientData], Plan, Progress], ServerState]
+
+
+def settings_of(config: Config) -> LocalSettings:
+    """Return what the clients must know of the configuration."""
+    algorithm = choose(config.algorithm.name, ALGORITHMS, "algorithm.name")
+    train, method, privacy = config.train, config.method, config.privacy
+    noise = privacy.noise_multiplier * privacy.clip_norm
+    return LocalSettings(
+        method=choose(method.name, METHODS, "method.name").name,
+        correction=algorithm.correction,
+        mu=config.algorithm.mu,
+        local_epochs=train.local_epochs,
+        smooth_epochs=train.smooth_epochs,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        pack_tokens=train.pack_tokens,
+        s_reset=method.s_reset,
+        s_dropout=method.s_dropout,
+        mixture=method.mixture,
+        lora_dropout=config.lora.dropout,
+        frozen_dropout=config.lora.frozen_dropout,
+        update_dtype=config.federation.update_dtype,
+        clip_norm=privacy.clip_norm if privacy.mode != "none" else 0.0,
+        local_noise=noise if privacy.mode == "local" else 0.0,
+    )
+
+
+def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
+    """Return what stays the same in every round."""
+    algorithm = config.algorithm
+    least, chosen = config.federation.min_updates, config.federation.clients_per_round
+    if client_ids and least > (chosen or len(client_ids)):
+        raise UserError(
+            f"federation.min_updates: is {least}, but a round has {chosen or len(client_ids)} "
+            "clients; lower it"
+        )
+    given = {key: getattr(algorithm, key) for key in ("lr", "beta", "b1", "b2", "tau")}
+    return Plan(
+        seed=config.seed,
+        clients=tuple(sorted(client_ids)),
+        clients_per_round=config.federation.clients_per_round,
+        min_updates=config.federation.min_updates,
+        rule=server_rule(algorithm.name, **{k: v for k, v in given.items() if v is not None}),
+        settings=settings_of(config),
+        privacy=privacy_of(config),
+        max_update_norm=config.federation.max_update_norm,
+    )
+
+
+def privacy_of(config: Config) -> Privacy:
+    """Return what is asked of privacy; UserError where noise would not cover what is sent."""
+    given = config.privacy
+    if given.mode == "none":
+        return NO_PRIVACY
+    check_accountant()
+    if config.federation.update_dtype != "fp32":
+        raise UserError(
+            "privacy.mode: what rounding took from an update is sent with the next one, over the "
+            'clipping norm; set federation.update_dtype = "fp32"'
+        )
+    if config.algorithm.name == "scaffold":
+        raise UserError(
+            "privacy.mode: scaffold sends control variates, which no noise covers; choose another "
+            "algorithm.name"
+        )
+    if not METHODS[config.method.name].sent:
+        raise UserError(f"privacy.mode: '{config.method.name}' sends nothing; set it to none")
+    return Privacy(given.mode, given.clip_norm, given.noise_multiplier, given.delta)
+
+
+def run_experiment(
+    config: Config,
+    out: Path,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    open_site: Callable[[Config, Path], Site] = open_site,
+    rounds: RunRounds | None = None,
+) -> dict[str, Any]:
+    """Run a configuration into the folder `out` and return what results.json holds.
+
+    With `resume`, go on from the last whole round; the result has the same bytes as that of an
+    uninterrupted run. Raises UserError for all that the user can mend, before `out` is touched
+    where that can be known. `rounds`: another engine's in the place of `run_rounds`.
+    """
+    resumed = (out / "config.toml").exists()
+    config = checked_config(config, out, resume)
+    plan_of(config, ())  # names are checked before anything slow happens
+    choose(config.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
+    clients = load_clients(config.data)
+    plan = plan_of(config, [client.client_id for client in clients])
+    progress.log(
+        f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
+        f"{sum(len(c.test) for c in clients)} test rows"
+    )
+    with progress.bar(f"loading {config.model.name}", 1) as advance:
+        site = open_site(config, out)
+        advance(1)
+    if not config.train.pack_tokens:
+        chosen = site.config.train.pack_tokens
+        progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
+    for client in clients:
+        check_supervised(client.client_id, "training", site.encode(client.raw))
+        check_supervised(client.client_id, "test", site.encode(client.test))
+    check_data(out, clients)
+    rewriting = prepare_rewriting(site) if site.method.rewrites else None
+    with alone(out):
+        start_folder(site, clients)
+        if rewriting and not (resumed and has_rewrites(site, clients)):
+            distill_clients(site, rewriting, clients, progress)
+        state = (rounds or run_rounds)(site, clients, plan, progress)
+        state = personalize(site, clients, state, plan, progress)
+        return finish(site, clients, state, progress)
+
+
+def run_rounds(
+    site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
+) -> ServerState:
+    """Run the rounds that are still to be done, with a checkpoint after each."""
+    by_id = {client.client_id: client for client in clients}
+    rounds = site.config.federation.rounds
+    state = state_to_go_on_from(
+        site.folder, plan, rounds, lambda: start_of(site.model, site.method, plan.seed)
+    )
+
+    def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
+        total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
+        what = f"round {tasks[0].round} of {rounds}, rows trained"
+        with progress.bar(what, total) as advance:
+            run = in_process(lambda task: train_at(site, by_id[task.client_id], task, advance))
+            yield from run(tasks)
+
+    while state.round < rounds:
+        state = next_round(site.folder, state, plan, run_clients, progress)
+    return state
+
+
+def personalize(
+    site: Site,
+    clients: Sequence[ClientData],
+    state: ServerState,
+    plan: Plan,
+    progress: Progress,
+) -> ServerState:
+    """Run the phases that come after the last round, with as many epochs as the rounds had in all.
+
+    They stand in rounds.jsonl as a round of their own in which nothing is sent. UserError when a
+    client fails.
+    """
+    last = state.round + 1
+    if not site.method.afterwards or all(state.accepted.get(c.client_id) == last for c in clients):
+        return state
+    given = plan.settings
+    settings = dataclasses.replace(
+        given,
+        afterwards=True,
+        local_epochs=(given.smooth_epochs or given.local_epochs) * state.round,
+        smooth_epochs=0,
+        correction="none",
+        update_dtype="fp32",
+    )
+    began, done = time.perf_counter(), []
+    rows = sum(len(client.raw) for client in clients) * settings.local_epochs
+    with progress.bar("after the last round, rows trained", rows) as advance:
+        for client in clients:
+            name = client.client_id
+            seed, kept = seed_for(plan.seed, "client"), state.accepted.get(name, 0)
+            task = ClientTask(last, name, seed, state.shared, {}, settings, kept)
+            update = train_at(site, client, task, advance)
+            done.append({"id": name, "num_examples": update.num_examples, **update.metrics})
+    record = RoundRecord(last, tuple(done), (), 0, 0, 0.0, time.perf_counter() - began)
+    state = dataclasses.replace(state, accepted={c.client_id: last for c in clients})
+    keep(site.folder, state, record, progress)
+    return state
+
+
+def finish(
+    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
+) -> dict[str, Any]:
+    """Write the global adapter, measure all models, and write results.json."""
+    branches, alpha = site.method.global_model, site.config.lora.alpha
+    if branches:
+        folder = site.folder / "global"
+        save_adapter(folder, state.shared, branches, alpha=alpha, base_name=site.base.name)
+    for client, last in state.accepted.items():  # a refused update may have left a later S there
+        if site.method.private:
+            site.store(client).publish(last)
+    results = evaluate_clients(site, clients, state, progress)
+    write_atomically(site.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results

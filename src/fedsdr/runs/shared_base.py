@@ -1,0 +1,45 @@
+"""One loaded base for all runs of a comparison that it serves."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from fedsdr.config import Config
+from fedsdr.runs.client_runtime import Site, open_site, site_of, with_pack
+from fedsdr.models.base_model import dtype_of
+from fedsdr.models.memory import choose_pack
+
+
+def one_base() -> Callable[[Config, Path], Site]:
+    """Return an `open_site` that loads a base only where the last one does not serve again, and
+    chooses an automatic pack size once for all runs of one shape."""
+    held: list[Site] = []
+    packs: dict[str, int] = {}
+
+    def model(of: Config) -> tuple[object, ...]:
+        # The template is not of the base.
+        loaded = replace(of.model, dtype=dtype_of(of.model), template="auto")
+        lora = of.lora
+        return loaded, lora.rank, lora.alpha, lora.target_modules, of.train.checkpointing
+
+    def open_(config: Config, folder: Path) -> Site:
+        wanted = model(config)
+        reused = bool(held) and model(held[0].config) == wanted
+        if not reused:
+            held.clear()  # before the next one is loaded: two may not fit in memory
+            gc.collect()  # modules refer to each other in circles
+        if not config.train.pack_tokens:
+            shape = repr((wanted, config.data.max_length, config.lora.dropout))
+            if shape not in packs:
+                packs[shape] = choose_pack(config, loaded=reused)[0]
+            config = with_pack(config, packs[shape])
+        if reused:
+            return replace(
+                site_of(config, folder, held[0].base, held[0].model),
+                base_scores=held[0].base_scores,
+            )
+        held.append(open_site(config, folder))
+        return held[0]
+
+    return open_

@@ -1,0 +1,110 @@
+"""One optimizer step, and one phase of them.
+
+The loss of a step is the mean over the supervised tokens of its examples, however they fall into
+packs, so that packing changes the speed and not the mathematics.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedsdr.algorithms.client_corrections import Adjust
+from fedsdr.models.packing import pack, row_losses, supervised_tokens
+from fedsdr.types import LocalSettings, TokenRow
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What one phase did. `loss` is the mean per supervised token over its last epoch."""
+
+    loss: float
+    tokens: int
+    supervised: int
+    steps: int
+
+
+def batches(
+    rows: Sequence[TokenRow], batch_size: int, epochs: int, seed: int
+) -> Iterator[tuple[int, list[TokenRow]]]:
+    """Yield (epoch, rows of one optimizer step); each epoch is a new seeded order of all rows."""
+    rng = random.Random(seed)
+    order = list(range(len(rows)))
+    for epoch in range(epochs):
+        rng.shuffle(order)
+        for start in range(0, len(order), batch_size):
+            yield epoch, [rows[i] for i in order[start : start + batch_size]]
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    rows: Sequence[TokenRow],
+    pack_tokens: int,
+) -> tuple[float, int]:
+    """Set `.grad`, empty before, to the gradient of the mean loss per supervised token of `rows`.
+
+    Returns (summed loss in nats, supervised tokens). Rows without any stay out of the forward.
+    """
+    rows = [row for row in rows if supervised_tokens(row)]
+    total = sum(supervised_tokens(row) for row in rows)
+    loss_sum = 0.0
+    for group in pack(rows, pack_tokens):
+        loss = row_losses(model, [rows[i] for i in group]).sum()
+        loss.backward()
+        loss_sum += float(loss.detach())
+    # Divided last: a small factor on the loss would make fp16 gradients vanish on their way.
+    for p in parameters:
+        if p.grad is not None:
+            p.grad /= total
+    return loss_sum, total
+
+
+def train_phase(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    rows: Sequence[TokenRow],
+    settings: LocalSettings,
+    *,
+    epochs: int,
+    seed: int,
+    adjust: Adjust | None = None,
+    before_step: Callable[[], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> PhaseResult:
+    """Train `parameters` in place with a fresh AdamW; its state is not kept.
+
+    `adjust` is a local correction (FedProx, SCAFFOLD) of each gradient, made before the whole is
+    clipped to `max_grad_norm`. `before_step` may change the forward; `after_step` is told how many
+    rows the step took.
+    """
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    tokens = supervised = steps = 0
+    last_sum, last_count = 0.0, 0
+    for epoch, batch in batches(rows, settings.batch_size, epochs, seed):
+        if before_step:
+            before_step()
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum, count = accumulate_gradients(
+            model, parameters.values(), batch, settings.pack_tokens
+        )
+        if count:
+            if adjust:
+                for name, p in parameters.items():
+                    if p.grad is not None:
+                        adjust(name, p.grad, p.detach())
+            if settings.max_grad_norm > 0:
+                nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+            optimizer.step()
+            steps += 1
+        tokens, supervised = tokens + sum(len(r.tokens) for r in batch), supervised + count
+        if epoch == epochs - 1:
+            last_sum, last_count = last_sum + loss_sum, last_count + count
+        if after_step:
+            after_step(len(batch))
+    loss = last_sum / last_count if last_count else float("nan")
+    return PhaseResult(loss, tokens, supervised, steps)

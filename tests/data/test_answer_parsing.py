@@ -1,0 +1,250 @@
+"""What an answer says, against answers worked by hand."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsdr.data.answer_parsing import (
+    code_of,
+    final_number,
+    kind_of,
+    kind_of_one,
+    parse_call,
+    parses,
+    python_tree,
+)
+
+anything = st.text() | st.text(alphabet="0123456789,./-$%()[]{}=`'\"\\# \nansweris:fx")
+
+
+@settings(max_examples=300)
+@given(anything)
+def test_no_text_makes_them_raise(text):
+    final_number(text)
+    parse_call(text)
+    parses(code_of(text))
+    assert kind_of_one(text) in ("label", "number", "call", "code", "text")
+    assert kind_of([text, text]) in ("label", "number", "call", "code", "text")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 5000,
+        "f(" + "[" * 5000 + "]" * 5000 + ")",
+        "f(" + "-" * 5000 + "1)",
+        "f(a" + ".b" * 5000 + ")",
+        '{"name": "f", "arguments": ' + '{"a":' * 5000 + "1" + "}" * 5001,
+        "f(" + "9" * 5000 + ")",
+        "9" * 5000 + "/3",
+        "f(x\x00)",
+        "f('\\d')",
+        "f({[1]: 2})",
+    ],
+)
+def test_hostile_text_makes_them_raise_neither(text):
+    for read in (final_number, parse_call, parses, kind_of_one):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Natalia sold 48/2 = 24 clips.\nThe answer is 72.", "72"),
+        ("The answer is 1,234.5.", "1234.5"),
+        ("so she paid $1,234.50", "1234.5"),
+        ("#### -3", "-3"),
+        ("It fell to -$3.", "-3"),
+        ("It fell to $-3.", "-3"),
+        ("10-5", "5"),
+        ("about 5 %", "5"),
+        ("12 30", "30"),
+        ("rooms 12 30, the answer is 12", "12"),
+        ("The answer is 48/2 = 24 clips.", "24"),
+        ("The answer is 3/4.", "0.75"),
+        ("The answer is $\\frac{3}{4}$.", "0.75"),
+        ("The answer is **72** clips in 2 months.", "72"),
+        ("Answer: 7\nThat took 3 steps.", "7"),
+        ("The answer is right there.\nIn all she has 5 apples.", "5"),
+        ("The answer is 6. No, the answer is 7.", "7"),
+        (r"hence \boxed{42} and 2 more", "42"),
+        ("H2O boils at 100", "100"),
+        ("[1, 2,3]", "3"),
+        (".5", "0.5"),
+    ],
+)
+def test_the_final_number_is_the_one_that_the_answer_ends_at(text, number):
+    assert final_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "no digits", "twelve", "H2O"])
+def test_a_text_without_a_number_has_no_final_number(text):
+    assert final_number(text) is None
+
+
+@given(
+    st.integers(-(10**12), 10**12), st.sampled_from(["The answer is {}.", "#### {}", "so {} it is"])
+)
+def test_a_number_written_with_thousands_separators_is_read_back(number, frame):
+    assert final_number(frame.format(f"{number:,}")) == number
+
+
+def test_calls_are_equal_up_to_keyword_order_quotes_spacing_and_number_type():
+    one = parse_call("geo.area(base=10, unit='cm', at=[1, 2])")
+    assert one is not None
+    assert one.name == "geo.area"
+    assert one == parse_call('geo.area( unit="cm", at=(1.0, 2), base=10.0 )')
+    assert one == parse_call(
+        '{"name": "geo.area", "arguments": {"unit": "cm", "at": [1, 2], "base": 10}}'
+    )
+    assert one == parse_call(
+        "```python\ngeo.area(base=10, unit='cm', at=[1, 2])\n```\nThis calls it."
+    )
+    assert one == parse_call(
+        "The call is:\n`geo.area(base=10, unit='cm', at=[1, 2])`\nand no other."
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("f(1, 2)", "f(2, 1)"),
+        ("f(a=1)", "f(a='1')"),
+        ("f(a=1)", "f(a=True)"),
+        ("f(a=None)", "f(a='None')"),
+        ("f(a=int)", "f(a='int')"),
+        ("f(a=1)", "g(a=1)"),
+        ("f(a=1)", "f(1)"),
+        ("f(a=1)", "f(a=1, b=2)"),
+        ("f({'a': 1})", "f({'a': 2})"),
+    ],
+)
+def test_calls_that_say_different_things_differ(one, other):
+    assert parse_call(one) is not None
+    assert parse_call(other) is not None
+    assert parse_call(one) != parse_call(other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no call here",
+        "f(a=<value>)",
+        "f(a=1)\ng(a=1)",
+        "f(a=1, a=2)",
+        '{"name": "f"}',
+        "10 (ten)",
+        "f(1)(2)",
+    ],
+)
+def test_what_is_not_one_call_is_none(text):
+    assert parse_call(text) is None
+
+
+def test_arguments_given_as_json_text_are_read_too():
+    assert parse_call('{"name": "f", "arguments": "{\\"a\\": 1}"}') == parse_call("f(a=1)")
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]{2,6}_", fullmatch=True),
+        st.integers() | st.text(max_size=8) | st.booleans(),
+        max_size=5,
+    )
+)
+def test_a_printed_call_is_read_back_whatever_the_order_of_its_keywords(kwargs):
+    def written(items):
+        return "f(" + ", ".join(f"{k}={v!r}" for k, v in items) + ")"
+
+    call = parse_call(written(kwargs.items()))
+    assert call is not None
+    assert len(call.kwargs) == len(kwargs)
+    assert call == parse_call(written(reversed(kwargs.items())))
+
+
+def test_the_first_code_block_is_the_code_closed_or_not():
+    assert code_of("Here:\n```python\n  x = 1\ny = 2\n```\nand\n```\nz\n```") == "  x = 1\ny = 2"
+    assert code_of("```\nx = 1\ny =") == "x = 1\ny ="
+    assert code_of("`f(1)`") == "f(1)"
+    assert code_of("  x = 1") == "  x = 1"
+
+
+@pytest.mark.parametrize(
+    "code", ["x = 1", "    for i in y:\n        return i", "[x for x in y]", "f(1)"]
+)
+def test_python_code_and_the_body_of_a_function_parse(code):
+    assert parses(code)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "positive", "Answer: yes", "well-known", "'a quote'", "def f(:", "let x = 1;", "pass"],
+)
+def test_words_and_other_languages_do_not_parse(text):
+    assert not parses(text)
+    assert python_tree(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("positive", "label"),
+        ("Direction Up", "label"),
+        ("She sold 24 more.\nThe answer is 72.", "number"),
+        ("She has 3 + 4 = 7.\n#### 7", "number"),
+        ("$1,200", "number"),
+        ("area.of(base=10)", "call"),
+        ('{"name": "area", "arguments": {}}', "call"),
+        ("def f(x):\n    return x", "code"),
+        ("    return [x for x in y]", "code"),
+        ("SELECT name FROM people WHERE age > 3;", "code"),
+        ("for (let i = 0; i < 3; i++) {\n  go(i);\n}", "code"),
+        ("Use this:\n```js\nlet x\n```", "code"),
+        ("The short answer is no. I had 3 of them in 2019.", "text"),
+        ("if you can, take the bus: it is cheaper than a car (by far)", "text"),
+        ("A tree;\nanother tree;\nand a bush;", "text"),
+        ("", "text"),
+    ],
+)
+def test_the_kind_of_one_answer_is_seen_in_its_text(text, kind):
+    assert kind_of_one(text) == kind
+
+
+def test_a_clients_kind_is_that_of_more_than_half_of_its_answers():
+    talk = "I would rather walk there on foot today"
+    assert kind_of(["7", "#### 3", talk]) == "number"
+    assert kind_of(["7", talk, "f(1)", "x = 1"]) == "text"
+    assert kind_of([]) == "text"
+
+
+def test_short_answers_are_labels_only_where_they_repeat():
+    assert kind_of(["yes", "no", "Yes", "no"]) == "label"
+    assert kind_of(["Hello", "I am fine", "Of course", "Not today"]) == "text"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 5 (a = 2, b = 3).", 5),
+        ("The answer is 7, since x = 3", 7),
+        ("The answer is 48/2 = 24.", 24),
+        ("The answer is x = 5*3 = 15", 15),
+    ],
+)
+def test_an_equals_sign_leads_to_the_result_only_after_a_sum(text, number):
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Import of the drug: allowed (see note)",
+        "from here on: rest and fluids.",
+        "return to clinic in 2 weeks; call if worse",
+    ],
+)
+def test_prose_that_begins_like_code_is_text(text):
+    assert kind_of_one(text) == "text"

@@ -1,0 +1,110 @@
+"""The same round over Flower's messages, on a grid in this process."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from fake_grid import NAMES, checkpoint_of, records_of
+
+from fedsdr.data.clients import load_clients
+from fedsdr.flower import client_app
+from fedsdr.models.adapters import load_adapter
+from fedsdr.progress import SILENT
+from fedsdr.runs.run import run_experiment
+from fedsdr.types import ClientFault
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("algorithm.name=scaffold", "federation.update_dtype=int8"),
+        ("method.name=plain", "algorithm.name=fedadam", "federation.clients_per_round=2"),
+    ],
+)
+def test_three_sites_come_to_the_bytes_of_one_process(overrides, write_config, tmp_path, deploy):
+    config = write_config("federation.rounds=2", *overrides)
+    run_experiment(config, tmp_path / "one", SILENT)
+    state, _ = deploy(config)
+    assert state.round == 2
+    assert checkpoint_of(tmp_path / "server") == checkpoint_of(tmp_path / "one")
+    for name in NAMES:
+        own = tmp_path / "one/clients" / name
+        for path in own.rglob("*.safetensors"):
+            there = tmp_path / "sites" / name / "trial" / name / "clients" / name
+            assert (there / path.relative_to(own)).read_bytes() == path.read_bytes()
+    ours, theirs = records_of(tmp_path / "one"), records_of(tmp_path / "server")
+    timed = ("seconds",)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["refused"] == other["refused"] == []
+        assert one["step_norm"] == other["step_norm"]
+        for a, b in zip(one["clients"], other["clients"], strict=True):
+            assert {k: v for k, v in a.items() if not k.endswith(timed)} == {
+                k: v for k, v in b.items() if not k.endswith(timed)
+            }
+
+
+def secrets_of(sites, config):
+    """Return what must never cross: name -> bytes of every row of S in any width, and all texts."""
+    secret = {}
+    for folder in sites.glob("*/trial/*/clients/*/round-*"):
+        for name, value in load_adapter(folder, "S").items():
+            for width in (torch.float32, torch.bfloat16, torch.float16):
+                rows = value.to(width).contiguous().view(torch.uint8)
+                # A B of zeros is not a secret, and half a row is as telling as all of it.
+                secret |= {
+                    f"S: {folder} {name} row {i} as {width}": bytes(row[: len(row) // 2].tolist())
+                    for i, row in enumerate(rows)
+                    if row.any() and len(row) >= 16
+                }
+    texts = {
+        text
+        for client in load_clients(config.data)
+        for e in (*client.raw, *client.test)
+        for text in (e.instruction, e.response)
+    }
+    for path in sites.glob("*/trial/*/distilled/*.jsonl"):
+        texts |= {json.loads(line)["rewrite"] for line in path.read_text().splitlines()}
+    return secret | {f"text {text!r}": text.encode() for text in texts if len(text) >= 8}
+
+
+LEAKS = {
+    "nothing": lambda update, s: update,
+    "S as a tensor": lambda update, s: replace(update, delta={**update.delta, **s}),
+    "S in place of R": lambda update, s: replace(
+        update, delta={n: s[n.replace("R/", "S/", 1)].clone() for n in update.delta}
+    ),
+    "a sentence": lambda update, s: ClientFault(
+        update.client_id, update.round, "the loan has a rate of 3 percent a year"
+    ),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_neither_s_nor_text_is_in_any_byte_that_crosses(
+    leak, write_config, tmp_path, deploy, monkeypatch
+):
+    real, sites = client_app.train_at, tmp_path / "sites"
+
+    def train(site, client, task, *rest):
+        update = real(site, client, task, *rest)
+        s = load_adapter(site.store(client.client_id).folder, "S")
+        return LEAKS[leak](update, s) if client.client_id == "bank" else update
+
+    monkeypatch.setattr(client_app, "train_at", train)
+    config = write_config("federation.rounds=2", "teacher.max_new_tokens=24")
+    _, grid = deploy(config)
+    secret = secrets_of(sites, config)
+    assert sum(name.startswith("S: ") for name in secret) > 100
+    assert sum(name.startswith("text") for name in secret) > 3 * 10 * 2  # rewrites, too
+    assert len(grid.crossed) == 2 * 3 * (1 + 1 + 2)  # there and back: join, rewrite, two rounds
+    found = [name for name, value in secret.items() if any(value in b for b in grid.crossed)]
+    assert bool(found) == (leak != "nothing"), found[:5]
+    # What the server keeps is as clean, unless a client sends S in R's own place.
+    kept = (tmp_path / "server/checkpoint/round-0002/shared.safetensors").read_bytes()
+    assert not any(value in kept for value in secret.values())
+    assert "the loan" not in (tmp_path / "server/rounds.jsonl").read_text() or leak == "a sentence"

@@ -1,0 +1,389 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedsdr.algorithms import ALGORITHMS
+from fedsdr.config import load_config
+from fedsdr.data.clients import load_clients
+from fedsdr.runs import rounds, run as run_module
+from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
+from fedsdr.runs.run import plan_of, run_experiment, run_rounds
+from fedsdr.runs.export import export_model
+from fedsdr.research.diagnose.measurements import extra_round
+from fedsdr.progress import SILENT
+from fedsdr.runs.run_folder import open_run
+from fedsdr.runs.client_runtime import evaluate_model, open_site, train_at
+from fedsdr.errors import UserError
+from fedsdr.federation.checkpoint import load_state
+from fedsdr.training.methods import METHODS
+
+
+def learned_bytes(out: Path) -> dict[str, bytes]:
+    """Every file of a run that holds what was learned."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.suffix == ".safetensors" or path.name in ("state.json", "adapter_config.json")
+    }
+
+
+def test_a_run_leaves_every_file_that_the_design_names(write_config, tmp_path):
+    out = tmp_path / "run"
+    results = run_experiment(write_config(), out, SILENT)
+    for name in ("config.toml", "rounds.jsonl", "results.json", "distilled/bank.jsonl",
+                 "clients/bank/adapter_model.safetensors", "clients/bank/round-0003",
+                 "clients/bank/round-0002", "global/adapter_config.json",
+                 "checkpoint/round-0003/state.json"):  # fmt: skip
+        assert (out / name).exists(), name
+    assert not (out / "clients/bank/round-0001").exists()
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in records] == [1, 2, 3]
+    assert {c["id"] for c in records[0]["clients"]} == {"bank", "clinic", "school"}
+    bank = records[0]["clients"][0]
+    assert bank["num_examples"] == 9
+    assert {"S.rewritten.loss", "R.raw.loss", "S.rewritten.tokens", "R.raw.seconds"} <= bank.keys()
+    read = json.loads((out / "results.json").read_text())
+    assert read == json.loads(json.dumps(results))
+    assert read["clients"]["bank"]["models"].keys() == {"base", "global", "client"}
+    assert read["cost"]["bytes_up"] == sum(r["bytes_up"] for r in records) > 0
+    assert read["mean"]["client"]["loss"] < read["mean"]["base"]["loss"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("moment", ["in a client", "before the checkpoint", "after the checkpoint"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm.name=fedadam",),
+        ("algorithm.name=scaffold", "federation.update_dtype=bf16"),
+        ("method.name=plain", "federation.update_dtype=int8"),
+        ("method.name=plain-personal", "algorithm.name=scaffold"),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
+    moment, overrides, write_config, tmp_path, monkeypatch
+):
+    config = write_config(*overrides, "federation.clients_per_round=2", "method.s_dropout=0.5")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_experiment(config, whole, SILENT)
+    calls = {"train": 0, "save": 0}
+    real_train, real_save = run_module.train_at, rounds.save_state
+
+    def train(*args, **kwargs):
+        calls["train"] += 1
+        answer = real_train(*args, **kwargs)
+        if moment == "in a client" and calls["train"] == 4:  # S of round 2 is written already
+            raise Killed
+        return answer
+
+    def save(folder, state):
+        calls["save"] += 1
+        if moment == "before the checkpoint" and calls["save"] == 2:
+            raise Killed
+        real_save(folder, state)
+        if moment == "after the checkpoint" and calls["save"] == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train_at", train)
+        patch.setattr(rounds, "save_state", save)
+        with pytest.raises(Killed):
+            run_experiment(config, broken, SILENT)
+    run_experiment(config, broken, SILENT, resume=True)
+    assert learned_bytes(broken) == learned_bytes(whole)
+    numbers = [json.loads(x)["round"] for x in (broken / "rounds.jsonl").read_text().splitlines()]
+    assert numbers == [1, 2, 3, *([4] if "method.name=plain-personal" in overrides else [])]
+    results = [json.loads((out / "results.json").read_text()) for out in (whole, broken)]
+    assert results[0]["clients"] == results[1]["clients"]
+
+
+def test_a_personal_branch_is_trained_once_after_the_rounds_of_plain_and_changes_no_r(
+    write_config, tmp_path
+):
+    plain = run_experiment(write_config("method.name=plain"), tmp_path / "plain", SILENT)
+    config, out = write_config("method.name=plain-personal"), tmp_path / "personal"
+    personal = run_experiment(config, out, SILENT)
+    name = "global/adapter_model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    tokens = personal["cost"]["tokens"]
+    assert tokens["train S.raw"] == tokens["train R.raw"] == plain["cost"]["tokens"]["train R.raw"]
+    assert personal["cost"]["bytes_up"] == plain["cost"]["bytes_up"]
+    assert personal["mean"]["client"]["loss"] < personal["mean"]["global"]["loss"]
+    before = learned_bytes(out), (out / "rounds.jsonl").read_bytes()
+    run_experiment(config, out, SILENT, resume=True)
+    assert (learned_bytes(out), (out / "rounds.jsonl").read_bytes()) == before
+    longer = write_config("method.name=plain-personal", "federation.rounds=5")
+    with pytest.raises(UserError, match="after the last round was trained after 3"):
+        run_experiment(longer, out, SILENT, resume=True)
+
+
+def test_a_second_run_and_another_method_rewrite_nothing_again(write_config, tmp_path, monkeypatch):
+    first = run_experiment(write_config(), tmp_path / "a", SILENT)
+    assert first["cost"]["tokens"]["rewrite"] > 0
+    for name, method in (("b", "fedsdr"), ("c", "fedsd")):
+        again = run_experiment(write_config(f"method.name={method}"), tmp_path / name, SILENT)
+        assert again["cost"]["tokens"]["rewrite, this run"] == 0
+        assert again["cost"]["tokens"]["rewrite"] == first["cost"]["tokens"]["rewrite"]
+    assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_every_algorithm(method, algorithm, write_config, tmp_path):
+    config = write_config(
+        f"method.name={method}",
+        f"algorithm.name={algorithm}",
+        "federation.rounds=2",
+        "data.max_examples=4",
+    )
+    clients = load_clients(config.data)
+    site = open_site(config, tmp_path / "run")
+    if METHODS[method].rewrites:
+        distill_clients(site, prepare_rewriting(site), clients, SILENT)
+    start = run_rounds(site, clients, plan_of(config, [c.client_id for c in clients]), SILENT)
+    assert start.round == 2
+    moved = [n for n, v in start.shared.items() if n.endswith("lora_B") and v.any()]
+    assert len(moved) == len([n for n in start.shared if n.endswith("lora_B")])
+    assert {n[0] for n in start.shared} == set(METHODS[method].sent)
+    has_s = (tmp_path / "run/clients/bank/adapter_model.safetensors").exists()
+    assert has_s == bool(METHODS[method].private)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_int8_updates_in_a_quarter_of_the_bytes(
+    method, write_config, tmp_path
+):
+    changes = (f"method.name={method}", "federation.rounds=2", "data.max_examples=4")
+    records = {}
+    for dtype in ("fp32", "int8"):
+        out = tmp_path / dtype
+        run_experiment(write_config(*changes, f"federation.update_dtype={dtype}"), out, SILENT)
+        lines = (out / "rounds.jsonl").read_text().splitlines()
+        records[dtype] = [json.loads(line) for line in lines]
+    for full, small in zip(*records.values(), strict=True):
+        assert small["refused"] == []
+        # A scale for every rank component beside 32 or 16 values of a tiny model.
+        assert small["bytes_up"] <= 0.45 * full["bytes_up"]
+        assert small["step_norm"] == pytest.approx(full["step_norm"], rel=0.05)
+
+
+def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypatch, caplog):
+    real = run_module.train_at
+
+    def train(site, client, task, after_step):
+        if client.client_id == "clinic" and task.round == 2:
+            raise RuntimeError("the disk of the clinic is gone")
+        return real(site, client, task, after_step)
+
+    monkeypatch.setattr(run_module, "train_at", train)
+    run_experiment(write_config(), tmp_path / "run", SILENT)
+    lines = (tmp_path / "run/rounds.jsonl").read_text().splitlines()
+    refused = [json.loads(line)["refused"] for line in lines]
+    assert refused[0] == refused[2] == []
+    assert refused[1] == [{"id": "clinic", "reason": "RuntimeError (the client's log has more)"}]
+    assert load_state(tmp_path / "run/checkpoint").accepted["clinic"] == 3
+    assert "the disk of the clinic is gone" in caplog.text
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
+    out = tmp_path / "run"
+    run_experiment(write_config("federation.rounds=1"), out, SILENT)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="--resume"):
+        run_experiment(write_config("federation.rounds=1"), out, SILENT)
+    with pytest.raises(UserError, match=r"train\.lr.*was 0\.01 and is now 0\.5"):
+        run_experiment(write_config("train.lr=0.5"), out, SILENT, resume=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    with pytest.raises(UserError, match="no run to resume"):
+        run_experiment(write_config(), tmp_path / "new", SILENT, resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a run folder"):
+        run_experiment(write_config(), tmp_path / "full", SILENT)
+
+
+def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
+    write_config, tmp_path, monkeypatch
+):
+    from fedsdr.runs import client_runtime as site
+
+    run_experiment(write_config("federation.rounds=1"), tmp_path / "a", SILENT)
+    assert load_config(tmp_path / "a/config.toml").train.pack_tokens == 1024
+    monkeypatch.setattr(site, "choose_pack", None)  # not asked again
+    more = write_config("federation.rounds=2", "train.checkpointing=true")
+    run_experiment(more, tmp_path / "a", SILENT, resume=True)
+    assert load_config(tmp_path / "a/config.toml").train.checkpointing
+    run_experiment(
+        write_config("federation.rounds=2", "train.pack_tokens=1024"), tmp_path / "b", SILENT
+    )
+    assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
+
+
+def test_more_rounds_go_on_from_a_finished_run(write_config, tmp_path):
+    run_experiment(write_config("federation.rounds=1"), tmp_path / "a", SILENT)
+    run_experiment(write_config("federation.rounds=3"), tmp_path / "a", SILENT, resume=True)
+    run_experiment(write_config("federation.rounds=3"), tmp_path / "b", SILENT)
+    assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lora.target_modules=['qproj']"], "matches no layer"),
+        (["data.max_length=8"], "no token of its .* training rows is supervised"),
+        (["model.name=./nowhere"], "no such folder"),
+        (["data.include=['banc']"], "did you mean 'bank'"),
+        (["method.name=fedsdrr"], "did you mean 'fedsdr'"),
+        (["algorithm.name=fedavgg"], "did you mean 'fedavg'"),
+        (["algorithm.beta=0.5"], "no such hyperparameter"),
+        (["teacher.engine=opnvino"], "did you mean 'openvino'"),
+        (["model.quantize=4bit"], "needs a CUDA device"),
+        (["model.device=cuda"], "no CUDA device"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_before_anything_is_written(
+    overrides, words, write_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=words) as error:
+        run_experiment(write_config(*overrides), tmp_path / "run", SILENT)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_folder_without_weights_is_named(write_config, tmp_path, model_folder):
+    hollow = tmp_path / "hollow"
+    hollow.mkdir()
+    (hollow / "config.json").write_text((model_folder / "config.json").read_text())
+    with pytest.raises(UserError, match=r"hollow.*no \*\.safetensors"):
+        run_experiment(write_config(f"model.name={hollow}"), tmp_path / "run", SILENT)
+
+
+def logits_of(model, tokenizer):
+    ids = tokenizer("the patient takes 3 tablets", return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_exports_load_in_plain_peft_and_plain_transformers(write_config, tmp_path, model_folder):
+    out = tmp_path / "run"
+    run_experiment(write_config(), out, SILENT)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+
+    def base():
+        return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+    export_model(out, tmp_path / "adapter", client_id="bank")
+    export_model(out, tmp_path / "merged", client_id="bank", merge=True)
+    export_model(out, tmp_path / "global")
+    # R+S by PEFT's own means: the two adapters of the run, both active.
+    both = PeftModel.from_pretrained(base(), out / "global", adapter_name="R")
+    both.load_adapter(out / "clients" / "bank", adapter_name="S")
+    both.base_model.set_adapter(["R", "S"])
+    expected = logits_of(both.eval(), tokenizer)
+    one = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits_of(one, tokenizer), expected, rtol=1e-4, atol=1e-4)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits_of(merged, tokenizer), expected, rtol=1e-4, atol=1e-4)
+    shared = PeftModel.from_pretrained(base(), tmp_path / "global").eval()
+    alone = PeftModel.from_pretrained(base(), out / "global").eval()
+    torch.testing.assert_close(logits_of(shared, tokenizer), logits_of(alone, tokenizer))
+    with pytest.raises(UserError, match="did you mean 'bank'"):
+        export_model(out, tmp_path / "x", client_id="banc")
+    with pytest.raises(UserError, match="exists already"):
+        export_model(out, tmp_path / "global")
+
+
+def test_a_run_without_test_rows_ends_with_its_cost_alone(write_config, tmp_path):
+    config = write_config("data.test_fraction=0", "federation.rounds=1")
+    results = run_experiment(config, tmp_path / "run", SILENT)
+    assert results["clients"] == {}
+    assert results["cost"]["tokens"]["train R.raw"] > 0
+    assert (tmp_path / "run/global/adapter_model.safetensors").exists()
+
+
+def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
+    config = write_config()
+    site, client = open_site(config, tmp_path), load_clients(config.data)[0]
+    site.model.set({n: torch.full_like(v, torch.nan) for n, v in site.model.get("S").items()})
+    evaluate_model(site, [client], ("R",))
+    with pytest.raises(UserError, match=r"client 'bank': the loss of base\+R\+S .* not finite"):
+        evaluate_model(site, [client], ("R", "S"))
+
+
+def test_a_private_run_tells_its_epsilon_each_round_and_at_the_end(write_config, tmp_path):
+    lines = []
+    config = write_config("privacy.mode=central", "privacy.noise_multiplier=2", "method.name=plain")
+    results = run_experiment(config, tmp_path / "run", replace(SILENT, log=lines.append))
+    records = [json.loads(x) for x in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
+    spent = [record["epsilon"] for record in records]
+    assert spent == sorted(spent)
+    assert results["privacy"]["epsilon"] == spent[-1] > 0
+    assert results["privacy"]["neighbours"] == "one client replaced"
+    assert sum(f"epsilon {spent[i]:.3g}" in line for i in range(3) for line in lines) == 3
+
+
+def test_a_run_with_local_noise_keeps_no_losses_of_the_clients(write_config, tmp_path):
+    config = write_config("privacy.mode=local", "method.name=plain", "federation.rounds=1")
+    run_experiment(config, tmp_path / "run", SILENT)
+    (record,) = map(json.loads, (tmp_path / "run/rounds.jsonl").read_text().splitlines())
+    assert [set(client) for client in record["clients"]] == [{"id", "num_examples"}] * 3
+
+
+def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
+    write_config, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def killed_in_the_end(site, client, task, after_step=None):
+        update = train_at(site, client, task, after_step)
+        if task.settings.afterwards:
+            raise Killed
+        return update
+
+    config = write_config("method.name=plain-personal", "privacy.mode=local")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train_at", killed_in_the_end)
+        with pytest.raises(Killed):
+            run_experiment(config, tmp_path / "run", SILENT)
+    assert run_experiment(config, tmp_path / "run", SILENT, resume=True)["rounds"] == 3
+    site, state = open_run(tmp_path / "run")
+    rows = {c.client_id: c.raw for c in load_clients(site.config.data)}
+    found = extra_round(site, load_clients(site.config.data), state, rows, lambda rows: None)
+    assert found["rows"] == len(rows)  # with local noise each counts as one
+
+
+def test_a_run_does_not_go_on_without_a_client_that_it_began_with(
+    write_config, tmp_path, data_folder
+):
+    rows = shutil.copytree(data_folder, tmp_path / "rows")
+    overrides = f"data.clients={rows}", "method.name=plain"
+    run_experiment(write_config(*overrides, "federation.rounds=1"), tmp_path / "run", SILENT)
+    (rows / "school.jsonl").unlink()
+    with pytest.raises(UserError, match="data of client 'school' are not those"):
+        run_experiment(write_config(*overrides), tmp_path / "run", SILENT, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("federation.update_dtype=int8", "federation.update_dtype"),
+        ("algorithm.name=scaffold", "control variates"),
+        ("method.name=local", "sends nothing"),
+        ("privacy.noise_multiplier=0", "without noise there is no privacy"),
+    ],
+)
+def test_privacy_that_the_noise_would_not_cover_is_refused(override, words, write_config, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run_experiment(write_config("privacy.mode=central", override), tmp_path / "run", SILENT)
+    assert not (tmp_path / "run").exists()
