@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsdr.errors import BusyError, DiskError
+from fedsdr.errors import BusyError, DiskError, UserError
 
 _REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -91,6 +91,19 @@ def json_lines(path: Path) -> list[Any]:
     it may have U+2028 and its like, at which `str.splitlines` would cut."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
+
+
+def read_json(path: Path, if_missing: str) -> dict[str, Any]:
+    """Return a file's JSON object; UserError, with `if_missing` as the hint, if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: missing; {if_missing}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return found
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from fedsdr.evaluation.held_out import ClientScores, ExampleScore
-from fedsdr.evaluation.results import MODELS, ClientResult, build_results, rows_of, to_markdown
+from fedsdr.evaluation.results import MODELS, ClientResult, build_results, table_of, to_markdown
 
 
 def scores(*rows, metric="rouge_l"):
@@ -89,21 +89,24 @@ def test_every_score_stands_in_its_interval(results):
         assert low <= entry["score"] <= high
 
 
-def test_the_intervals_are_those_of_the_two_rows_of_ann(results):
-    # Two rows of 0.2 and 0.4 give means 0.2, 0.3, 0.4; bob's one row gives always 0.
+def test_graded_scores_have_bootstrap_and_0_or_1_scores_wilson_intervals(results):
+    # The mean of two draws from {0.2, 0.4} is 0.2, 0.3, 0.4 with chances 1/4, 1/2, 1/4.
     ann = results["clients"]["ann"]["models"]["base"]
     assert ann["score_ci"] == pytest.approx([0.2, 0.4])
-    assert results["mean"]["base"]["score_ci"] == pytest.approx([0.1, 0.2])
-    assert results["weighted_mean"]["base"]["score_ci"] == pytest.approx([0.4 / 3, 0.8 / 3])
+    # One wrong answer of one (Wilson): [0, z^2 / (1 + z^2)].
+    high = 1.96**2 / (1 + 1.96**2)
+    bob = results["clients"]["bob"]["models"]["base"]
+    assert bob["score_ci"] == pytest.approx([0.0, high], abs=1e-4)
+    # Those of a mean add the distances of its clients in squares, by their weights.
+    mean, weighted = (results[of]["base"]["score_ci"] for of in ("mean", "weighted_mean"))
+    assert mean == pytest.approx([0.15 - 0.05, 0.15 + math.hypot(0.1, high) / 2], abs=1e-4)
+    assert weighted == pytest.approx([0.2 - 0.2 / 3, 0.2 + math.hypot(0.2, high) / 3], abs=1e-4)
 
 
-def test_test_rows_are_drawn_for_each_client_apart():
-    draws = ClientResult(9, dict.fromkeys(MODELS, scores(*[(1.0, 1, s / 9) for s in range(10)])))
-    results = build({"ann": draws, "bob": draws})
-    low, high = results["clients"]["ann"]["models"]["base"]["score_ci"]
-    mean_low, mean_high = results["mean"]["base"]["score_ci"]
-    # The mean of two independent means has 1 / sqrt(2) of their spread.
-    assert (mean_high - mean_low) / (high - low) == pytest.approx(0.5**0.5, abs=0.07)
+def test_a_client_whose_models_have_graded_scores_has_bootstrap_intervals_for_all_of_them():
+    models = dict(ANN.models) | {"base": scores((8.0, 2, 0.0), (12.0, 8, 0.0))}
+    base = build({"ann": ClientResult(9, models)})["clients"]["ann"]["models"]["base"]
+    assert base["score_ci"] == [0.0, 0.0]
 
 
 def test_each_example_stands_once_with_what_each_model_made_of_it(results):
@@ -152,22 +155,23 @@ def test_results_of_no_client_are_refused():
 
 
 def test_the_table_has_a_header_a_row_a_client_and_the_means(results):
-    rows = rows_of(json.loads(json.dumps(results)))
+    rows = table_of(json.loads(json.dumps(results)))
     assert rows[0] == [
         "client", "test rows", "metric",
         "base score", "global score", "client score", "base loss", "global loss", "client loss",
     ]  # fmt: skip
     assert rows[1] == [
         "ann", "2", "rouge_l",
-        "0.300 ± 0.100", "0.500 ± 0.100", "0.700 ± 0.200", "2.000", "1.000", "0.500",
+        "0.300 [0.200, 0.400]", "0.500 [0.400, 0.600]", "0.700 [0.500, 0.900]",
+        "2.000", "1.000", "0.500",
     ]  # fmt: skip
     assert [row[0] for row in rows] == ["client", "ann", "bob", "mean", "weighted mean"]
-    assert rows[3][1:4] == ["3", "mixed", "0.150 ± 0.050"]
+    assert rows[3][1:4] == ["3", "mixed", "0.150 [0.100, 0.550]"]
     assert {len(row) for row in rows} == {9}
 
 
 def test_the_means_name_the_metric_that_all_clients_share():
-    assert rows_of(build({"ann": ANN, "eve": ANN}))[-1][2] == "rouge_l"
+    assert table_of(build({"ann": ANN, "eve": ANN}))[-1][2] == "rouge_l"
 
 
 def test_markdown_escapes_the_bars_of_a_name():

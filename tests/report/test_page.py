@@ -4,11 +4,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fedsdr.cli.report import page_of
 from fedsdr.errors import UserError
 from fedsdr.evaluation.held_out import ClientScores, ExampleScore
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.report.curves import curves_svg
-from fedsdr.report.page import page_of
 from fedsdr.research.compare.compare_runs import write_comparison
 
 SECRET = "the patient of room 12 has gout"
@@ -101,7 +101,7 @@ def test_the_same_run_gives_the_same_bytes(run_folder):
 
 def test_several_runs_stand_side_by_side_before_each_alone(run_folder):
     page = Page(page_of([run_folder("a", loss=1.5), run_folder("b", loss=1.75)]))
-    assert page.captions[0].startswith("Mean over clients of the loss")
+    assert "mean over clients" in page.captions[0]
     first = page.cells[: 3 * 9]
     assert first[9] == "a"
     assert first[18] == "b"
@@ -134,7 +134,7 @@ def test_a_folder_without_results_is_named_and_so_is_a_broken_file(tmp_path, run
         page_of([tmp_path / "none"])
     folder = run_folder()
     (folder / "results.json").write_text("{")
-    with pytest.raises(UserError, match=r"results\.json: broken"):
+    with pytest.raises(UserError, match=r"results\.json: not valid JSON"):
         page_of([folder])
 
 

@@ -28,11 +28,11 @@ def run(
 ) -> None:
     """Run everything: rewrite (if the method needs it), train in rounds, evaluate."""
     from fedsdr.cli.progress import console_progress
+    from fedsdr.cli.report import page_of
     from fedsdr.cli.table import print_results
     from fedsdr.config import load_config
     from fedsdr.errors import UserError
     from fedsdr.files import write_atomically
-    from fedsdr.report.page import page_of
     from fedsdr.runs.run import run_experiment, run_rounds
 
     folder = folder_of(config, out)

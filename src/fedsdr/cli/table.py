@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsdr.distill.records import Audit
-from fedsdr.evaluation.results import rows_of
+from fedsdr.evaluation.results import table_of
 from fedsdr.research.compare.differences import Group
 from fedsdr.research.compare.dry_run import Estimate, rewriting_seconds
 from fedsdr.research.compare.tables import notes_of, tables_in
@@ -35,8 +35,8 @@ def print_results(results: Mapping[str, Any]) -> None:
 def _table_of(results: Mapping[str, Any]) -> Table:
     return grid(
         f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
-        f"seed {results['seed']} (± 95 % interval over test rows; loss in nats a token)",
-        rows_of(results),
+        f"seed {results['seed']} [95 % interval over test rows]; loss in nats per token",
+        table_of(results),
         line_after=len(results["clients"]),
     )
 

@@ -1,34 +1,27 @@
-"""results.json: base, global and client model on each client's test rows, and their means."""
+"""results.json: the base, global and own model of each client on its test rows, and their means."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from fedsdr.evaluation.bootstrap import Means, percentile_interval, resampled_means
 from fedsdr.evaluation.held_out import ClientScores
+from fedsdr.evaluation.intervals import score_interval, weighted_mean
 from fedsdr.seeds import seed_for
 
 MODELS = ("base", "global", "client")
-HEADER = [
-    "client",
-    "test rows",
-    "metric",
-    *(f"{m} {what}" for what in ("score", "loss") for m in MODELS),
-]
-
-Intervals = Mapping[str, list[float]]  # model -> the interval of its mean score
+Table = tuple[str, Sequence[Sequence[str]]]  # title, rows; the first row is the header
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What was measured on one client. Methods with one branch give the scores of the global model
-    as the client's too."""
+    """The scores of one client's models, over the same test rows.
+
+    Methods without a private branch give the scores of the global model as the client's too.
+    """
 
     num_train: int
-    models: Mapping[str, ClientScores]  # one for each of MODELS, over the same rows
+    models: Mapping[str, ClientScores]  # one for each of MODELS
 
 
 def build_results(
@@ -42,13 +35,13 @@ def build_results(
 ) -> dict[str, Any]:
     """Return the content of results.json.
 
-    loss: nats a supervised token. score: by each client's own metric. score_ci: the 95 % bootstrap
-    interval of the score over test rows; of a mean, over the test rows of each client, the clients
-    being given. finished: the share of answers that ended by themselves. mean: every client counts
-    once. weighted_mean: scores by test rows, losses by supervised tokens.
+    loss: nats per supervised token. score: by the client's own metric. score_ci: 95 % interval of
+    the score over test rows; Wilson's where all scores of a client are 0 or 1, else bootstrap. That
+    of a mean combines the clients' intervals, since the clients are given, not sampled. finished:
+    share of answers that ended before the token limit. mean: every client counts once.
+    weighted_mean: scores weighted by test rows, losses by supervised tokens.
 
-    Where clients have different metrics, the mean scores mix them: compare them between models on
-    the same clients, and read nothing else into them.
+    Means over clients with different metrics are only comparable between models.
 
     ValueError names the client whose models were not measured on the same rows, or the place of a
     number that is not finite, which JSON cannot hold.
@@ -57,29 +50,25 @@ def build_results(
         raise ValueError("results of no clients are not defined")
     for name, client in clients.items():
         _check_same_rows(name, client)
-    own, mean, weighted = _intervals(clients, seed)
-    results = {
+    entries = {
+        name: _client_entry(c, seed_for(seed, "score_ci", name)) for name, c in clients.items()
+    }
+    _check_finite({"clients": entries, "cost": cost}, "results")
+    return {
         "method": method,
         "algorithm": algorithm,
         "seed": seed,
         "rounds": rounds,
-        "clients": {name: _client_entry(c, own[name]) for name, c in clients.items()},
-        "mean": {model: _mean(model, clients, mean[model]) for model in MODELS},
-        "weighted_mean": {
-            model: _weighted_mean(model, clients, weighted[model]) for model in MODELS
-        },
+        "clients": entries,
+        "mean": {model: _mean(entries.values(), model, weighted=False) for model in MODELS},
+        "weighted_mean": {model: _mean(entries.values(), model, weighted=True) for model in MODELS},
         "cost": dict(cost),
         "examples": {name: _example_entries(client) for name, client in clients.items()},
     }
-    _check_finite(results, "results")
-    return results
 
 
-def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of results.json as text: a header, a row a client, and the two means.
-
-    After a score stands half the width of its interval.
-    """
+def table_of(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return results.json as rows of text: a header, a row per client, and the two means."""
     lines = [
         (name, client["num_test"], client["metric"], client["models"])
         for name, client in results["clients"].items()
@@ -89,7 +78,9 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
     shared = metrics.pop() if len(metrics) == 1 else "mixed"
     lines.append(("mean", total, shared, results["mean"]))
     lines.append(("weighted mean", total, shared, results["weighted_mean"]))
-    return [HEADER] + [
+    header = ["client", "test rows", "metric"]
+    header += [f"{model} {what}" for what in ("score", "loss") for model in MODELS]
+    return [header] + [
         [name, str(rows), metric]
         + [_score_text(models[model]) for model in MODELS]
         + [f"{models[model]['loss']:.3f}" for model in MODELS]
@@ -98,83 +89,40 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def to_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the first row is its header, numbers are on the right."""
+    """Return a Markdown table; the first row is its header, numbers are right-aligned."""
     header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     rule = [":--", *("--:" for _ in header[1:])]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
 
 
-def _intervals(
-    clients: Mapping[str, ClientResult], seed: int
-) -> tuple[dict[str, Intervals], Intervals, Intervals]:
-    """Return the intervals of each client, of the mean and of the weighted mean over clients.
-
-    The draws of one client at a time are in memory: 2,000 numbers a model.
-    """
-    own: dict[str, Intervals] = {}
-    sums: dict[str, Means] = dict.fromkeys(MODELS, np.zeros(()))
-    weighted: dict[str, Means] = dict.fromkeys(MODELS, np.zeros(()))
-    total = 0
-    for name, client in clients.items():
-        count = len(client.models["base"].rows)
-        resampled = _resampled(client, seed_for(seed, "score_ci", name))
-        own[name] = {model: percentile_interval(means) for model, means in resampled.items()}
-        sums = {model: sums[model] + resampled[model] for model in MODELS}
-        weighted = {model: weighted[model] + count * resampled[model] for model in MODELS}
-        total += count
-    return (
-        own,
-        {model: percentile_interval(x / len(clients)) for model, x in sums.items()},
-        {model: percentile_interval(x / total) for model, x in weighted.items()},
-    )
-
-
-def _resampled(client: ClientResult, seed: int) -> dict[str, Means]:
-    """For each model, its mean score over the same draws of test rows."""
-    return {
-        model: resampled_means([row.score for row in scores.rows], seed)
-        for model, scores in client.models.items()
-    }
-
-
-def _client_entry(client: ClientResult, intervals: Intervals) -> dict[str, Any]:
+def _client_entry(client: ClientResult, seed: int) -> dict[str, Any]:
     base = client.models["base"]
+    scores = {model: [row.score for row in of.rows] for model, of in client.models.items()}
+    binary = all(score in (0, 1) for values in scores.values() for score in values)
     return {
         "num_train": client.num_train,
         "num_test": len(base.rows),
         "metric": base.metric,
         "models": {
             model: {
-                "loss": scores.loss,
-                "score": scores.score,
-                "score_ci": intervals[model],
-                "tokens": scores.tokens,
-                "finished": scores.finished,
+                "loss": of.loss,
+                "score": of.score,
+                "score_ci": score_interval(scores[model], seed, binary=binary),
+                "tokens": of.tokens,
+                "finished": of.finished,
             }
-            for model, scores in client.models.items()
+            for model, of in client.models.items()
         },
     }
 
 
-def _mean(model: str, clients: Mapping[str, ClientResult], interval: list[float]) -> dict[str, Any]:
-    scores = [client.models[model] for client in clients.values()]
-    return {
-        "loss": math.fsum(s.loss for s in scores) / len(scores),
-        "score": math.fsum(s.score for s in scores) / len(scores),
-        "score_ci": interval,
-    }
-
-
-def _weighted_mean(
-    model: str, clients: Mapping[str, ClientResult], interval: list[float]
-) -> dict[str, Any]:
-    rows = [client.models[model].rows for client in clients.values()]
-    pooled = ClientScores("", tuple(row for of_client in rows for row in of_client))
-    return {
-        "loss": pooled.loss,
-        "score": pooled.score,
-        "score_ci": interval,
-    }
+def _mean(clients: Iterable[Mapping[str, Any]], model: str, *, weighted: bool) -> dict[str, Any]:
+    rows = [client["num_test"] if weighted else 1 for client in clients]
+    of = [client["models"][model] for client in clients]
+    score, interval = weighted_mean(rows, [m["score"] for m in of], [m["score_ci"] for m in of])
+    tokens = [m["tokens"] if weighted else 1 for m in of]
+    loss = math.fsum(t * m["loss"] for t, m in zip(tokens, of, strict=True)) / sum(tokens)
+    return {"loss": loss, "score": score, "score_ci": interval}
 
 
 def _example_entries(client: ClientResult) -> list[dict[str, Any]]:
@@ -213,5 +161,5 @@ def _check_finite(value: object, where: str) -> None:
 
 def _score_text(entry: Mapping[str, Any]) -> str:
     low, high = entry["score_ci"]
-    # Rows that all score the same say nothing of the spread: an interval of 0 would mislead.
-    return f"{entry['score']:.3f}" + (f" ± {(high - low) / 2:.3f}" if high > low else "")
+    # Equal graded scores say nothing about the spread: an interval of width 0 would mislead.
+    return f"{entry['score']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if high > low else "")

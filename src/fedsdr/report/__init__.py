@@ -1,1 +1,1 @@
-"""What people look at: pictures and one page."""
+"""What users look at: one page, its curves, and pictures."""

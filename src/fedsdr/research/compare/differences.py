@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
-from fedsdr.evaluation.bootstrap import percentile_interval, resampled_means
 from fedsdr.seeds import seed_for
 
 Results = Mapping[str, Any]  # what results.json holds
@@ -86,23 +87,29 @@ def mean_difference(a: Sequence[Values], b: Sequence[Values]) -> Values:
 
 
 def stratified_interval(values: Values, resamples: int = 2000) -> list[float] | None:
-    """Return the 95 % interval of `mean_over_clients`, each client's rows drawn within it; None
-    where a client has fewer than two, of which nothing can be drawn.
+    """Return the 95 % interval of `mean_over_clients`, with rows resampled within each client.
 
-    Every call draws the same rows for the same clients. Rows of denominator 0 count for nothing.
+    None if a client has fewer than two rows. Rows with denominator 0 are left out. The draws depend
+    on the clients' row counts alone, so variants are compared on the same draws.
     """
-    ratios = []
-    for client, rows in values.items():
-        counted = [pair for pair in rows.values() if pair[1]]
-        if len(counted) < 2:
-            return None
-        numerators, denominators = zip(*counted, strict=True)
-        seed = seed_for("comparison", client)  # one seed, and so the same rows in both
-        ratios.append(
-            resampled_means(numerators, seed, resamples)
-            / resampled_means(denominators, seed, resamples)
-        )
-    return percentile_interval(np.mean(ratios, axis=0))
+    counted = [np.array([p for p in rows.values() if p[1]]) for rows in values.values()]
+    if any(len(rows) < 2 for rows in counted):
+        return None
+
+    def mean(*drawn: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        sums = [rows[of.astype(int)].sum(axis=-2) for rows, of in zip(counted, drawn, strict=True)]
+        return np.mean([of[..., 0] / of[..., 1] for of in sums], axis=0)
+
+    found = stats.bootstrap(
+        [np.arange(len(rows)) for rows in counted],  # rows are drawn by number
+        mean,
+        n_resamples=resamples,
+        batch=100,  # bounds the memory
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed_for("comparison")),
+    ).confidence_interval
+    return [float(found.low), float(found.high)]
 
 
 def comparison_rows(

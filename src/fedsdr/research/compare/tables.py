@@ -4,10 +4,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedsdr.report.page import Section
 from fedsdr.research.compare.differences import MEASURES
 from fedsdr.research.compare.reference import paper_note, paper_table
 
 MOST_COLUMNS = 12  # clients in one table
+
+
+def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
+    """Return the report's section of a comparison."""
+    return Section(name, list(tables_in(comparison).items()), notes_of(comparison))
 
 
 def tables_in(

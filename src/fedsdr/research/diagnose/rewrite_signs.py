@@ -21,7 +21,7 @@ from fedsdr.data.answer_parsing import (
     parse_call,
     python_tree,
 )
-from fedsdr.evaluation.bootstrap import bootstrap_interval
+from fedsdr.evaluation.intervals import bootstrap_interval
 
 Pair = tuple[str, str]  # raw answer, rewrite
 Sign = Callable[[str, str], float | None]
