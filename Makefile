@@ -17,8 +17,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-embedded.txt
 run: setup  ## the quickstart, into runs/quickstart
 	$(BIN)/fedsdr run examples/quickstart.toml --out runs/quickstart $(if $(wildcard runs/quickstart/config.toml),--resume)
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  ## one process a core; the tests of the embedded model run one at a time
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .

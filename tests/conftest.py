@@ -19,13 +19,20 @@ WORDS = {
     "school": "the sum of the numbers is {} in all",
 }
 
-# The tiny model's products are too small to share between threads.
+# The tiny model's matrices are too small to split over threads.
 torch.set_num_threads(1)
-# A bar that saving a model draws would be taken for what a command says.
+# Tests read standard error, where transformers would draw progress bars.
 transformers_logging.disable_progress_bar()
-# A slow machine is not a wrong answer.
+# Examples may be slow on a busy machine.
 settings.register_profile("fedsdr", deadline=None)
 settings.load_profile("fedsdr")
+
+
+def pytest_collection_modifyitems(items):
+    """Give all tests of the embedded model to one xdist worker: each loads 500 MB."""
+    for item in items:
+        if item.get_closest_marker("embedded"):
+            item.add_marker(pytest.mark.xdist_group("embedded"))
 
 
 @pytest.fixture
@@ -57,6 +64,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
+    """Three clients of ten Alpaca rows each."""
     folder = tmp_path_factory.mktemp("clients")
     for name, words in WORDS.items():
         rows = [
@@ -77,6 +85,7 @@ def write_config(tmp_path, model_folder, data_folder, monkeypatch):
         path.write_text(f"""
             [model]
             name = "{model_folder}"
+            dtype = "fp32"
             [data]
             clients = "{data_folder}"
             max_length = 128
@@ -86,6 +95,7 @@ def write_config(tmp_path, model_folder, data_folder, monkeypatch):
             local_epochs = 1
             batch_size = 4
             lr = 1e-2
+            pack_tokens = 1024
             [lora]
             rank = 2
             alpha = 4

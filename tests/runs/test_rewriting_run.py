@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from fedsdr.data.clients import load_clients
-from fedsdr.runs import rewriting
+from fedsdr.runs import rewriting as rewriting_module
 from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
 from fedsdr.runs.run import run_experiment
 from fedsdr.progress import SILENT
@@ -14,11 +14,12 @@ from fedsdr.types import Generation
 
 
 def openvino_reading(site, monkeypatch, tmp_path, answers):
-    """Let OpenVINO look installed and read a file of a name as `answers` has it: rightly, wrongly
-    or not at all. Returns the paths that it was given."""
+    """Put a fake in place of OpenVINO that answers as the loaded model ("right"), with other text
+    ("wrong") or not at all ("unreadable"), by the end of the file's name; return the paths read.
+    """
     read = []
 
-    def openvino(site, path):
+    def openvino(path, *_, **__):
         read.append(path)
         answer = answers[next(part for part in answers if path.name.endswith(part))]
         if answer == "unreadable":
@@ -28,11 +29,11 @@ def openvino_reading(site, monkeypatch, tmp_path, answers):
         return lambda asked, _: (Generation(r.id, "something else", True, 1, 1) for r in asked)
 
     choice = "openvino", "fastest"
-    monkeypatch.setattr(rewriting, "choose_engine", lambda *a, **k: choice)
-    monkeypatch.setattr(rewriting, "import_extra", lambda *a: None)
-    monkeypatch.setattr(rewriting, "version", lambda package: "1")
-    monkeypatch.setattr(rewriting, "_openvino", openvino)
-    monkeypatch.setattr(rewriting, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(rewriting_module, "choose_engine", lambda *a, **k: choice)
+    monkeypatch.setattr(rewriting_module, "import_extra", lambda *a: None)
+    monkeypatch.setattr(rewriting_module, "version", lambda package: "1")
+    monkeypatch.setattr("fedsdr.teachers.openvino.openvino_generate", openvino)
+    monkeypatch.setattr(rewriting_module, "cache_folder", lambda: tmp_path)
     return read
 
 
@@ -65,7 +66,7 @@ def test_a_copy_of_the_file_is_taken_where_the_engine_misreads_the_file_itself(
     site = gguf_site(engine)
     answers = {"-fp16.gguf": "right", "model.gguf": "wrong"}
     read = openvino_reading(site, monkeypatch, tmp_path, answers)
-    monkeypatch.setattr(rewriting, "write_fp16_copy", lambda source, to: read.append(source))
+    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: read.append(source))
     rewriting = prepare_rewriting(site)
     assert rewriting.teacher.engine == "openvino 1 fp16 copy"
     assert "fp16 copy" in rewriting.why
@@ -80,7 +81,7 @@ def test_auto_leaves_an_engine_that_computes_another_model_or_cannot_read_it(
 ):
     site = gguf_site()
     openvino_reading(site, monkeypatch, tmp_path, {".gguf": what})
-    monkeypatch.setattr(rewriting, "write_fp16_copy", lambda source, to: None)
+    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: None)
     rewriting = prepare_rewriting(site)
     assert rewriting.teacher.engine.startswith("transformers")
     assert {"wrong": "otherwise", "unreadable": "no such architecture"}[what] in rewriting.why
@@ -91,7 +92,7 @@ def test_a_named_engine_is_used_though_it_answers_otherwise_and_that_is_said(
 ):
     site = gguf_site("openvino")
     openvino_reading(site, monkeypatch, tmp_path, {".gguf": "wrong"})
-    monkeypatch.setattr(rewriting, "write_fp16_copy", lambda source, to: None)
+    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: None)
     rewriting = prepare_rewriting(site)
     assert rewriting.teacher.engine == "openvino 1"
     assert "answers otherwise" in rewriting.why
@@ -102,7 +103,7 @@ def test_a_named_engine_that_cannot_read_the_model_says_so_at_once(
 ):
     site = gguf_site("openvino")
     openvino_reading(site, monkeypatch, tmp_path, {".gguf": "unreadable"})
-    monkeypatch.setattr(rewriting, "write_fp16_copy", lambda source, to: None)
+    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: None)
     with pytest.raises(UserError, match="no such architecture"):
         prepare_rewriting(site)
 
@@ -118,7 +119,7 @@ def test_a_model_folder_is_exported_once_and_the_export_is_read(
         exported.append(source)
         target.mkdir(parents=True)
 
-    monkeypatch.setattr(rewriting, "export_folder", export)
+    monkeypatch.setattr(rewriting_module, "export_folder", export)
     for _ in range(2):
         rewriting = prepare_rewriting(site)
         assert rewriting.teacher.engine == "openvino 1 export"

@@ -59,7 +59,6 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("moment", ["in a client", "before the checkpoint", "after the checkpoint"])
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -70,11 +69,27 @@ class Killed(BaseException):
     ],
 )
 def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
-    moment, overrides, write_config, tmp_path, monkeypatch
+    overrides, write_config, tmp_path
 ):
     config = write_config(*overrides, "federation.clients_per_round=2", "method.s_dropout=0.5")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole = tmp_path / "whole"
     run_experiment(config, whole, SILENT)
+    for moment in ("in a client", "before the checkpoint", "after the checkpoint"):
+        broken = tmp_path / moment
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            kill_in_round_2(moment, patch)
+            run_experiment(config, broken, SILENT)
+        run_experiment(config, broken, SILENT, resume=True)
+        assert learned_bytes(broken) == learned_bytes(whole), moment
+        assert rounds_of(broken) == rounds_of(whole), moment
+        results = [json.loads((out / "results.json").read_text()) for out in (whole, broken)]
+        assert results[0]["clients"] == results[1]["clients"], moment
+    personal = "method.name=plain-personal" in overrides
+    assert rounds_of(whole) == [1, 2, 3, *([4] if personal else [])]
+
+
+def kill_in_round_2(moment, patch):
+    """Raise Killed after the second client of round 2, or around its checkpoint."""
     calls = {"train": 0, "save": 0}
     real_train, real_save = run_module.train_at, rounds.save_state
 
@@ -93,17 +108,12 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
         if moment == "after the checkpoint" and calls["save"] == 2:
             raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "train_at", train)
-        patch.setattr(rounds, "save_state", save)
-        with pytest.raises(Killed):
-            run_experiment(config, broken, SILENT)
-    run_experiment(config, broken, SILENT, resume=True)
-    assert learned_bytes(broken) == learned_bytes(whole)
-    numbers = [json.loads(x)["round"] for x in (broken / "rounds.jsonl").read_text().splitlines()]
-    assert numbers == [1, 2, 3, *([4] if "method.name=plain-personal" in overrides else [])]
-    results = [json.loads((out / "results.json").read_text()) for out in (whole, broken)]
-    assert results[0]["clients"] == results[1]["clients"]
+    patch.setattr(run_module, "train_at", train)
+    patch.setattr(rounds, "save_state", save)
+
+
+def rounds_of(out):
+    return [json.loads(line)["round"] for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 def test_a_personal_branch_is_trained_once_after_the_rounds_of_plain_and_changes_no_r(
@@ -136,24 +146,32 @@ def test_a_second_run_and_another_method_rewrite_nothing_again(write_config, tmp
     assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_with_every_algorithm(method, algorithm, write_config, tmp_path):
-    config = write_config(
-        f"method.name={method}",
-        f"algorithm.name={algorithm}",
-        "federation.rounds=2",
-        "data.max_examples=4",
-    )
+def method_algorithm_pairs():
+    """Every method with every local correction, and every algorithm with about four methods.
+
+    A client sees of an algorithm its correction alone, and a server of a method what it sends.
+    """
+    for correction in ("none", "fedprox", "scaffold"):
+        names = [name for name, a in ALGORITHMS.items() if a.correction == correction]
+        yield from ((method, names[i % len(names)]) for i, method in enumerate(METHODS))
+
+
+def rounds_alone(config, folder):
+    """Rewrite and train without evaluating; return the server's state."""
     clients = load_clients(config.data)
-    site = open_site(config, tmp_path / "run")
-    if METHODS[method].rewrites:
+    site = open_site(config, folder)
+    if site.method.rewrites:
         distill_clients(site, prepare_rewriting(site), clients, SILENT)
-    start = run_rounds(site, clients, plan_of(config, [c.client_id for c in clients]), SILENT)
-    assert start.round == 2
-    moved = [n for n, v in start.shared.items() if n.endswith("lora_B") and v.any()]
-    assert len(moved) == len([n for n in start.shared if n.endswith("lora_B")])
-    assert {n[0] for n in start.shared} == set(METHODS[method].sent)
+    return run_rounds(site, clients, plan_of(config, [c.client_id for c in clients]), SILENT)
+
+
+@pytest.mark.parametrize(("method", "algorithm"), method_algorithm_pairs())
+def test_every_method_runs_with_every_local_correction(method, algorithm, write_config, tmp_path):
+    changes = (f"method.name={method}", f"algorithm.name={algorithm}", "federation.rounds=2")
+    state = rounds_alone(write_config(*changes, "data.max_examples=4"), tmp_path / "run")
+    assert state.round == 2
+    assert all(v.any() for n, v in state.shared.items() if n.endswith("lora_B"))
+    assert {n[0] for n in state.shared} == set(METHODS[method].sent)
     has_s = (tmp_path / "run/clients/bank/adapter_model.safetensors").exists()
     assert has_s == bool(METHODS[method].private)
 
@@ -166,7 +184,7 @@ def test_every_method_runs_with_int8_updates_in_a_quarter_of_the_bytes(
     records = {}
     for dtype in ("fp32", "int8"):
         out = tmp_path / dtype
-        run_experiment(write_config(*changes, f"federation.update_dtype={dtype}"), out, SILENT)
+        rounds_alone(write_config(*changes, f"federation.update_dtype={dtype}"), out)
         lines = (out / "rounds.jsonl").read_text().splitlines()
         records[dtype] = [json.loads(line) for line in lines]
     for full, small in zip(*records.values(), strict=True):
@@ -216,10 +234,13 @@ def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
 ):
     from fedsdr.runs import client_runtime as site
 
-    run_experiment(write_config("federation.rounds=1"), tmp_path / "a", SILENT)
+    first = write_config("federation.rounds=1", "train.pack_tokens=0")
+    run_experiment(first, tmp_path / "a", SILENT)
     assert load_config(tmp_path / "a/config.toml").train.pack_tokens == 1024
-    monkeypatch.setattr(site, "choose_pack", None)  # not asked again
-    more = write_config("federation.rounds=2", "train.checkpointing=true")
+    monkeypatch.setattr(site, "choose_pack", None)  # would fail if called again
+    more = write_config(
+        "federation.rounds=2", "train.pack_tokens=0", "train.checkpointing=true"
+    )
     run_experiment(more, tmp_path / "a", SILENT, resume=True)
     assert load_config(tmp_path / "a/config.toml").train.checkpointing
     run_experiment(

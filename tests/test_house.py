@@ -1,0 +1,56 @@
+"""The size of the house: src/ stays short enough to be read."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "fedsdr"
+FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
+
+# Still over a limit. Remove an entry once it is fixed; add none.
+LONG_FILES = {"config.py", "models/generation.py"}
+LONG_FUNCTIONS = {
+    "cli/compare.py compare",
+    "cli/data.py data",
+    "cli/judge.py judge",
+    "data/layouts.py chat_layout",
+    "federation/round.py run_round",
+    "teachers/openai_endpoint.py openai_generate",
+    "teachers/openvino.py openvino_generate",
+    "training/local_training.py train_client",
+}
+SHARED_NAMES = {"layouts.py", "tables.py"}
+TOTAL_LINES = 15_600  # the aim is 13,000
+
+
+def lines_of(path: Path) -> int:
+    return path.read_text().count("\n")
+
+
+def test_no_file_has_over_300_lines():
+    assert {name for name, path in FILES.items() if lines_of(path) > 300} <= LONG_FILES
+
+
+def test_no_function_has_over_60_lines():
+    long = {
+        f"{name} {node.name}"
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= 60
+    }
+    assert long <= LONG_FUNCTIONS
+
+
+def test_every_file_name_occurs_once():
+    counts = Counter(
+        path.name
+        for name, path in FILES.items()
+        if not name.startswith("cli/") and path.name != "__init__.py"
+    )
+    assert {name for name, count in counts.items() if count > 1} <= SHARED_NAMES
+
+
+def test_the_source_has_at_most_the_agreed_number_of_lines():
+    assert sum(map(lines_of, FILES.values())) <= TOTAL_LINES
