@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint of this process that answers as a test wants it to."""
+"""An OpenAI-compatible endpoint in this process, whose replies a test defines."""
 
 import json
 import threading
@@ -17,8 +17,13 @@ def completion(text: str | None, finish_reason: str = "stop") -> Reply:
 
 
 @contextmanager
-def server(reply: Callable[[int, dict], Reply]) -> Iterator[SimpleNamespace]:
-    """An endpoint that answers its n-th call (from 0) with `reply(n, body)` and keeps the calls."""
+def server(
+    reply: Callable[[int, dict], Reply], location: str = "http://127.0.0.1:9/"
+) -> Iterator[SimpleNamespace]:
+    """An endpoint that answers its n-th call (from 0) with `reply(n, body)` and records the calls.
+
+    A redirect leads to `location`. Replies have no Content-Type, as those of some small servers.
+    """
     seen = SimpleNamespace(calls=[], headers=[], url="")
     lock = threading.Lock()
 
@@ -28,17 +33,17 @@ def server(reply: Callable[[int, dict], Reply]) -> Iterator[SimpleNamespace]:
             with lock:
                 number = len(seen.calls)
                 seen.calls.append((self.path, body))
-                seen.headers.append(dict(self.headers))
+                seen.headers.append(self.headers)  # keys in any case
             status, content = reply(number, body)
             try:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 if status in (301, 302, 307, 308):
-                    self.send_header("Location", seen.url + "/elsewhere")
+                    self.send_header("Location", location)
                 self.end_headers()
                 self.wfile.write(content)
             except BrokenPipeError:
-                pass  # the client gave up on a slow answer, as the test wants
+                pass  # the client gave up on a slow reply, as the test wants
 
         def log_message(self, *_: object) -> None:
             pass

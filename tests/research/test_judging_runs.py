@@ -18,7 +18,7 @@ from fedsdr.runs.run import run_experiment
 from fedsdr.runs.run_folder import open_run
 from fedsdr.types import Generation
 
-pytest.importorskip("httpx", reason="the judge is asked with it")
+pytest.importorskip("openai", reason="the client library of the judge")
 MODEL = ("--model", "a-judge", "--rows", 2)
 
 

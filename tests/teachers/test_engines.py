@@ -1,7 +1,5 @@
 import importlib.util
 import sys
-import threading
-import time
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -9,13 +7,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from fake_endpoint import Reply, completion, server
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.errors import UserError
 from fedsdr.teachers import choose_engine
-from fedsdr.teachers.openai_endpoint import is_loopback, openai_generate
 from fedsdr.teachers.openvino import gguf_architecture, openvino_generate, why_unreadable
 from fedsdr.teachers.openvino_export import export_folder
 from fedsdr.teachers.vllm import vllm_generate
@@ -127,14 +123,12 @@ def test_a_named_engine_is_taken_and_a_mistyped_one_names_the_nearest() -> None:
 def test_an_engine_that_is_not_installed_says_what_to_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("openvino_genai", "vllm", "httpx"):
+    for module in ("openvino_genai", "vllm"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"pip install -e '.\[openvino\]'"):
         openvino_generate("model.gguf", lambda turns: [1])
     with pytest.raises(UserError, match=r"pip install -e '.\[vllm\]'"):
         vllm_generate("model", lambda turns: [1])
-    with pytest.raises(UserError, match=r"pip install -e '.\[openai\]'"):
-        openai_generate("http://localhost:1/v1", "model")
 
 
 # ---------------------------------------------------------------- openvino
@@ -331,179 +325,3 @@ def test_vllm_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a CUDA device"):
         vllm_generate("model", lambda turns: [1])
-
-
-# ---------------------------------------------------------------- openai
-
-
-@pytest.fixture(autouse=True)
-def httpx_or_skip(request: pytest.FixtureRequest) -> None:
-    if "endpoint" in request.node.name:
-        pytest.importorskip("httpx", reason="the engine under test posts with it")
-
-
-def test_an_endpoint_gets_the_conversation_the_decoding_and_the_seed() -> None:
-    turns = (Turn("system", "Be brief."), Turn("user", "Hello"))
-    with server(lambda n, body: completion("Hi.")) as seen:
-        generate = openai_generate(seen.url + "/", "m")
-        asked = GenerationRequest("a", turns, 2**62 + 5)
-        (answer,) = generate([asked], Decoding(0.7, 0.9, 0, 64))
-        list(generate([asked], Decoding(0.7, 0.9, 40, 64)))
-    assert (answer.id, answer.text, answer.finished) == ("a", "Hi.", True)
-    assert (answer.prompt_tokens, answer.new_tokens) == (21, 4)
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello"},
-    ]
-    expected = {"model": "m", "messages": messages, "temperature": 0.7, "top_p": 0.9}
-    expected |= {"max_tokens": 64, "seed": 5}
-    assert seen.calls[0] == ("/v1/chat/completions", expected)
-    assert seen.calls[1][1] == expected | {"top_k": 40}
-
-
-def test_an_endpoint_that_was_cut_at_the_limit_or_said_nothing_is_told_apart() -> None:
-    replies = [completion("and so", "length"), completion(None)]
-    with server(lambda n, body: replies[n]) as seen:
-        generate = openai_generate(seen.url, "m", concurrency=1)
-        cut, empty = generate([request("a", "x"), request("b", "x")], GREEDY)
-    assert (cut.text, cut.finished) == ("and so", False)
-    assert (empty.text, empty.finished) == ("", True)
-
-
-def test_an_endpoint_answers_each_request_once_and_no_more_than_so_many_at_a_time() -> None:
-    at_once, most, lock = 0, 0, threading.Lock()
-
-    def reply(n: int, body: dict) -> Reply:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        time.sleep(0.02)
-        with lock:
-            at_once -= 1
-        return completion(body["messages"][0]["content"].upper())
-
-    asked = [request(f"r{n}", f"text {n}") for n in range(20)]
-    with server(reply) as seen:
-        answers = list(openai_generate(seen.url, "m", concurrency=3)(asked, GREEDY))
-    assert {a.id: a.text for a in answers} == {f"r{n}": f"TEXT {n}" for n in range(20)}
-    assert len(answers) == 20
-    assert 1 < most <= 3
-
-
-@pytest.mark.parametrize("bad", [(500, b""), (429, b""), (200, b"<html>"), (200, b"[]")])
-def test_an_endpoint_that_fails_twice_is_asked_a_third_time(bad: Reply) -> None:
-    with server(lambda n, body: bad if n < 2 else completion("fine")) as seen:
-        generate = openai_generate(seen.url, "m", first_wait=0.001)
-        assert [a.text for a in generate([request("a", "x")], GREEDY)] == ["fine"]
-    assert len(seen.calls) == 3
-
-
-def test_an_endpoint_that_is_slow_once_is_asked_again() -> None:
-    def reply(n: int, body: dict) -> Reply:
-        time.sleep(0.8 if n == 0 else 0.0)
-        return completion("fine")
-
-    with server(reply) as seen:
-        generate = openai_generate(seen.url, "m", timeout=0.3, first_wait=0.001)
-        assert [a.text for a in generate([request("a", "x")], GREEDY)] == ["fine"]
-
-
-@pytest.mark.parametrize(
-    ("bad", "said", "calls"),
-    [
-        ((503, b"SECRET ROW"), "status 503", 3),
-        ((200, b"SECRET ROW"), "no chat completion", 3),
-        ((200, b'{"choices": [{"message": {"content": 7}}]}'), "no chat completion", 3),
-        ((404, b"SECRET ROW"), "status 404 for model 'm'", 1),
-        ((401, b"SECRET ROW"), r"is the key in \$TEACHER_KEY", 1),
-        ((307, b""), "status 307", 1),  # a redirect would carry the data elsewhere
-    ],
-)
-def test_an_endpoint_that_keeps_failing_ends_in_one_line_without_the_data(
-    monkeypatch: pytest.MonkeyPatch, bad: Reply, said: str, calls: int
-) -> None:
-    monkeypatch.setenv("TEACHER_KEY", "sk-hidden")
-    with server(lambda n, body: bad) as seen:
-        generate = openai_generate(
-            seen.url, "m", api_key_env="TEACHER_KEY", attempts=3, first_wait=0.001
-        )
-        with pytest.raises(UserError, match=said) as error:
-            list(generate([request("a", "SECRET ROW")], GREEDY))
-    assert f"{seen.url}/chat/completions" in str(error.value)
-    assert is_one_line(error)
-    assert "SECRET" not in str(error.value)
-    assert "sk-hidden" not in str(error.value)
-    assert len(seen.calls) == calls
-
-
-def test_an_endpoint_that_is_gone_or_too_slow_ends_in_one_line() -> None:
-    with server(lambda n, body: (time.sleep(0.3), completion("late"))[1]) as seen:
-        slow = openai_generate(seen.url, "m", timeout=0.05, attempts=2, first_wait=0.001)
-        with pytest.raises(UserError, match="Timeout"):
-            list(slow([request("a", "x")], GREEDY))
-    gone = openai_generate(seen.url, "m", attempts=2, first_wait=0.001)
-    with pytest.raises(UserError, match="ConnectError"):
-        list(gone([request("a", "x")], GREEDY))
-
-
-def test_an_endpoint_that_refuses_one_request_stops_the_others() -> None:
-    with server(lambda n, body: (time.sleep(0.02), (400, b""))[1]) as seen:
-        generate = openai_generate(seen.url, "m", concurrency=2)
-        with pytest.raises(UserError):
-            list(generate([request(str(n), "x") for n in range(50)], GREEDY))
-    assert len(seen.calls) < 50
-
-
-def test_an_endpoint_gets_the_key_of_the_named_variable_and_none_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
-    monkeypatch.setenv("TEACHER_KEY", "sk-hidden\n")
-    with server(lambda n, body: completion("fine")) as seen:
-        list(openai_generate(seen.url, "m", api_key_env="TEACHER_KEY")([request("a", "x")], GREEDY))
-        list(openai_generate(seen.url, "m", api_key_env="UNSET_KEY")([request("a", "x")], GREEDY))
-    assert seen.headers[0]["Authorization"] == "Bearer sk-hidden"
-    assert "Authorization" not in seen.headers[1]
-
-
-def test_an_endpoint_on_this_machine_is_reached_without_a_proxy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nobody listens there
-    with server(lambda n, body: completion("fine")) as seen:
-        generate = openai_generate(seen.url, "m", attempts=1)
-        assert [a.text for a in generate([request("a", "x")], GREEDY)] == ["fine"]
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://api.example.com/v1",
-        "http://192.168.1.5:8000/v1",
-        "http://0.0.0.0:8000/v1",
-        "http://localhost.example.com/v1",
-        "http://localhost@example.com/v1",
-        "http://[2001:db8::1]:8000/v1",
-    ],
-)
-def test_an_endpoint_elsewhere_needs_leave(url: str) -> None:
-    with pytest.raises(UserError, match=r"teacher.allow_remote = true") as error:
-        openai_generate(url, "m")
-    assert is_one_line(error)
-    openai_generate(url, "m", allow_remote=True)
-
-
-def test_an_endpoint_url_is_checked_and_its_password_is_never_shown() -> None:
-    for url in ("", "localhost:8000/v1", "ftp://localhost/v1", "http://", "http://localhost:x/"):
-        with pytest.raises(UserError, match=r"teacher\.url"):
-            openai_generate(url, "m")
-    with pytest.raises(UserError) as error:
-        openai_generate("https://me:hidden@example.com/v1?key=hidden", "m")
-    assert "hidden" not in str(error.value)
-
-
-def test_only_this_machine_counts_as_loopback() -> None:
-    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1"))
-    assert not any(is_loopback(host) for host in ("", "127.1", "10.0.0.1", "::", "my-laptop"))

@@ -14,7 +14,7 @@ from fedsdr.cli.options import overrides
 EXTRAS = {
     "openvino-genai": ("fast rewriting on a CPU", "pip install -e '.[openvino]'"),
     "vllm": ("fast rewriting on CUDA", "pip install -e '.[vllm]'"),
-    "httpx": ("rewriting by an endpoint", "pip install -e '.[openai]'"),
+    "openai": ("rewriting by an endpoint", "pip install -e '.[openai]'"),
     "bitsandbytes": ("4- and 8-bit bases on CUDA", "pip install -e '.[quantize]'"),
     "pyarrow": (".parquet files", "pip install -e '.[parquet]'"),
     "datasets": ("hub data sets", "pip install -e '.[hub]'"),

@@ -275,6 +275,6 @@ ENGINES = {
     "transformers": ("transformers", "transformers"),
     "openvino": ("openvino_genai", "openvino-genai"),
     "vllm": ("vllm", "vllm"),
-    "openai": ("httpx", "fedsdr"),
+    "openai": ("openai", "fedsdr"),
 }
 _BUILD = {"transformers": _transformers, "vllm": _vllm, "openai": _openai}

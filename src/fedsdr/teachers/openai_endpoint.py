@@ -1,25 +1,34 @@
-"""Generation by an OpenAI-compatible chat endpoint that the client itself runs."""
+"""Generation by an OpenAI-compatible chat endpoint, through the `openai` client library."""
 
 import ipaddress
+import json
 import os
-import threading
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fedsdr.errors import UserError
 from fedsdr.extras import import_extra
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest
 
 EXAMPLE = "http://localhost:8000/v1"
+# All others are removed: the library adds OPENAI_* variables and facts about this machine.
+HEADERS = {
+    "accept", "accept-encoding", "connection", "content-length", "content-type", "host",
+    "x-stainless-raw-response",  # the library reads it again when the reply comes
+}  # fmt: skip
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is this machine: `localhost` or an address of the loopback range."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: it could lead anywhere
-        return False
+class Address(NamedTuple):
+    """A parsed endpoint URL. `base` holds neither credentials nor the query."""
+
+    base: str
+    host: str
+    query: dict[str, str]
+    credentials: tuple[str, str] | None  # user, password
 
 
 def openai_generate(
@@ -30,104 +39,149 @@ def openai_generate(
     allow_remote: bool = False,
     concurrency: int = 8,
     timeout: float = 300.0,
-    attempts: int = 5,
-    first_wait: float = 1.0,
+    attempts: int = 6,
     setting: str = "teacher.url",
     consent: str = "set teacher.allow_remote = true",
 ) -> Generate:
     """Return a `Generate` that posts to `url` + "/chat/completions", `concurrency` at a time.
 
-    `url` is the base that OpenAI clients take, as in http://localhost:8000/v1; `timeout` and
-    `first_wait` are seconds. The endpoint renders the prompt with its own chat template. A
-    timeout, a lost connection, 429, 5xx and an answer that is no chat completion are tried again
-    after `first_wait`, then twice that, and so on, `attempts` times in all. The key is read from
-    the environment variable `api_key_env`, if that is set. `top_k` is not of OpenAI's own
-    interface and is sent only when it cuts. Token counts are the endpoint's (0 if it gives none).
+    `timeout` is in seconds. The library repeats a request after a timeout, a lost connection or
+    status 408, 409, 429 or 5xx, with exponential backoff; a reply that is not a chat completion is
+    requested again at once; `attempts` bounds both. The environment variable `api_key_env` holds
+    the key. The endpoint applies its own chat template. `top_k`, which is not part of OpenAI's
+    API, is sent only when it is not 0. Token counts are the endpoint's (0 if it reports none).
 
-    Raw data goes to the endpoint, so an address that is not this machine's needs `allow_remote`,
-    redirects are not followed, and no proxy is used for this machine. Raises UserError, with the
-    URL and the status but nothing of what was sent or answered; `setting` and `consent` are what
-    the user calls `url` and `allow_remote`.
+    The requests hold raw data. Any address but this machine therefore needs `allow_remote`,
+    redirects are not followed, and this machine is reached without a proxy. UserError shows the
+    URL without credentials and query, and nothing of a request or a reply; `setting` and `consent`
+    are the user's names of `url` and `allow_remote`.
     """
-    httpx = import_extra("httpx", "openai", setting)
-    try:
-        base = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UserError(f"{setting}: not a URL ({error}); write it like {EXAMPLE}") from None
-    if base.scheme not in ("http", "https") or not base.host:
-        raise UserError(f"{setting}: not an http URL with a host; write it like {EXAMPLE}")
-    endpoint = base.copy_with(path=base.path.rstrip("/") + "/chat/completions")
-    shown = str(endpoint.copy_with(userinfo=b"", query=None))  # these two may hold a password
-    local = is_loopback(base.host)
-    if not local and not allow_remote:
+    openai = import_extra("openai", "openai", setting)
+    address = parse_address(url, setting)
+    shown = f"{address.base}/chat/completions"
+    if not allow_remote and not is_loopback(address.host):
         raise UserError(
-            f"{setting}: {shown} is not this machine, and raw data would go there; "
-            f"{consent} if it may"
+            f"{setting}: {shown} is not this machine, and raw data would be sent there; "
+            f"{consent} if that is intended"
         )
     key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"${api_key_env}: not a key (it must be printable ASCII)")
 
-    def body(request: GenerationRequest, decoding: Decoding) -> dict[str, Any]:
-        return {
-            "model": model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in request.turns],
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "max_tokens": decoding.max_new_tokens,
-            "seed": request.seed % 2**31,  # some servers keep 32 bits, and -1 means random there
-            **({"top_k": decoding.top_k} if decoding.top_k else {}),
-        }
-
-    def ask(
-        client: Any, stopped: threading.Event, request: GenerationRequest, decoding: Decoding
-    ) -> Generation:
-        problem = ""
-        for attempt in range(attempts):
-            if attempt and stopped.wait(first_wait * 2 ** (attempt - 1)):
-                break
+    def complete(client: Any, request: GenerationRequest, decoding: Decoding) -> Generation:
+        for _ in range(attempts):
             try:
-                response = client.post(endpoint, json=body(request, decoding))
-            except httpx.RequestError as error:  # timeouts, lost connections, bad encodings
-                problem = f"no answer ({type(error).__name__})"
+                return _generation(request.id, _post(client, model, request, decoding))
+            except openai.APIError as error:  # raised after the last attempt
+                reason = _reason(error, model, api_key_env)
+                raise UserError(f"{shown}: {reason}") from None
+            except MALFORMED:
                 continue
-            status = response.status_code
-            if status == 200:
-                try:
-                    return _generation(request.id, response.json())
-                except (ValueError, LookupError, TypeError, AttributeError):
-                    problem = "status 200, but the answer is no chat completion"
-            elif status == 429 or status >= 500:
-                problem = f"status {status}"
-            else:
-                hint = f"; is the key in ${api_key_env}?" if status in (401, 403) else ""
-                raise UserError(f"{shown}: status {status} for model '{model}'{hint}")
-        raise UserError(f"{shown}: {problem}, {attempts} times; is the server well?")
+        raise UserError(f"{shown}: {attempts} replies of status 200, but no chat completion")
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
-        stopped = threading.Event()
-        with httpx.Client(headers=headers, timeout=timeout, trust_env=not local) as client:
+        with _client(address, key, timeout, attempts) as client:
             pool = ThreadPoolExecutor(max_workers=concurrency)
             try:
-                jobs = [pool.submit(ask, client, stopped, each, decoding) for each in requests]
+                jobs = [pool.submit(complete, client, each, decoding) for each in requests]
                 for job in as_completed(jobs):
                     yield job.result()
-            finally:  # on an error, or when the caller stops early, what waits is dropped
-                stopped.set()
+            finally:  # after an error, or when the caller stops early, drop the queued requests
                 pool.shutdown(cancel_futures=True)
 
     return generate
 
 
-def _generation(request_id: str, answer: Any) -> Generation:
-    """Read a chat completion; one of the four errors that `ask` knows when it is none."""
-    choice, usage = answer["choices"][0], answer.get("usage") or {}
-    text = choice["message"]["content"] or ""  # null when the model answered nothing
-    if not isinstance(text, str):
-        raise TypeError("content is not text")
+def parse_address(url: str, setting: str) -> Address:
+    """Split a URL. UserError, which names `setting`, if it is not http(s) with a host."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:  # its text may hold a password
+        raise UserError(f"{setting}: not a URL; write it like {EXAMPLE}") from None
+    # `base` is rebuilt from checked parts, so that the host that is checked is the one called.
+    valid = re.fullmatch(r"[A-Za-z0-9._:-]+", host) and parts.path.isprintable()
+    if parts.scheme not in ("http", "https") or not valid:
+        raise UserError(f"{setting}: not an http URL with a host; write it like {EXAMPLE}")
+    netloc = f"[{host}]{port}" if ":" in host else host + port
+    credentials = unquote(parts.username or ""), unquote(parts.password or "")
+    return Address(
+        base=f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}",
+        host=host,
+        query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+        credentials=credentials if any(credentials) else None,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` is this machine: `localhost` or a loopback address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # any other name may resolve to another machine
+        return False
+
+
+def _client(address: Address, key: str, timeout: float, attempts: int) -> Any:
+    import openai
+
+    sent = HEADERS | {"authorization"} if key or address.credentials else HEADERS
+
+    def remove_other_headers(request: Any) -> None:
+        for name in set(request.headers) - sent:
+            del request.headers[name]
+
+    return openai.OpenAI(
+        base_url=address.base,
+        default_query=address.query,
+        api_key=key or "none",  # the library refuses an empty key; the header is removed
+        timeout=timeout,
+        max_retries=attempts - 1,
+        http_client=openai.DefaultHttpxClient(
+            auth=address.credentials,
+            trust_env=not is_loopback(address.host),  # proxies of the environment
+            follow_redirects=False,
+            event_hooks={"request": [remove_other_headers]},
+        ),
+    )
+
+
+def _post(client: Any, model: str, request: GenerationRequest, decoding: Decoding) -> bytes:
+    reply = client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": turn.role, "content": turn.content} for turn in request.turns],
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        max_tokens=decoding.max_new_tokens,
+        seed=request.seed % 2**31,  # some servers keep 32 bits, and -1 means random there
+        extra_body={"top_k": decoding.top_k} if decoding.top_k else None,
+    )
+    return bytes(reply.http_response.content)
+
+
+def _reason(error: Any, model: str, api_key_env: str) -> str:
+    status = getattr(error, "status_code", None)
+    if status is None:
+        kind = type(error.__cause__ or error).__name__
+        return f"no reply ({kind}); is the server running?"
+    hint = f"; is the key in ${api_key_env}?" if status in (401, 403) else ""
+    return f"status {status} for model '{model}'{hint}"
+
+
+def _generation(request_id: str, content: bytes) -> Generation:
+    """Read a chat completion; raise one of `MALFORMED` if it is not one."""
+    reply = json.loads(content)
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    text = choice["message"]["content"] or ""  # null when the model generated nothing
+    text.encode()  # AttributeError if it is not text, UnicodeError for a lone surrogate
+
+    def count(name: str) -> int:
+        return min(max(0, int(usage.get(name) or 0)), 2**53)
+
     return Generation(
         id=request_id,
         text=text,
         finished=choice.get("finish_reason") == "stop",
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        new_tokens=int(usage.get("completion_tokens") or 0),
+        prompt_tokens=count("prompt_tokens"),
+        new_tokens=count("completion_tokens"),
     )
