@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from fedsdr.config import Template
 from fedsdr.data.conversation_layouts import (
     ALPACA,
     ALPACA_WITH_INPUT,
@@ -76,7 +77,7 @@ class Renderer:
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    name: str
+    name: Template
     fingerprint: str
     stop_token_ids: tuple[int, ...]
     layout: Layout
@@ -108,7 +109,7 @@ class Renderer:
         return TokenRow(example.id, tuple(tokens[:max_length]), tuple(supervised[:max_length]), cut)
 
 
-def render_for(tokenizer: "PreTrainedTokenizerBase", template: str = "auto") -> Renderer:
+def render_for(tokenizer: "PreTrainedTokenizerBase", template: Template = "auto") -> Renderer:
     """Return the renderer of a template: the tokenizer's own "chat" template, or "alpaca".
 
     "auto" is chat if the tokenizer has a chat template, else alpaca. Raises UserError for an
