@@ -169,7 +169,6 @@ class CompareConfig:
     sweep: dict = field(default_factory=dict)  # lists of values: data.alpha = [0.1, 0.5]
     variants: list[dict] = field(default_factory=list)  # {name = "S reset", method.s_reset = true}
     baseline: str = "plain"  # a method or variant, from which the differences are taken
-    reference: str = ""  # a file with the numbers of a paper, for a table of their own
 
 
 # key -> (least, most, what is wrong otherwise)
@@ -234,9 +233,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config,
     compare = table.pop("compare", {})
     if not isinstance(compare, Mapping):
         raise UserError(f"{path}: 'compare' is a section: write [compare] and its keys")
+    if "reference" in compare:
+        raise UserError(f"{path}: 'compare.reference' no longer exists; delete the line")
     study: CompareConfig = _merge(CompareConfig(), compare, str(path), "compare.")
-    if study.reference:
-        study = dataclasses.replace(study, reference=os.path.abspath(path.parent / study.reference))
     config: Config = _merge(Config(), table, str(path))
     config = _with_absolute_paths(config, path.parent)
     for override in overrides:

@@ -63,14 +63,19 @@ def test_the_table_is_printed_and_written(fedsdr, study, ran, tmp_path):
     assert {config.data.max_length for config in ran} == {64, 128}
     assert "lora.target_modules" in printed
     rows = json.loads((out / "compare.json").read_text())["rows"]
+    rows, bases = (
+        [r for r in rows if r["model"] != "base"],
+        [r for r in rows if r["model"] == "base"],
+    )
+    assert len(bases) == 2 * 2  # one per sweep point
     assert len(rows) == 2 * 2 * 2 * 2  # two kinds of model
     assert {(row["algorithm"], row["loss"]) for row in rows} == {
         ("fedavg", 0.75),
         ("fedyogi", 1.25),
     }
     with (out / "compare.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
-    assert (out / "compare.md").read_text().startswith("## Global models")
+        assert len(list(csv.DictReader(file))) == len(rows) + len(bases)
+    assert (out / "compare.md").read_text().startswith("## Loss, score and cost")
 
 
 def test_a_failed_cell_ends_with_2_and_its_reason_after_the_table(fedsdr, study, ran, tmp_path):
@@ -79,9 +84,9 @@ def test_a_failed_cell_ends_with_2_and_its_reason_after_the_table(fedsdr, study,
     code, printed, err = fedsdr(*arguments, "--sweep", "train.lr=0.1,2")
     assert code == 2
     assert err.strip().splitlines()[-1] == "fedsdr: 2 of 4 runs failed: diverged; lower train.lr"
-    assert "Global models" in printed
+    assert "Loss, score and cost" in printed
     assert "diverged" in (out / "compare.md").read_text()
-    # A fault of ours is not for the user to mend.
+    # A bug is not for the user to fix.
     code, _, err = fedsdr(*arguments, "--sweep", "lora.rank=4,200")
     assert code == 1
     assert "2 of 4 runs failed: ZeroDivisionError: ours" in err

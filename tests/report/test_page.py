@@ -120,8 +120,8 @@ def test_a_comparison_is_shown_with_what_failed(tmp_path):
     }  # fmt: skip
     cells = [{"folder": "cells/x", "variant": "plain", "algorithm": "fedavg", "point": {},
               "seed": 0, "failed": "no space"}]  # fmt: skip
-    found = {"baseline": "plain", "keys": [], "rows": [row], "by_client": [], "suites": [],
-             "rewriting_seconds": 0.0, "paper": None, "cells": cells}  # fmt: skip
+    found = {"baseline": "plain", "keys": [], "rows": [row], "by_client": [{"client": "bank"}],
+             "rewriting_seconds": 0.0, "cells": cells}  # fmt: skip
     tmp_path.joinpath("study").mkdir()
     write_comparison(found, tmp_path / "study")
     text = page_of([tmp_path / "study"])

@@ -57,7 +57,7 @@ def test_a_variant_with_other_test_rows_or_tokens_is_refused_before_anything_run
     section, name = key.split(".")
     value = {"test_fraction": 0.3, "template": "alpaca"}.get(name, 64)
     with pytest.raises(
-        UserError, match=rf"variant 'other': '{key}' is not that of 'plain'.*--sweep"
+        UserError, match=rf"variant 'other': '{key}' differs from that of 'plain'.*--sweep"
     ):
         cells(methods=["plain"], variants=[{"name": "other", section: {name: value}}])
 
@@ -103,6 +103,28 @@ def test_a_baseline_that_is_a_method_need_not_be_listed():
 def test_where_a_run_runs_is_no_other_cell():
     there = cells(replace(BASE, engine=replace(BASE.engine, threads=1)))
     assert [cell.name for cell in there] == [cell.name for cell in cells()]
+
+
+def test_a_folder_that_an_older_version_named_by_absolute_paths_is_found(tmp_path):
+    config = Config(
+        data=DataConfig(clients="/data/clients", max_length=128),
+        method=MethodConfig("plain"),
+        train=TrainConfig(lr=1e-3, local_epochs=1),
+    )
+    [cell] = cells_of(config, CompareConfig(), Path("/data"))
+    old = tmp_path / "cells" / "plain-fedavg-seed0-d956634772"  # as version 0.1.0 named it
+    assert cell.folder_in(tmp_path) == tmp_path / "cells" / cell.name != old
+    old.mkdir(parents=True)
+    assert cell.folder_in(tmp_path) == old
+
+
+@pytest.mark.parametrize(
+    ("clients", "hashes"), [("embedded:five-domains", 1), ("/elsewhere/rows", 1), ("/data/rows", 2)]
+)
+def test_paths_below_the_folder_of_the_study_give_a_second_hash(clients, hashes):
+    config = replace(BASE, data=DataConfig(clients=clients))
+    [cell] = cells_of(config, CompareConfig(methods=["plain"]), Path("/data"))
+    assert len(cell.name.split("-")) == 3 + hashes
 
 
 def test_a_study_is_fixed_in_a_file(tmp_path):

@@ -4,10 +4,11 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
-from fedsdr.config import CompareConfig
+from fedsdr.config import CompareConfig, load_config
 from fedsdr.distill import cache
 from fedsdr.errors import BusyError, UserError
 from fedsdr.models import memory
@@ -79,8 +80,10 @@ def test_a_comparison_runs_every_cell_once_and_csv_and_json_agree(cells, tmp_pat
         rows = list(csv.DictReader(file))
     assert [{k: "" if v is None else str(v) for k, v in r.items()} for r in kept["rows"]] == rows
     by_name = {(row["variant"], row["model"]): row for row in kept["rows"]}
+    base = by_name.pop(("base", "base"))
+    assert base["loss"] == pytest.approx(done[cells[0].name]["mean"]["base"]["loss"])
     assert len(by_name) == 3 * 2
-    assert {row["seeds"] for row in kept["rows"]} == {2}
+    assert {row["seeds"] for row in by_name.values()} == {2}
     plain = by_name["plain", "global"]
     assert plain["loss"] == pytest.approx(
         sum(done[cell.name]["mean"]["global"]["loss"] for cell in cells[:2]) / 2
@@ -93,8 +96,7 @@ def test_a_comparison_runs_every_cell_once_and_csv_and_json_agree(cells, tmp_pat
     assert equal["train_tokens"] == 2 * plain["train_tokens"]
     assert by_name["fedsdr", "global"]["rewrite_tokens"] > 0 == plain["rewrite_tokens"]
     text = (out / "compare.md").read_text()
-    # Two kinds of model, the cost, and by client the loss and the score of both kinds.
-    assert text.count("plain at equal compute") == 3 + 2 * 2
+    assert text.count("plain at equal compute") == 2  # two kinds of model
     entry = done[cells[0].name]["clients"]
     assert {row["client"] for row in kept["by_client"]} == set(entry)
     assert "over test rows" in text
@@ -146,7 +148,8 @@ def test_a_failing_cell_leaves_the_others_and_says_why(cells, tmp_path, monkeypa
     ]
     comparison = comparison_of(cells, done, failed, "plain", out)
     write_comparison(comparison, out)
-    assert {row["variant"] for row in comparison["rows"]} == {"plain", "plain at equal compute"}
+    variants = {row["variant"] for row in comparison["rows"]}
+    assert variants == {"base", "plain", "plain at equal compute"}
     assert [c["failed"] for c in comparison["cells"]][2:4] == ["ZeroDivisionError: ours", "no luck"]
     assert "no luck" in (out / "compare.md").read_text()
 
@@ -260,14 +263,72 @@ def test_a_suite_that_was_not_asked_alike_is_left_out_and_the_rest_is_shown(one,
         text = json.dumps({"mmlu": suite, "drop": suite | drop})
         (tmp_path / "cells" / cell.name / "suites.json").write_text(text)
     comparison = comparison_of(cells, done, {}, "plain", tmp_path)
-    assert {row["suite"] for row in comparison["suites"]} == {"drop"}
+    assert comparison["suite_settings"] == {"drop": "5-shot, 3 questions"}
     write_comparison(comparison, tmp_path)
     text = (tmp_path / "compare.md").read_text()
-    assert f"mmlu: left out, since it was not asked alike ({cells[0].name}: 4 questions" in text
-    with (tmp_path / "compare_suites.csv").open(newline="") as file:
-        assert {row["score"] for row in csv.DictReader(file)} == {"0.5"}
-    write_comparison(comparison | {"suites": []}, tmp_path)
-    assert not (tmp_path / "compare_suites.csv").exists()
+    assert (
+        f"mmlu: left out, because runs were asked different questions ({cells[0].name}: 4" in text
+    )
+    with (tmp_path / "compare.csv").open(newline="") as file:
+        assert {row["drop"] for row in csv.DictReader(file)} == {"0.5"}
+
+
+STUDY_FILE = """
+    [model]
+    name = "{model}"
+    [data]
+    clients = "{data}"
+    max_length = 128
+    [federation]
+    rounds = 1
+    [train]
+    local_epochs = 1
+    pack_tokens = 512
+    [lora]
+    rank = 2
+    [teacher]
+    engine = "transformers"
+    prompts = "prompts.toml"
+    max_new_tokens = 6
+    [evaluation]
+    max_new_tokens = 4
+    [compare]
+    methods = ["plain", "fedsd"]
+"""
+
+
+@pytest.mark.parametrize("out", ["studies/out", "runs"])
+def test_a_study_that_was_moved_with_its_data_and_runs_runs_nothing_anew(
+    out, tmp_path, model_folder, data_folder, fedsdr, monkeypatch
+):
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    here, there = tmp_path / "here", tmp_path / "moved" / "there"
+    study, data = here / "studies", "clients" if out == "studies/out" else "../clients"
+    study.mkdir(parents=True)
+    shutil.copytree(data_folder, study / data)
+    prompts = files("fedsdr.distill").joinpath("prompts.toml").read_text(encoding="utf-8")
+    (study / "prompts.toml").write_text(prompts)
+    (study / "study.toml").write_text(STUDY_FILE.format(model=model_folder, data=data))
+    assert fedsdr("compare", study / "study.toml", "--out", here / out)[0] == 0
+    there.parent.mkdir()
+    here.rename(there)
+    monkeypatch.setattr(compare_runs, "run_experiment", None)
+    for options in ([], ["--finished"]):
+        arguments = ("compare", there / "studies/study.toml", "--out", there / out, *options)
+        code, printed, err = fedsdr(*arguments)
+        assert code == 0, err
+        assert "fedsd" in printed
+    for saved in (there / out / "cells").glob("*/config.toml"):
+        assert Path(load_config(saved).data.clients).is_relative_to(there)
+
+
+def test_a_study_file_that_was_moved_alone_runs_nothing_anew(write_config, tmp_path):
+    config = write_config("federation.rounds=1", "method.name=plain")
+    study = CompareConfig(methods=["plain"])
+    [cell] = cells_of(config, study, tmp_path)
+    run_cells([cell], tmp_path / "out", SILENT)
+    [again] = cells_of(config, study, tmp_path / "elsewhere" / "deep")
+    assert finished_cells([again], tmp_path / "out").keys() == {again.name}
 
 
 def test_a_client_without_test_rows_is_named_below_the_table(one, tmp_path, data_folder):

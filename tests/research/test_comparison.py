@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from fedsdr.research.compare.comparison_table import notes_of, table_of
 from fedsdr.research.compare.differences import (
     Group,
     client_rows,
@@ -9,9 +10,7 @@ from fedsdr.research.compare.differences import (
     mean_difference,
     mean_over_clients,
     stratified_interval,
-    suite_rows,
 )
-from fedsdr.research.compare.tables import client_tables_of, suite_tables_of, tables_of
 
 
 def values(rng, rows=(30, 50), tokens=True):
@@ -127,7 +126,9 @@ GROUPS = {
 
 
 def test_the_rows_are_those_worked_by_hand():
-    rows = comparison_rows(GROUPS, "plain")
+    base, *rows = comparison_rows(GROUPS, "plain")
+    assert (base["variant"], base["model"], base["loss"], base["score"]) == ("base", "base", 9, 0.5)
+    assert (base["loss_difference"], base["train_tokens"]) == (None, None)
     assert [(r["variant"], r["algorithm"], r["model"]) for r in rows] == [
         (variant, algorithm, model)
         for model in ("global", "client")
@@ -155,19 +156,29 @@ def test_the_rows_are_those_worked_by_hand():
     assert [fedsdr["train_seconds"], fedsdr["bytes_up"], fedsdr["bytes_down"]] == [1, 1e6, 2e6]
 
 
-def test_global_and_client_models_are_in_tables_of_their_own():
-    tables = tables_of(comparison_rows(GROUPS, "plain"), [])
-    assert list(tables) == ["Global models", "The clients' own models", "Cost of a run"]
-    header, plain, fedsdr, alone = tables["Global models"]
-    at = header.index("loss")
-    assert plain[at : at + 2] == ["2.500 (0.707)", ""]
-    assert fedsdr[at : at + 2] == ["1.167 (1.041)", "-0.750 [-0.750, -0.750] (0.354), 2 seeds"]
-    assert alone[at : at + 2] == ["1.000", ""]
-    assert tables["The clients' own models"][2][at] == "1.000 (0.000)"
-    assert tables["Cost of a run"][2] == ["fedsdr", "fedavg", "3", "15", "8", "1", "1.00", "2.00"]
+def test_the_table_has_a_row_for_each_variant_and_kind_of_model():
+    title, table = table_of({"rows": comparison_rows(GROUPS, "plain"), "keys": []})
+    assert title == "Loss, score and cost (clients 1, test rows 2, metric rouge_l)"
+    header, base, plain, fedsdr, alone, *own = table
+    assert header[:4] == ["variant", "algorithm", "seeds", "model"]
+    assert base[:6] == ["base", "", "1", "base", "9.000", ""]
+    assert plain[:6] == ["plain", "fedavg", "2", "global", "2.500 (0.707)", ""]
+    assert fedsdr[4:6] == ["1.167 (1.041)", "-0.750 [-0.750, -0.750] (0.354), 2 seeds"]
+    assert alone[4:6] == ["1.000", ""]
+    assert own[1][:5] == ["fedsdr", "fedavg", "3", "client", "1.000 (0.000)"]
+    cost = ["train tokens", "rewrite tokens", "train seconds", "MB up", "MB down"]
+    assert (header[8:], base[8:]) == (cost, [""] * 5)
+    assert fedsdr[8:] == ["15", "8", "1", "1.00", "2.00"]
 
 
-def test_by_client_the_base_stands_once_and_a_column_is_a_client():
+def test_what_is_the_same_in_every_row_stands_in_the_title():
+    groups = {group: runs for group, runs in GROUPS.items() if group.algorithm == "fedavg"}
+    title, table = table_of({"rows": comparison_rows(groups, "plain"), "keys": []})
+    assert "algorithm fedavg" in title
+    assert "algorithm" not in table[0]
+
+
+def test_by_client_each_kind_of_model_has_a_row_with_its_means_over_seeds():
     clinic = {"clinic": [{"id": "z"} | {m: {"loss_sum": 6.0, "tokens": 2, "score": 0.25}
               for m in ("base", "global", "client")}]}  # fmt: skip
     groups = {
@@ -176,27 +187,12 @@ def test_by_client_the_base_stands_once_and_a_column_is_a_client():
     }
     rows = client_rows(groups)
     assert len(rows) == 3 * 3 * 2
-    own = next(r for r in rows if (r["variant"], r["model"]) == ("fedsdr", "global"))
-    assert (own["client"], own["seeds"], own["loss"]) == ("bank", 3, pytest.approx(3.5 / 3))
-    tables = client_tables_of(rows, [])
-    assert list(tables) == [
-        f"{measure} by client: {models}"
-        for measure in ("Loss", "Score")
-        for models in ("global models", "the clients' own models")
-    ]
-    assert tables["Loss by client: global models"] == [
-        ["variant", "algorithm", "seeds", "bank", "clinic"],
-        ["base", "", "", "9.000", "3.000"],
-        ["plain", "fedavg", "2", "2.500", "3.000"],
-        ["fedsdr", "fedavg", "3", "1.167", "3.000"],
-        ["fedsdr", "fedyogi", "1", "1.000", "3.000"],
-    ]
-    assert tables["Score by client: the clients' own models"][2] == [
-        *("fedsdr", "fedavg", "3"),
-        *("0.750", "0.250"),
-    ]
-    many = [row | {"client": str(i)} for row in rows for i in range(13)]
-    assert client_tables_of(many, []) == {}
+    found = {(r["variant"], r["algorithm"], r["model"], r["client"]): r for r in rows}
+    own = found["fedsdr", "fedavg", "global", "bank"]
+    assert (own["seeds"], own["loss"], own["score"]) == (3, pytest.approx(3.5 / 3), 0.75)
+    assert own["loss_sd"] == pytest.approx(np.std([1.5, 2.0, 0.0], ddof=1))
+    assert found["plain", "fedavg", "base", "clinic"]["loss"] == 3.0
+    assert found["fedsdr", "fedyogi", "client", "clinic"]["loss_sd"] is None
 
 
 def asked(scores, clients=(), ids=("q1", "q2", "q3", "q4")):
@@ -216,35 +212,62 @@ def asked(scores, clients=(), ids=("q1", "q2", "q3", "q4")):
     }
 
 
-def test_suites_are_compared_by_question_over_seeds_and_clients_in_rows_of_their_own():
+def with_suites(suites):
+    return results(2.0, 0.5) | {"suites": suites}
+
+
+def test_suites_are_compared_by_question_over_seeds_and_clients_beside_loss_and_score():
     plain, fedsdr = Group("plain", "fedavg"), Group("fedsdr", "fedavg")
     own = [[1, 1, 1, 0], [0, 1, 1, 0]]
+    of_plain = [asked([1, 0, 0, 0]), asked([1, 1, 0, 0])]
+    of_fedsdr = [asked([1, 1, 0, 0], own), asked([1, 1, 1, 0], own), {}]
     groups = {
-        plain: {0: asked([1, 0, 0, 0]), 1: asked([1, 1, 0, 0])},
-        fedsdr: {0: asked([1, 1, 0, 0], own), 1: asked([1, 1, 1, 0], own), 2: {}},
+        plain: {seed: with_suites(suites) for seed, suites in enumerate(of_plain)},
+        fedsdr: {seed: with_suites(suites) for seed, suites in enumerate(of_fedsdr)},
     }
-    rows = {(row["model"], row["variant"]): row for row in suite_rows(groups, "plain")}
-    assert len(rows) == 2 * 2
+    found = comparison_rows(groups, "plain")
+    rows = {(row["model"], row["variant"]): row for row in found}
+    assert len(rows) == 1 + 2 * 2
     ours = rows["global", "fedsdr"]
-    assert (ours["suite"], ours["seeds"], ours["difference_seeds"]) == ("mmlu", 2, 2)
-    assert (ours["base"], ours["score"]) == (0.25, 0.625)
-    assert ours["score_sd"] == pytest.approx(0.125 * 2**0.5)
-    assert ours["score_difference"] == 0.25
+    assert (ours["seeds"], ours["mmlu_seeds"], ours["mmlu_difference_seeds"]) == (3, 2, 2)
+    assert (rows["base", "base"]["mmlu"], ours["mmlu"]) == (0.25, 0.625)
+    assert ours["mmlu_sd"] == pytest.approx(0.125 * 2**0.5)
+    assert ours["mmlu_difference"] == 0.25
     differences = {"mmlu": {str(i): (d, 1) for i, d in enumerate([0, 0.5, 0.5, 0])}}
-    interval = [ours["score_difference_low"], ours["score_difference_high"]]
+    interval = [ours["mmlu_difference_low"], ours["mmlu_difference_high"]]
     assert interval == stratified_interval(differences)
-    assert rows["client", "fedsdr"]["score"] == 0.625  # the mean of two clients, 3/4 and 2/4
+    assert rows["client", "fedsdr"]["mmlu"] == 0.625  # the mean of two clients, 3/4 and 2/4
     # A run without private branches has one model for all.
-    assert rows["client", "plain"]["score"] == rows["global", "plain"]["score"] == 0.375
-    assert rows["client", "fedsdr"]["score_difference"] == 0.25
-    tables = suite_tables_of(list(rows.values()), [])
-    line = "mmlu plain fedavg 2 5 4 0.250 0.375 (0.177)"
-    assert tables["Public suites: global models"][1] == [*line.split()[:7], "0.375 (0.177)", ""]
-    assert suite_tables_of([], []) == {}
+    assert rows["client", "plain"]["mmlu"] == rows["global", "plain"]["mmlu"] == 0.375
+    assert rows["client", "fedsdr"]["mmlu_difference"] == 0.25
+    settings = {"mmlu": "5-shot, 4 questions"}
+    _, table = table_of({"rows": found, "keys": [], "suite_settings": settings})
+    line = dict(zip(table[0], table[3], strict=True))
+    assert line["variant"] == "fedsdr"
+    assert line["mmlu"] == "0.625 (0.177), 2 seeds"
+    assert line["mmlu - baseline"].endswith(", 2 seeds")
 
 
 def test_suites_that_were_asked_other_questions_are_not_compared():
     plain, fedsdr = Group("plain", "fedavg"), Group("fedsdr", "fedavg")
     other = asked([1, 1], ids=("q1", "q2"))
+    groups = {
+        plain: {0: with_suites(asked([1, 0, 0, 0]))},
+        fedsdr: {0: with_suites(other)},
+    }
     with pytest.raises(ValueError, match="same test rows"):
-        suite_rows({plain: {0: asked([1, 0, 0, 0])}, fedsdr: {0: other}}, "plain")
+        comparison_rows(groups, "plain")
+
+
+def test_a_comparison_of_an_older_version_is_shown_with_a_word_on_its_suites():
+    old = {
+        "baseline": "plain",
+        "keys": [],
+        "rows": [row for row in comparison_rows(GROUPS, "plain") if row["model"] != "base"],
+        "suites": [{"suite": "mmlu"}],
+        "rewriting_seconds": 0.0,
+        "paper": {"source": "x"},
+        "cells": [{"folder": "cells/x", "failed": None}],
+    }
+    assert len(table_of(old)[1]) == 1 + 2 * 3
+    assert "compare STUDY --finished" in "".join(notes_of(old))

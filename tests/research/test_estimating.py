@@ -19,9 +19,7 @@ def test_an_estimate_is_near_what_the_runs_took_and_touches_nothing(write_config
     assert [one.runs for one in estimates.values()] == [1, 1, 1, 1]
     # plain, which comes last, has the same teacher and does not rewrite.
     assert (
-        rewriting_seconds(estimates.values())
-        == max(one.rewrite_seconds for one in estimates.values())
-        > 0
+        rewriting_seconds(estimates) == max(one.rewrite_seconds for one in estimates.values()) > 0
     )
 
     done, failed = run_cells(cells, out, SILENT)

@@ -18,15 +18,15 @@ from fedsdr.errors import UserError
 @click.option("--algorithms", metavar="A,B", help="Instead of those of [compare].")
 @click.option("--seeds", metavar="0,1,2", help="Instead of those of [compare].")
 @click.option("--sweep", multiple=True, metavar="KEY=A,B", help="Any key: data.alpha=0.1,0.5.")
-@click.option("--baseline", metavar="NAME", help="What differences are taken from, if not plain.")
+@click.option("--baseline", metavar="NAME", help="Variant to take differences to; default: plain.")
 @click.option("--model", metavar="NAME", help="Instead of model.name.")
 @click.option(
     "--data",
     type=click.Path(exists=True, path_type=Path),
-    help="A file or folder instead of data.source, dealt as it would be, or of data.clients.",
+    help="A file or folder instead of data.source (split alike) or data.clients.",
 )
-@click.option("--finished", is_flag=True, help="Run nothing: a table of what is finished.")
-@click.option("--dry-run", is_flag=True, help="Say what it will take, from small runs.")
+@click.option("--finished", is_flag=True, help="Run nothing: only the table of finished runs.")
+@click.option("--dry-run", is_flag=True, help="Estimate the cost, from small runs.")
 @overrides
 @out_folder
 def compare(
@@ -45,24 +45,18 @@ def compare(
 ) -> None:
     """Run every method with every algorithm and seed, and put them in one table.
 
-    Each is a run in OUT/cells/. What is finished is not run again, and a stopped comparison goes
-    on with the same command.
+    Each is a run in OUT/cells/. A finished run is not run again, and the same command resumes a
+    stopped comparison.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_comparison, print_estimates
-    from fedsdr.research.compare.compare_runs import (
-        Failure,
-        comparison_of,
-        finished_cells,
-        run_cells,
-        write_comparison,
-    )
-    from fedsdr.research.compare.dry_run import estimates_of
+    from fedsdr.cli.table import print_tables
+    from fedsdr.research.compare import compare_runs
+    from fedsdr.research.compare.comparison_table import notes_of, table_of
+    from fedsdr.research.compare.dry_run import estimate_table, estimates_of
     from fedsdr.research.compare.grid import cells_of
-    from fedsdr.research.compare.reference import load_reference
 
     settings, study = load_study(config, set_)
-    settings = _replaced(settings, model, data)
+    settings = with_model_and_data(settings, model, data)
     study = replace(
         study,
         methods=study.methods if methods is None else _names(methods),
@@ -71,26 +65,26 @@ def compare(
         sweep=study.sweep | dict(_swept(settings, text) for text in sweep),
         baseline=study.baseline if baseline is None else baseline,
     )
-    reference = load_reference(Path(study.reference)) if study.reference else None
     folder = folder_of(config, out)
-    cells = cells_of(settings, study, config.parent)
+    cells = cells_of(settings, study, config.parent, folder)
     if dry_run:
-        print_estimates(estimates_of(cells, folder, console_progress()))
+        table, total = estimate_table(estimates_of(cells, folder, console_progress()))
+        print_tables([table], [total])
         return
-    failed: dict[str, Failure] = {}
+    failed: dict[str, compare_runs.Failure] = {}
     if finished:
-        done = finished_cells(cells, folder)
+        done = compare_runs.finished_cells(cells, folder)
         if not done:
             raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
     else:
-        done, failed = run_cells(cells, folder, console_progress())
+        done, failed = compare_runs.run_cells(cells, folder, console_progress())
     if done:
-        comparison = comparison_of(cells, done, failed, study.baseline, folder, reference)
-        write_comparison(comparison, folder)
-        print_comparison(comparison)
+        comparison = compare_runs.comparison_of(cells, done, failed, study.baseline, folder)
+        compare_runs.write_comparison(comparison, folder)
+        print_tables([table_of(comparison)], notes_of(comparison))
         print(f"\nin {folder}: compare.md, compare.csv, compare.json; every run in cells/")
     if failed:
-        # What the user cannot mend comes first: it decides the exit code.
+        # A bug is reported before a user's error, because it decides the exit code.
         first = max(failed.values(), key=lambda failure: failure.fault)
         line = f"{len(failed)} of {len(failed) + len(done)} runs failed: {first.reason}"
         if first.fault:
@@ -99,8 +93,8 @@ def compare(
         raise UserError(line)
 
 
-def _replaced(settings: Config, model: str | None, data: Path | None) -> Config:
-    """Return `settings` with another model and other data, as they fit a smaller machine."""
+def with_model_and_data(settings: Config, model: str | None, data: Path | None) -> Config:
+    """Return `settings` with another model, and other data for the key that names its own."""
     if model is not None:
         table = {"model": {"name": model, "revision": ""}}
         settings = with_values(settings, table, f"--model {model}", Path.cwd())

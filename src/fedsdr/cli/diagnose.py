@@ -43,7 +43,7 @@ def diagnose(
     The run itself is not changed. What each number means: docs/diagnose.md.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import grid, wide_console
+    from fedsdr.cli.table import print_tables
     from fedsdr.data.clients import load_clients
     from fedsdr.errors import UserError
     from fedsdr.files import write_atomically
@@ -66,9 +66,7 @@ def diagnose(
     write_atomically(folder / "diagnose.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     title = f"{found['method']} with {found['algorithm']}, {found['rounds']} rounds, diagnosed"
     write_atomically(folder / "diagnose.md", markdown_of(title, tables))
-    console = wide_console()
-    for name, body in tables:
-        console.print(grid(name, body))
+    print_tables(tables)
     print(f"\nnumbers in {folder}: diagnose.json, diagnose.md")
     if "raw" in found.get("map", {}):
         draw_landscape(found["map"], folder / "map.png")

@@ -72,10 +72,11 @@ def _on_suites(
         raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")
 
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_suites
+    from fedsdr.cli.table import print_tables
     from fedsdr.research.suites.run_suites import run_suites
+    from fedsdr.research.suites.tables import tables_of
     from fedsdr.runs.run_folder import open_run
 
     site, state = open_run(run, set_)
     results = run_suites(site, state, suites, questions, limit or 0, console_progress())
-    print_suites(results)
+    print_tables(tables_of(results).items())

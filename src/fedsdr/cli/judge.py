@@ -47,7 +47,7 @@ def judge(
     other command needs it. What each number means: docs/judge.md.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import grid, wide_console
+    from fedsdr.cli.table import print_tables
     from fedsdr.errors import UserError
     from fedsdr.evaluation.results import to_markdown
     from fedsdr.files import write_atomically
@@ -93,9 +93,5 @@ def judge(
         *(f"## {t}\n\n{to_markdown(rows)}" for t, rows in tables),
     ]
     write_atomically(out / "judge.md", "\n".join([*parts, *notes]) + "\n")
-    console = wide_console()
-    for title, body in tables:
-        console.print(grid(title, body))
-    for note in notes:
-        console.print(note, highlight=False, markup=False)
+    print_tables(tables, notes)
     print(f"\nin {out}: judge.json, judge.md, verdicts.jsonl")

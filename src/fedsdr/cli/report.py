@@ -28,7 +28,7 @@ def page_of(folders: Sequence[Path]) -> str:
     from fedsdr.files import read_json
     from fedsdr.report.page import render_page
     from fedsdr.report.run_section import HINT, run_section, side_by_side
-    from fedsdr.research.compare.tables import section_of
+    from fedsdr.research.compare.comparison_table import section_of
     from fedsdr.research.diagnose.summary import tables_of
 
     sections, runs = [], []

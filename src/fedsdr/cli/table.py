@@ -1,126 +1,95 @@
-"""Tables for the terminal."""
+"""Tables for the terminal. A number is never cut: a table that is too wide becomes blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Table as RichTable
 
 from fedsdr.distill.records import Audit
-from fedsdr.evaluation.results import table_of
-from fedsdr.research.compare.differences import Group
-from fedsdr.research.compare.dry_run import Estimate, rewriting_seconds
-from fedsdr.research.compare.tables import notes_of, tables_in
-from fedsdr.research.suites import tables as suite_tables
+from fedsdr.evaluation.results import Table, table_of
+
+WIDTH_OF_FILES = 160  # output into a file or pipe has no width of its own
+
+
+def print_tables(tables: Iterable[Table], notes: Iterable[str] = ()) -> None:
+    """Print tables, first column left-aligned, the rest right-aligned, and the notes below them."""
+    for title, rows in tables:
+        _print_table(title, rows)
+    for note in notes:
+        wide_console().print(note, highlight=False, markup=False)
 
 
 def print_results(results: Mapping[str, Any]) -> None:
-    """Print scores and losses of base, global and client models, and what they cost."""
-    console = wide_console()
+    """Print scores and losses of base, global and client models, and the cost of the run."""
     if results["clients"]:
-        console.print(_table_of(results))
+        title = (
+            f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, seed "
+            f"{results['seed']}; score [95 % interval over test rows], loss in nats per token"
+        )
+        print_tables([(title, table_of(results))])
     else:
-        console.print("no test rows, so nothing was measured (data.test_fraction)")
+        print("no test rows, so nothing was measured (data.test_fraction)")
     cost = results["cost"]
-    tokens = ", ".join(f"{name} {count:,.0f}" for name, count in cost["tokens"].items())
-    seconds = ", ".join(f"{name} {count:,.0f}" for name, count in cost["seconds"].items())
-    console.print(f"tokens: {tokens}", highlight=False)
-    console.print(f"seconds: {seconds}", highlight=False)
-    console.print(
-        f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down",
-        highlight=False,
-    )
-
-
-def _table_of(results: Mapping[str, Any]) -> Table:
-    return grid(
-        f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
-        f"seed {results['seed']} [95 % interval over test rows]; loss in nats per token",
-        table_of(results),
-        line_after=len(results["clients"]),
-    )
-
-
-def grid(title: str, rows: Sequence[Sequence[str]], line_after: int | None = None) -> Table:
-    """Return rows, the first of them the header, as a table: words left, numbers right. A line
-    follows the first `line_after` rows of the body."""
-    header, *body = rows
-    table = Table(title=title)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for i, row in enumerate(body):
-        if i == line_after:
-            table.add_section()
-        table.add_row(*row)
-    return table
-
-
-def print_comparison(comparison: Mapping[str, Any]) -> None:
-    """Print the tables of a comparison but those by client, and the notes to read them with."""
-    console = wide_console()
-    for title, rows in tables_in(comparison, by_client=False).items():
-        console.print(grid(title, rows))
-    for note in notes_of(comparison):
-        console.print(note, highlight=False, markup=False)
-
-
-def print_suites(results: Mapping[str, Any]) -> None:
-    """Print what public suites found, and how each was asked."""
-    console = wide_console()
-    for title, rows in suite_tables.tables_of(results).items():
-        console.print(grid(title, rows))
-
-
-def print_estimates(estimates: Mapping[Group, Estimate]) -> None:
-    """Print what each run of a comparison will take, and all that are still to be done."""
-    columns = ["train tokens", "rewrite tokens", "seconds", "MB up", "MB down", "GiB memory"]
-    rows = [["run", "runs to do", *columns]]
-    for group, one in estimates.items():
-        numbers = (one.train_tokens, one.rewrite_tokens, one.seconds)
-        sent = (one.bytes_up / 1e6, one.bytes_down / 1e6)
-        texts = (*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent))
-        memory = "unknown" if one.memory is None else f"{one.memory / 2**30:,.2f}"
-        rows.append([str(group), str(one.runs), *texts, memory])
-    rewriting = rewriting_seconds(estimates.values())
-    seconds = sum(one.runs * one.seconds for one in estimates.values()) + rewriting
-    console = wide_console()
-    console.print(grid("what one run will take, from a small run of each kind", rows))
-    console.print(
-        f"{sum(one.runs for one in estimates.values())} runs to do, about {seconds:,.0f} s in all, "
-        f"{rewriting:,.0f} of them for making the rewrites once",
-        highlight=False,
-    )
+    for kind in ("tokens", "seconds"):
+        print(f"{kind}: " + ", ".join(f"{name} {n:,.0f}" for name, n in cost[kind].items()))
+    print(f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down")
 
 
 def print_audit(audits: Mapping[str, Audit]) -> None:
-    """Print what became of each client's answers."""
-    table = Table(title="rewriting")
-    columns = (
-        "client",
-        "answers",
-        "rewritten",
-        "length",
-        "new tokens",
-        "cached",
-        "kept raw because",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name in (columns[0], columns[-1]) else "right")
+    """Print how many answers of each client were rewritten, and why the others were not."""
+    header = ["client", "answers", "rewritten", "length", "new tokens", "cached"]
+    rows = [[*header, "kept raw because"]]
     for client, audit in audits.items():
+        numbers = [str(audit.answers), f"{audit.rewritten} ({audit.share_rewritten:.0%})"]
+        numbers += [f"x{audit.length_ratio:.2f}", str(audit.new_tokens), str(audit.from_cache)]
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(audit.kept_raw.items()))
-        table.add_row(
-            client,
-            str(audit.answers),
-            f"{audit.rewritten} ({audit.share_rewritten:.0%})",
-            f"x{audit.length_ratio:.2f}",
-            str(audit.new_tokens),
-            str(audit.from_cache),
-            reasons,
-        )
-    wide_console().print(table)
+        rows.append([client, *numbers, reasons])
+    print_tables([("rewriting", rows)])
 
 
-def wide_console() -> Console:
-    """Return a console as wide as the terminal. Piped into a file there is no width to fit into,
-    and a table that is cut would be useless."""
-    return Console() if Console().is_terminal else Console(width=160)
+def wide_console(width: int = WIDTH_OF_FILES) -> Console:
+    """Return a console as wide as the terminal, or as `width` if there is no terminal."""
+    return Console() if Console().is_terminal else Console(width=width)
+
+
+def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    console = wide_console(max(WIDTH_OF_FILES, _width(rows)))
+    if _width(rows) > console.width:
+        title, rows = _constants_in_title(title, rows)
+    header, *body = rows
+    if _width(rows) <= console.width:
+        table = RichTable(title=escape(title))
+        for i, name in enumerate(header):
+            table.add_column(escape(name), justify="left" if i == 0 else "right")
+        for row in body:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        return
+    console.print(title, markup=False, style="italic")
+    for row in body:
+        block = RichTable.grid(padding=(0, 2))
+        for name, value in zip(header, row, strict=True):
+            block.add_row(escape(name), escape(value))
+        console.print(block, "")
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(cell_len, column)) + 3 for column in zip(*rows, strict=True)) + 1
+
+
+def _constants_in_title(
+    title: str, rows: Sequence[Sequence[str]]
+) -> tuple[str, Sequence[Sequence[str]]]:
+    """Move the columns with the same value in every row into the title."""
+    header, *body = rows
+    if len(body) < 2:
+        return title, rows
+    same = [i > 0 and len({row[i] for row in body}) == 1 for i in range(len(header))]
+    facts = [f"{name} {body[0][i]}" for i, name in enumerate(header) if same[i]]
+    kept = [
+        [cell for cell, constant in zip(row, same, strict=True) if not constant] for row in rows
+    ]
+    return "; ".join([title, *facts]), kept

@@ -1,14 +1,14 @@
-"""Rows of many runs: means, spread over seeds, paired intervals against a baseline, cost.
+"""Rows of a comparison: means, spread over seeds, paired intervals against a baseline, cost.
 
-What varies is kept apart. Over seeds: the standard deviation, beside the number of seeds. Over
-test rows: a 95 % bootstrap percentile interval of the difference to the baseline, in which each
-client's rows are drawn anew within that client, since the clients are given and not a sample
-(strata; Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 8). A row is drawn
-with its values under both models and all seeds: pairing takes out what makes a row hard for
-everyone (Koehn, "Statistical significance tests for machine translation evaluation", 2004), and
-rows and seeds are crossed, not nested, because all seeds have the same test rows. Seeds are not
-drawn: a bootstrap of three would be too narrow. So the interval holds for these seeds; whether a
-difference outlasts another seed is read from its own spread over seeds.
+Two sources of variation are reported apart. Over seeds: the standard deviation. Over test rows: a
+95 % percentile bootstrap interval of the difference to the baseline. Rows are resampled within each
+client, because the clients are given and not sampled (strata; Efron and Tibshirani, "An
+introduction to the bootstrap", 1993, chapter 8). A row is drawn with its values under both models
+and all seeds: pairing removes what makes a row hard for every model (Koehn, "Statistical
+significance tests for machine translation evaluation", 2004), and rows are crossed with seeds,
+because all seeds share the test rows. Seeds are not resampled: a bootstrap of three is too narrow.
+So the interval holds for these seeds; whether a difference outlasts another seed is read from its
+standard deviation over seeds.
 """
 
 import math
@@ -21,17 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from fedsdr.evaluation.results import MODELS
 from fedsdr.seeds import seed_for
 
-Results = Mapping[str, Any]  # what results.json holds
-# client -> id of a test row -> (numerator, denominator); a client's value is the ratio of the sums
+Results = Mapping[str, Any]  # results.json; "suites" has the run's suites.json
+# client -> test row id -> (numerator, denominator); a client's value is the ratio of the sums
 Values = dict[str, dict[str, tuple[float, float]]]
 MEASURES = ("loss", "score")
+COSTS = ("train_tokens", "rewrite_tokens", "train_seconds", "bytes_up", "bytes_down")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs that differ in their seed alone; `point` is what a sweep set."""
+    """Runs that differ in their seed alone; `point` holds the swept keys and their values."""
 
     variant: str
     algorithm: str
@@ -39,27 +41,89 @@ class Group:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What a row of a table begins with."""
+        """The first columns of a row."""
         return {"variant": self.variant, "algorithm": self.algorithm, **dict(self.point)}
 
     def __str__(self) -> str:
         return ", ".join([self.variant, self.algorithm, *(f"{k}={v}" for k, v in self.point)])
 
 
+Groups = Mapping[Group, Mapping[int, Results]]  # group -> seed -> results of the run
+
+
+def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
+    """Return one row per kind of model and group; the base model has a row per sweep point.
+
+    Measures are loss, score, and every public suite that a run was asked. A difference is to the
+    same kind of model of the variant `baseline` with the same algorithm, sweep point and seeds;
+    None if there is none. A spread of one seed is None. Costs are means over seeds; rewrite tokens
+    count in full, although rewrites are made once and shared.
+    """
+    finished = {group: runs for group, runs in groups.items() if runs}
+    bases: dict[Group, dict[int, Results]] = {}
+    for point in dict.fromkeys(group.point for group in finished):
+        same = [run for g, runs in finished.items() if g.point == point for run in runs.values()]
+        asked = {name: suite for run in same for name, suite in run.get("suites", {}).items()}
+        bases[Group("base", "", point)] = {0: {**same[0], "suites": asked}}
+    suites = sorted({name for runs in bases.values() for name in runs[0]["suites"]})
+    rows = [_row(group, "base", runs, {}, suites) for group, runs in bases.items()]
+    for model in ("global", "client"):
+        for group, runs in finished.items():
+            own = group.variant == baseline
+            against = {} if own else finished.get(replace(group, variant=baseline), {})
+            rows.append(_row(group, model, runs, against, suites))
+    return rows
+
+
+def client_rows(groups: Groups) -> list[dict[str, Any]]:
+    """Return one row per group, kind of model and client: means over seeds and their spread.
+
+    A mean over clients does not show which client moved it.
+    """
+    rows = []
+    for group, runs in groups.items():
+        for model in MODELS if runs else ():
+            of = {m: [values_of(run, model, m) for run in runs.values()] for m in MEASURES}
+            for client in dict.fromkeys(name for values in of["loss"] for name in values):
+                row = group.place | {"model": model, "seeds": len(runs), "client": client}
+                for measure, found in of.items():
+                    own = [{client: values[client]} for values in found if client in values]
+                    row |= _spread(measure, [mean_over_clients(values) for values in own])
+                rows.append(row)
+    return rows
+
+
 def values_of(results: Results, model: str, measure: str) -> Values:
-    """Return the values of one model's test rows: losses over supervised tokens, scores over 1."""
+    """Return the values of one model's test rows: losses over supervised tokens, scores over 1.
+
+    Those of a suite are its first metric's by question, in one stratum, for clients their mean; {}
+    if the model was not asked.
+    """
 
     def pair(row: Mapping[str, Any]) -> tuple[float, float]:
         return (row["loss_sum"], row["tokens"]) if measure == "loss" else (row["score"], 1)
 
-    return {
-        client: {row["id"]: pair(row[model]) for row in rows}
-        for client, rows in results["examples"].items()
-    }
+    if measure in MEASURES:
+        return {
+            client: {row["id"]: pair(row[model]) for row in rows}
+            for client, rows in results["examples"].items()
+        }
+    suite = results.get("suites", {}).get(measure, {"models": {}, "clients": {}})
+    entries = [suite["models"][model]] if model in suite["models"] else []
+    if model == "client":  # without private branches, a client's model is the global one
+        entries = list(suite["clients"].values()) or [
+            entry for kind, entry in suite["models"].items() if kind == "global"
+        ]
+    if not entries:
+        return {}
+    metric = next(iter(entries[0]["scores"]))
+    scores = zip(*(entry["scores"][metric] for entry in entries), strict=True)
+    questions = enumerate(zip(suite["ids"], scores, strict=True))
+    return {measure: {f"{i} {name}": (statistics.fmean(of), 1) for i, (name, of) in questions}}
 
 
 def mean_over_clients(values: Values) -> float:
-    """Return the mean of the clients' values: every client counts once."""
+    """Return the mean of the clients' values; every client counts once."""
     return statistics.fmean(
         math.fsum(n for n, _ in rows.values()) / math.fsum(d for _, d in rows.values())
         for rows in values.values()
@@ -67,9 +131,9 @@ def mean_over_clients(values: Values) -> float:
 
 
 def mean_difference(a: Sequence[Values], b: Sequence[Values]) -> Values:
-    """Return for each test row the mean over seeds of a - b, where a[i] and b[i] share a seed.
+    """Return the mean over seeds of a - b for each test row, where a[i] and b[i] share a seed.
 
-    ValueError when they are not all of the same rows with the same denominators.
+    ValueError unless all are of the same rows with the same denominators.
     """
     like = {client: {i: d for i, (_, d) in rows.items()} for client, rows in a[0].items()}
     for values in (*a, *b):
@@ -112,117 +176,39 @@ def stratified_interval(values: Values, resamples: int = 2000) -> list[float] | 
     return [float(found.low), float(found.high)]
 
 
-def comparison_rows(
-    groups: Mapping[Group, Mapping[int, Results]], baseline: str
-) -> list[dict[str, Any]]:
-    """Return one row for each group and kind of model ("global", "client"), as plain values.
-
-    A difference is to the same kind of model of the variant `baseline`, with the same algorithm,
-    sweep point and seeds; None where there is none. A spread is None for one seed. Costs are means
-    over seeds; tokens of rewrites count in full, though they are made once and shared.
-    """
-    rows = []
-    for model in ("global", "client"):
-        for group, runs in groups.items():
-            if not runs:
-                continue
-            against = groups.get(replace(group, variant=baseline), {})
-            common = sorted(set(runs) & set(against)) if group.variant != baseline else []
-            clients = next(iter(runs.values()))["clients"].values()
-            metrics = {client["metric"] for client in clients}
-            row = group.place
-            row |= {
-                "model": model,
-                "seeds": len(runs),
-                "clients": len(clients),
-                "test_rows": sum(client["num_test"] for client in clients),
-                "metric": metrics.pop() if len(metrics) == 1 else "mixed",
-                "difference_seeds": len(common),
-            }
-            for measure in MEASURES:
-                own = {seed: values_of(run, model, measure) for seed, run in runs.items()}
-                row |= _spread(measure, [mean_over_clients(v) for v in own.values()])
-                theirs = {seed: values_of(against[seed], model, measure) for seed in common}
-                row |= _difference(f"{measure}_difference", [own[s] for s in common], theirs)
-            rows.append(row | _cost([run["cost"] for run in runs.values()]))
-    return rows
+def training_part(cost: Mapping[str, float]) -> float:
+    """Return the tokens, or the seconds, of training alone."""
+    return math.fsum(value for name, value in cost.items() if name.startswith("train "))
 
 
-def client_rows(groups: Mapping[Group, Mapping[int, Results]]) -> list[dict[str, Any]]:
-    """Return one row for each group, kind of model ("base" too) and client: its means over seeds
-    and their deviation. A mean over clients does not say which of them moved it.
-    """
-    rows = []
-    for group, runs in groups.items():
-        for model in ("base", "global", "client") if runs else ():
-            of = {m: [values_of(run, model, m) for run in runs.values()] for m in MEASURES}
-            for client in dict.fromkeys(name for values in of["loss"] for name in values):
-                row = group.place
-                row |= {"model": model, "seeds": len(runs), "client": client}
-                for measure, found in of.items():
-                    own = [{client: v[client]} for v in found if client in v]
-                    row |= _spread(measure, [mean_over_clients(v) for v in own])
-                rows.append(row)
-    return rows
-
-
-def suite_rows(
-    groups: Mapping[Group, Mapping[int, Mapping[str, Any]]], baseline: str
-) -> list[dict[str, Any]]:
-    """Return one row for each group, kind of model and public suite; the runs hold what suites.json
-    does. A suite's first metric counts, and for the clients' own models the mean over them.
-
-    The runs were asked the same questions.
-    """
-    rows = []
-    for model in ("global", "client"):
-        for group, runs in groups.items():
-            against = groups.get(replace(group, variant=baseline), {})
-            for suite in dict.fromkeys(name for run in runs.values() for name in run):
-                own, theirs = (
-                    {
-                        seed: values
-                        for seed, run in of.items()
-                        if suite in run and (values := _suite_values(suite, run[suite], model))
-                    }
-                    for of in (runs, {} if group.variant == baseline else against)
-                )
-                if not own:
-                    continue
-                common = sorted(own.keys() & theirs.keys())
-                asked = next(run[suite] for run in runs.values() if suite in run)
-                row = group.place
-                row |= {
-                    "model": model,
-                    "suite": suite,
-                    "shots": asked["shots"],
-                    "questions": asked["num_questions"],
-                    "seeds": len(own),
-                    "difference_seeds": len(common),
-                    "base": mean_over_clients(_suite_values(suite, asked, "base")),
-                }
-                row |= _spread("score", [mean_over_clients(v) for v in own.values()])
-                both = [own[seed] for seed in common], {seed: theirs[seed] for seed in common}
-                rows.append(row | _difference("score_difference", *both))
-    return rows
-
-
-def _suite_values(name: str, suite: Mapping[str, Any], model: str) -> Values:
-    """Return the scores by question, all of one stratum; {} where there is no such model."""
-    kinds = {kind: [entry] for kind, entry in suite["models"].items()}
-    # A run without private branches has one model for all: its clients' own is the global one.
-    own = list(suite["clients"].values()) or kinds.get("global", [])
-    entries = {**kinds, "client": own}.get(model)
-    if not entries:
-        return {}
-    metric = next(iter(entries[0]["scores"]))
-    scores = zip(*(entry["scores"][metric] for entry in entries), strict=True)
-    return {
-        name: {
-            f"{i} {question}": (statistics.fmean(of), 1)
-            for i, (question, of) in enumerate(zip(suite["ids"], scores, strict=True))
-        }
+def _row(
+    group: Group,
+    model: str,
+    runs: Mapping[int, Results],
+    against: Mapping[int, Results],
+    suites: Sequence[str],
+) -> dict[str, Any]:
+    clients = next(iter(runs.values()))["clients"].values()
+    metrics = {client["metric"] for client in clients}
+    row = group.place | {
+        "model": model,
+        "seeds": len(runs),
+        "clients": len(clients),
+        "test_rows": sum(client["num_test"] for client in clients),
+        "metric": metrics.pop() if len(metrics) == 1 else "mixed",
+        "difference_seeds": len(runs.keys() & against.keys()),
     }
+    for measure in (*MEASURES, *suites):
+        own, theirs = (
+            {seed: v for seed, run in of.items() if (v := values_of(run, model, measure))}
+            for of in (runs, against)
+        )
+        common = sorted(own.keys() & theirs.keys())
+        row |= _spread(measure, [mean_over_clients(values) for values in own.values()])
+        row |= _difference(measure, [own[s] for s in common], [theirs[s] for s in common])
+        if measure in suites:  # asked of some runs only
+            row |= {f"{measure}_seeds": len(own), f"{measure}_difference_seeds": len(common)}
+    return row | _cost([] if model == "base" else [run["cost"] for run in runs.values()])
 
 
 def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
@@ -230,24 +216,25 @@ def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
     return {name: statistics.fmean(means) if means else None, f"{name}_sd": sd}
 
 
-def _difference(name: str, own: Sequence[Values], theirs: Mapping[int, Values]) -> dict[str, Any]:
-    a, b = list(own), list(theirs.values())
-    means = [mean_over_clients(x) - mean_over_clients(y) for x, y in zip(a, b, strict=True)]
-    interval = stratified_interval(mean_difference(a, b)) if a else None
+def _difference(measure: str, own: Sequence[Values], theirs: Sequence[Values]) -> dict[str, Any]:
+    name, pairs = f"{measure}_difference", zip(own, theirs, strict=True)
+    means = [mean_over_clients(a) - mean_over_clients(b) for a, b in pairs]
+    interval = stratified_interval(mean_difference(own, theirs)) if own else None
     low, high = interval or (None, None)
     return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}
 
 
-def training_part(cost: Mapping[str, float]) -> float:
-    """Return the tokens, or the seconds, of training alone."""
-    return math.fsum(value for name, value in cost.items() if name.startswith("train "))
-
-
-def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {
-        "train_tokens": statistics.fmean(training_part(c["tokens"]) for c in costs),
-        "rewrite_tokens": statistics.fmean(c["tokens"].get("rewrite", 0) for c in costs),
-        "train_seconds": statistics.fmean(training_part(c["seconds"]) for c in costs),
-        "bytes_up": statistics.fmean(c["bytes_up"] for c in costs),
-        "bytes_down": statistics.fmean(c["bytes_down"] for c in costs),
-    }
+def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    if not costs:
+        return dict.fromkeys(COSTS)
+    each = [
+        (
+            training_part(cost["tokens"]),
+            cost["tokens"].get("rewrite", 0),
+            training_part(cost["seconds"]),
+            cost["bytes_up"],
+            cost["bytes_down"],
+        )
+        for cost in costs
+    ]
+    return dict(zip(COSTS, map(statistics.fmean, zip(*each, strict=True)), strict=True))

@@ -1,18 +1,18 @@
-"""What a comparison will take on this device, from a small run of every kind of cell."""
+"""What a comparison will cost on this device, from a small run of each kind of cell."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedsdr.config import Config
+from fedsdr.config import Config, nested, with_values
 from fedsdr.data.clients import load_clients
+from fedsdr.evaluation.results import Table
 from fedsdr.models.memory import choose_pack
 from fedsdr.progress import Progress
 from fedsdr.research.compare.compare_runs import finished
 from fedsdr.research.compare.differences import Group, training_part
 from fedsdr.research.compare.grid import Cell
-from fedsdr.runs.client_runtime import Site
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.shared_base import one_base
 from fedsdr.training.methods import METHODS
@@ -23,47 +23,50 @@ ROWS = 4  # training rows of the small run
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run. Making the rewrites stands apart: cells of one `source` share them."""
+    """The cost of one run. Rewriting is counted apart: runs with the same `source` share it."""
 
-    runs: int  # that are still to be done
+    runs: int  # still to be done
     train_tokens: float
     rewrite_tokens: float
-    seconds: float  # of training and evaluating
+    seconds: float  # training and evaluation
     rewrite_seconds: float
     bytes_up: float
     bytes_down: float
-    memory: int | None  # bytes at the peak of a step; None where it cannot be followed
+    memory: int | None  # peak bytes of a training step; None where it cannot be estimated
     source: str
 
 
 def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[Group, Estimate]:
-    """Return what one run of each group will take; nothing is written to `out`.
+    """Return the cost of one run of each group; nothing is written to `out`.
 
-    One client runs for one round on a few rows, in a temporary folder with a cache of its own.
-    Training is scaled by the tokens of the raw rows, rewriting and evaluating by the number of
-    rows, bytes by clients and rounds. A small run has small batches, so that real seconds are
-    likelier fewer; loading is not in them. Memory is `models.memory`'s estimate of a full pack.
+    One client runs one round on a few rows, in a temporary folder with its own cache. Training is
+    scaled by the tokens of the raw rows, rewriting and evaluation by the number of rows, bytes by
+    clients and rounds. Small batches are slow, so the full run is likely to take fewer seconds;
+    loading is not counted. Memory is that of a full pack (`models.memory`).
     """
     found: dict[Group, Estimate] = {}
     counted = {cell.name for cell in cells if finished(cell, out)}
     open_once = one_base()
     for group in dict.fromkeys(cell.group for cell in cells):
         own = {cell.name: cell for cell in cells if cell.group == group}
-        first = next(iter(own.values()))
-        config, clients = first.config, load_clients(first.config.data)
-        progress.log(f"a small run of {first}")
+        config = next(iter(own.values())).config
+        clients = load_clients(config.data)
+        progress.log(f"a small run of {group}")
         with tempfile.TemporaryDirectory() as folder:
             small = _small(config, clients, Path(folder))
             results = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)
             tried = load_clients(small.data)
             site = open_once(small, Path(folder))
-        _, memory = choose_pack(site.config)  # at the size that the site has chosen
+        _, memory = choose_pack(site.config)
         cost, seconds = results["cost"], results["cost"]["seconds"]
-
+        tokens, tried_tokens = (
+            sum(len(row.tokens) for client in of for row in site.encode(client.raw))
+            for of in (clients, tried)
+        )
         taking_part = min(config.federation.clients_per_round or len(clients), len(clients))
         rounds = config.federation.rounds / small.federation.rounds
-        times = _times(config, taking_part / len(clients), small.federation.rounds)
-        train = _tokens(site, clients) / _tokens(site, tried)
+        times = _scale_of_phases(config, taking_part / len(clients), small.federation.rounds)
+        train = tokens / tried_tokens
         rewrite = sum(len(c.raw) for c in clients) / sum(len(c.raw) for c in tried)
         evaluate = sum(len(c.test) for c in clients) / sum(len(c.test) for c in tried)
         found[group] = Estimate(
@@ -81,26 +84,50 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
     return found
 
 
-def rewriting_seconds(estimates: Iterable[Estimate]) -> float:
-    """Return the seconds of making every set of rewrites once: the most that a run to be done takes
-    for it, since others of its source do not rewrite, or find it made."""
+def estimate_table(estimates: Mapping[Group, Estimate]) -> tuple[Table, str]:
+    """Return the cost of one run of each group, and a line about all runs still to be done."""
+    columns = ["train tokens", "rewrite tokens", "seconds", "MB up", "MB down", "GiB memory"]
+    rows = [["run", "runs to do", *columns]]
+    for group, one in estimates.items():
+        numbers = (one.train_tokens, one.rewrite_tokens, one.seconds)
+        sent = (one.bytes_up / 1e6, one.bytes_down / 1e6)
+        memory = "unknown" if one.memory is None else f"{one.memory / 2**30:,.2f}"
+        texts = [*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent), memory]
+        rows.append([str(group), str(one.runs), *texts])
+    rewriting = rewriting_seconds(estimates)
+    seconds = sum(one.runs * one.seconds for one in estimates.values()) + rewriting
+    runs = sum(one.runs for one in estimates.values())
+    total = (
+        f"{runs} runs to do, about {seconds:,.0f} s in all, {rewriting:,.0f} of them for making "
+        "the rewrites once"
+    )
+    return ("Estimated cost of one run, from a small run of each kind", rows), total
+
+
+def rewriting_seconds(estimates: Mapping[Group, Estimate]) -> float:
+    """Return the seconds of making every set of rewrites once.
+
+    The largest estimate of a source counts: other runs with that source find the rewrites made.
+    """
     most: dict[str, float] = {}
-    for one in estimates:
+    for one in estimates.values():
         if one.runs:
             most[one.source] = max(most.get(one.source, 0.0), one.rewrite_seconds)
     return sum(most.values())
 
 
-def _times(config: Config, share: float, rounds: int) -> dict[str, float]:
-    """Return by what the cost of each phase in `rounds` rounds of one client grows to that of a
-    client of the whole run, in a `share` of whose rounds it takes part."""
+def _scale_of_phases(config: Config, share: float, rounds: int) -> dict[str, float]:
+    """Return, per phase, the factor that scales one client's cost in the small run to the full run.
+
+    `share`: of the rounds that a client takes part in; `rounds`: of the small run.
+    """
     method, taken = METHODS[config.method.name], config.federation.rounds * share
     found = {}
     for phase in method.phases:
-        skipped = int(phase.returning)  # a client's first round, which the small run has as well
+        skipped = int(phase.returning)  # such a phase is left out in a client's first round
         if rounds > skipped:
             found[f"train {phase.name}"] = max(0.0, taken - skipped) / (rounds - skipped)
-    # What comes after the last round, every client does, for as many epochs as there were rounds.
+    # Phases after the last round run at every client, for as many epochs as there were rounds.
     later = config.federation.rounds / rounds
     return found | {f"train {phase.name}": later for phase in method.afterwards}
 
@@ -109,25 +136,23 @@ def _scaled(cost: Mapping[str, float], times: Mapping[str, float]) -> dict[str, 
     return {name: value * times[name] for name, value in cost.items() if name in times}
 
 
-def _tokens(site: Site, clients: Sequence[ClientData]) -> int:
-    return sum(len(row.tokens) for client in clients for row in site.encode(client.raw))
-
-
 def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Config:
-    """Return `config` for one client with test rows, one round (two where a phase waits for the
-    second) and a few rows."""
+    """Return `config` for a few rows of one client with test rows, and one round.
+
+    Two rounds if a phase is left out in the first.
+    """
     tested = [client for client in clients if client.test]
     largest = max(tested or clients, key=lambda client: len(client.raw))
     waits = any(phase.returning for phase in METHODS[config.method.name].phases)
-    data, federation = config.data, config.federation
-    return replace(
-        config,
-        data=replace(data, include=[largest.client_id], max_examples=ROWS, max_test_examples=1),
-        federation=replace(
-            federation,
-            rounds=min(federation.rounds, 2 if waits else 1),
-            clients_per_round=0,
-            min_updates=1,
-        ),
-        teacher=replace(config.teacher, cache=str(folder / "cache")),
-    )
+    values = {
+        "data.include": [largest.client_id],
+        "data.max_examples": ROWS,
+        "data.max_test_examples": 1,
+        "federation.rounds": min(config.federation.rounds, 2 if waits else 1),
+        "federation.clients_per_round": 0,
+        "federation.min_updates": 1,
+        "teacher.cache": str(folder / "cache"),
+    }
+    for key, value in values.items():
+        config = with_values(config, nested(key, value), "--dry-run", folder)
+    return config

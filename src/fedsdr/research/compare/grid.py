@@ -1,23 +1,16 @@
-"""The cells of a comparison: which runs there are, and what each one's configuration is."""
+"""The cells of a comparison: one run for each variant, algorithm, sweep point and seed."""
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedsdr.algorithms import ALGORITHMS
-from fedsdr.config import (
-    CompareConfig,
-    Config,
-    MethodConfig,
-    key_names,
-    nested,
-    value_of,
-    with_values,
-)
+from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
 from fedsdr.errors import UserError, choose
 from fedsdr.research.compare.differences import Group
 from fedsdr.runs.run import plan_of, settings_of
@@ -25,8 +18,7 @@ from fedsdr.training.local_training import epochs_of
 from fedsdr.training.methods import METHODS
 from fedsdr.types import S
 
-# What has an axis of its own, and so is not swept.
-_AXES = {"seed": "seeds", "algorithm.name": "algorithms", "method.name": "methods"}
+_AXES = {"seed": "seeds", "algorithm.name": "algorithms", "method.name": "methods"}  # not swept
 
 
 @dataclass(frozen=True)
@@ -35,75 +27,78 @@ class Cell:
 
     group: Group
     config: Config
+    root: Path = Path("/")  # paths below it are hashed relative to it, see `name`
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """METHOD-ALGORITHM-seedN-HASH, a hash of every value that defines the run.
+
+        With paths below `root` there are two: of the paths relative to `root`, so that the cell is
+        found after that folder was moved, and of absolute paths.
+        """
+        return "-".join(dict.fromkeys(self._name_parts()))
+
+    def folder_in(self, out: Path) -> Path:
+        """Return the cell's folder in `out`, an existing one if either hash matches."""
+        start, relative, absolute = self._name_parts()
+        for pattern in (f"{start}-{relative}-*", f"{start}-*{absolute}"):
+            if found := sorted((out / "cells").glob(pattern)):
+                return found[0]
+        return out / "cells" / self.name
+
+    def _name_parts(self) -> tuple[str, str, str]:
         config, default = self.config, Config()
-        # Without where it runs, which changes no number, and without the defaults: a key that a
-        # later version adds must not rename every folder.
-        names = [key for key in key_names() if not key.startswith("engine.")]
-        values = {key: value_of(config, key) for key in names}
+        # Without [engine], which changes no number, and without defaults, so that a key added by a
+        # later version does not rename every folder.
+        keys = [key for key in key_names() if not key.startswith("engine.")]
+        values = {key: value_of(config, key) for key in keys}
         own = {key: value for key, value in values.items() if value != value_of(default, key)}
-        digest = sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
-        return f"{config.method.name}-{config.algorithm.name}-seed{config.seed}-{digest}"
+        start = f"{config.method.name}-{config.algorithm.name}-seed{config.seed}"
+        relative = {key: _relative(value, self.root) for key, value in own.items()}
+        return start, _digest(relative), _digest(own)
 
     def __str__(self) -> str:
         return f"{self.group}, seed {self.config.seed}"
 
 
-def cells_of(config: Config, study: CompareConfig, folder: Path) -> list[Cell]:
-    """Return every cell, paths in variants and sweeps being relative to `folder`.
+def cells_of(
+    config: Config, study: CompareConfig, folder: Path, out: Path | None = None
+) -> list[Cell]:
+    """Return every cell; `folder` is that of the study file, to which its paths are relative.
 
-    The baseline is among them where it is a method's name. Beside each method of several stages, or
-    variant of one, stand plain with as many rounds, and plain at equal compute: with as many local
-    epochs as its stages have in all. UserError for an unknown name or key, an empty list, and a
-    baseline that is not there.
+    A cell is found again after the folder that holds both the study file and `out` was moved.
+    The baseline is included if it is a method's name. Beside each variant with several phases stand
+    `plain` with as many rounds, and `plain at equal compute`, with as many local epochs as the
+    phases have in all. UserError for an unknown name, key or baseline, and for an empty list.
     """
-    algorithms = _some(study.algorithms, config.algorithm.name, "algorithms")
-    seeds = _some(study.seeds, config.seed, "seeds")
+    algorithms = _distinct(study.algorithms, config.algorithm.name, "algorithms")
+    seeds = _distinct(study.seeds, config.seed, "seeds")
     variants = _variants(config, study)
     if study.baseline not in variants and study.baseline in METHODS:
         variants[study.baseline] = nested("method.name", study.baseline)
+    root = Path(os.path.commonpath([folder.absolute(), (out or folder).absolute()]))
+    if root == Path(root.anchor):
+        root = folder.absolute()
     cells = []
     for algorithm, point in itertools.product(algorithms, _points(config, study.sweep, folder)):
         choose(algorithm, ALGORITHMS, "algorithms")
         configs = {}
         for name, table in variants.items():
             own = with_values(config, table, f"variant '{name}'", folder)
-            own = replace(own, algorithm=replace(own.algorithm, name=algorithm))
+            own = _with(own, {"algorithm.name": algorithm})
             for key, value in point:
                 own = with_values(own, nested(key, value), f"sweep {key}", folder)
             choose(own.method.name, METHODS, f"variant '{name}': method.name")
-            configs[name] = _normal(own)
-            if not own.data.test_fraction:
-                raise UserError(
-                    "data.test_fraction: is 0; runs are compared on test rows, so raise it"
-                )
+            configs[name] = _without_unread(own)
         _check_same_rows(configs)
+        # A list among the values could not be part of a key.
+        shown = tuple((k, ", ".join(v) if isinstance(v, list) else v) for k, v in point)
         for name, own in _with_plain(configs).items():
-            plan_of(own, ())  # every name and number is checked before the first cell runs
-            # A list among the values could not be part of a key.
-            shown = tuple((k, ", ".join(v) if isinstance(v, list) else v) for k, v in point)
+            plan_of(own, ())  # checks every name and number before the first cell runs
             group = Group(name, algorithm, shown)
-            cells += [Cell(group, replace(own, seed=seed)) for seed in seeds]
-    names = dict.fromkeys(cell.group.variant for cell in cells)
-    choose(study.baseline, names, "baseline")
+            cells += [Cell(group, _with(own, {"seed": seed}), root) for seed in seeds]
+    choose(study.baseline, dict.fromkeys(cell.group.variant for cell in cells), "baseline")
     return cells
-
-
-def _check_same_rows(configs: Mapping[str, Config]) -> None:
-    """UserError for a variant that is measured on other rows or tokens than the others are."""
-    keys = [key for key in key_names() if key.startswith("data.")]
-    keys += ["model.name", "model.revision", "model.template", "evaluation.max_new_tokens"]
-    (first, like), *others = configs.items()
-    for name, own in others:
-        for key in keys:
-            if value_of(own, key) != value_of(like, key):
-                raise UserError(
-                    f"variant '{name}': '{key}' is not that of '{first}', so that their test rows, "
-                    f"tokens or answers are not measured alike; use --sweep {key}=..."
-                )
 
 
 def unread_sweeps(cells: Sequence[Cell]) -> list[str]:
@@ -116,8 +111,34 @@ def unread_sweeps(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _some(given: Sequence[Any] | None, otherwise: Any, what: str) -> list[Any]:
-    """Return the distinct values of a list, or of the configuration's own value without one."""
+def is_path(value: object) -> bool:
+    """Return whether a configuration's value is an absolute path, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and all(is_path(item) for item in value)
+    return isinstance(value, str) and os.path.isabs(value)
+
+
+def _relative(value: Any, root: Path) -> Any:
+    if not is_path(value):
+        return value
+    if isinstance(value, list):
+        return [_relative(item, root) for item in value]
+    path = Path(value)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else value
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _with(config: Config, values: Mapping[str, Any]) -> Config:
+    for key, value in values.items():
+        config = with_values(config, nested(key, value), "compare", Path())
+    return config
+
+
+def _distinct(given: Sequence[Any] | None, otherwise: Any, what: str) -> list[Any]:
+    """Return the distinct values of a list, or the configuration's own value if there is none."""
     if given is not None and not given:
         raise UserError(f"{what}: the list is empty; name at least one or leave it out")
     return list(dict.fromkeys([otherwise] if given is None else given))
@@ -126,7 +147,7 @@ def _some(given: Sequence[Any] | None, otherwise: Any, what: str) -> list[Any]:
 def _variants(config: Config, study: CompareConfig) -> dict[str, dict[str, Any]]:
     """Return the keys that each method and each named variant sets."""
     only_variants = study.methods is None and study.variants
-    methods = [] if only_variants else _some(study.methods, config.method.name, "methods")
+    methods = [] if only_variants else _distinct(study.methods, config.method.name, "methods")
     for name in methods:
         choose(name, METHODS, "methods")
     found: dict[str, dict[str, Any]] = {name: nested("method.name", name) for name in methods}
@@ -161,7 +182,7 @@ def _points(
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a.b": value} of {"a": {"b": value}}."""
+    """Return {"a.b": value} for {"a": {"b": value}}."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         below = isinstance(value, Mapping)
@@ -169,11 +190,26 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _normal(config: Config) -> Config:
-    """Return `config` with the default of each key that its data, method and algorithm do not use.
+def _check_same_rows(configs: Mapping[str, Config]) -> None:
+    """UserError unless all variants are measured on the same test rows, tokens and answers."""
+    keys = [key for key in key_names() if key.startswith("data.")]
+    keys += ["model.name", "model.revision", "model.template", "evaluation.max_new_tokens"]
+    (first, like), *others = configs.items()
+    for (name, own), key in itertools.product(others, keys):
+        if value_of(own, key) != value_of(like, key):
+            raise UserError(
+                f"variant '{name}': '{key}' differs from that of '{first}', so they would not be "
+                f"measured on the same rows, tokens or answers; use --sweep {key}=..."
+            )
+    if not like.data.test_fraction:
+        raise UserError("data.test_fraction: is 0; runs are compared on test rows, so raise it")
 
-    So a sweep over such a key runs a method once, and one rule's hyperparameters do not stand in
-    another's way.
+
+def _without_unread(config: Config) -> Config:
+    """Return `config` with the default for each key that its data, method and algorithm ignore.
+
+    So a sweep over such a key runs a method once, and hyperparameters of one server optimizer do
+    not split the runs of another.
     """
     method, algorithm = METHODS[config.method.name], ALGORITHMS[config.algorithm.name]
     read = {"name", *algorithm.hyper, *(["mu"] if algorithm.correction == "fedprox" else [])}
@@ -190,26 +226,22 @@ def _normal(config: Config) -> Config:
         unread += [k for k in key_names() if k.startswith("privacy.")]
     if not method.rewrites:
         unread += [k for k in key_names() if k.startswith("teacher.")]
-    for key in unread:
-        section, name = key.split(".")
-        own = replace(getattr(config, section), **{name: value_of(Config(), key)})
-        config = replace(config, **{section: own})
-    return config
+    return _with(config, {key: value_of(Config(), key) for key in unread})
 
 
 def _with_plain(configs: Mapping[str, Config]) -> dict[str, Config]:
-    """Return `configs` and, beside each of several stages, plain at equal rounds and compute."""
+    """Return `configs`, and plain at equal rounds and at equal compute beside several phases."""
+    method = {key: value_of(Config(), key) for key in key_names() if key.startswith("method.")}
     found = dict(configs)
     for name, config in configs.items():
         phases = METHODS[config.method.name].all_phases
         if len(phases) < 2:
             continue
-        settings = settings_of(config)
-        epochs = sum(epochs_of(phase, settings) for phase in phases)
-        plain = replace(config, method=MethodConfig("plain"))
-        equal = replace(plain, train=replace(config.train, local_epochs=epochs))
+        epochs = sum(epochs_of(phase, settings_of(config)) for phase in phases)
+        plain = _with(config, method | {"method.name": "plain"})
+        equal = _with(plain, {"train.local_epochs": epochs})
         for title, beside in (("plain", plain), ("plain at equal compute", equal)):
-            beside = _normal(beside)
+            beside = _without_unread(beside)
             if beside not in found.values():
                 found[title if title not in found else f"{title} with {name}"] = beside
     return found
