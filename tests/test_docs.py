@@ -35,10 +35,7 @@ def test_the_flower_app_declares_every_key_that_a_run_can_override(tmp_path):
     assert {"out", "experiment", "resume", "seed"} <= declared.keys()
 
 
-# Beside a study of the paper lie its numbers, which are no configuration.
-EXAMPLES = sorted(
-    path for path in (ROOT / "examples").rglob("*.toml") if not path.name.endswith(".paper.toml")
-)
+EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)

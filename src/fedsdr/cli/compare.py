@@ -57,23 +57,22 @@ def compare(
 
     settings, study = load_study(config, set_)
     settings = with_model_and_data(settings, model, data)
-    study = replace(
-        study,
-        methods=study.methods if methods is None else _names(methods),
-        algorithms=study.algorithms if algorithms is None else _names(algorithms),
-        seeds=study.seeds if seeds is None else _whole_numbers(seeds),
-        sweep=study.sweep | dict(_swept(settings, text) for text in sweep),
-        baseline=study.baseline if baseline is None else baseline,
-    )
+    given: dict[str, Any] = {
+        "methods": _names(methods),
+        "algorithms": _names(algorithms),
+        "seeds": _whole_numbers(seeds),
+        "baseline": baseline,
+    }
+    study = replace(study, **{name: value for name, value in given.items() if value is not None})
+    study = replace(study, sweep=study.sweep | dict(_swept(settings, text) for text in sweep))
     folder = folder_of(config, out)
     cells = cells_of(settings, study, config.parent, folder)
     if dry_run:
         table, total = estimate_table(estimates_of(cells, folder, console_progress()))
         print_tables([table], [total])
         return
-    failed: dict[str, compare_runs.Failure] = {}
     if finished:
-        done = compare_runs.finished_cells(cells, folder)
+        done, failed = compare_runs.finished_cells(cells, folder), {}
         if not done:
             raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
     else:
@@ -105,13 +104,13 @@ def with_model_and_data(settings: Config, model: str | None, data: Path | None) 
     return settings
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _whole_numbers(text: str) -> list[int]:
+def _whole_numbers(text: str | None) -> list[int] | None:
     try:
-        return [int(number) for number in _names(text)]
+        return None if text is None else [int(number) for number in _names(text) or []]
     except ValueError:
         raise UserError(f"--seeds {text}: takes whole numbers: 0,1,2") from None
 
@@ -121,7 +120,7 @@ def _swept(settings: Config, text: str) -> tuple[str, list[Any]]:
     key, _, listed = text.partition("=")
     values = parse_value(f"[{listed}]")
     if not isinstance(values, list):  # bare words
-        values = [parse_value(value) for value in _names(listed)]
+        values = [parse_value(value) for value in _names(listed) or []]
     key, where = key.strip(), f"--sweep {text}"
     return key, [
         value_of(with_values(settings, nested(key, value), where, Path.cwd()), key)
