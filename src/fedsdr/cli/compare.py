@@ -71,8 +71,9 @@ def compare(
         table, total = estimate_table(estimates_of(cells, folder, console_progress()))
         print_tables([table], [total])
         return
+    failed: dict[str, compare_runs.Failure] = {}
     if finished:
-        done, failed = compare_runs.finished_cells(cells, folder), {}
+        done = compare_runs.finished_cells(cells, folder)
         if not done:
             raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
     else:
@@ -86,10 +87,14 @@ def compare(
         # A bug is reported before a user's error, because it decides the exit code.
         first = max(failed.values(), key=lambda failure: failure.fault)
         line = f"{len(failed)} of {len(failed) + len(done)} runs failed: {first.reason}"
-        if first.fault:
-            print(f"fedsdr: {line}", file=sys.stderr)
-            sys.exit(1)
+        _stop(line, bug=first.fault)
+
+
+def _stop(line: str, *, bug: bool) -> None:
+    if not bug:
         raise UserError(line)
+    print(f"fedsdr: {line}", file=sys.stderr)
+    sys.exit(1)
 
 
 def with_model_and_data(settings: Config, model: str | None, data: Path | None) -> Config:

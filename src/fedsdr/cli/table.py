@@ -56,19 +56,20 @@ def wide_console(width: int = WIDTH_OF_FILES) -> Console:
 
 
 def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    console = wide_console(max(WIDTH_OF_FILES, _width(rows)))
-    if _width(rows) > console.width:
+    natural = sum(_widths(rows)) + _frame(rows)
+    console = wide_console(max(WIDTH_OF_FILES, natural))
+    if natural > console.width:
         title, rows = _constants_in_title(title, rows)
     header, *body = rows
-    if _width(rows) <= console.width:
-        table = RichTable(title=escape(title))
-        for i, name in enumerate(header):
-            table.add_column(escape(name), justify="left" if i == 0 else "right")
+    if widths := _fitting_widths(rows, console.width):
+        table = RichTable(title=escape(title), show_lines=widths != _widths(rows))
+        for i, (name, width) in enumerate(zip(header, widths, strict=True)):
+            table.add_column(escape(name), justify="left" if i == 0 else "right", width=width)
         for row in body:
             table.add_row(*map(escape, row))
         console.print(table)
         return
-    console.print(title, markup=False, style="italic")
+    console.print(title, markup=False, highlight=False, style="italic")
     for row in body:
         block = RichTable.grid(padding=(0, 2))
         for name, value in zip(header, row, strict=True):
@@ -76,8 +77,24 @@ def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
         console.print(block, "")
 
 
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    return sum(max(map(cell_len, column)) + 3 for column in zip(*rows, strict=True)) + 1
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+
+def _frame(rows: Sequence[Sequence[str]]) -> int:
+    return 3 * len(rows[0]) + 1  # borders and padding
+
+
+def _fitting_widths(rows: Sequence[Sequence[str]], available: int) -> list[int] | None:
+    """Return column widths that wrap no cell within a word; None if there are none."""
+    widths, room = _widths(rows), available - _frame(rows)
+    least = _widths([[max(cell.split() or [""], key=cell_len) for cell in row] for row in rows])
+    if sum(least) > room:
+        return None
+    while sum(widths) > room:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        widths[widest] -= 1
+    return widths
 
 
 def _constants_in_title(
