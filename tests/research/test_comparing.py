@@ -370,7 +370,7 @@ def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path,
 def test_the_pack_size_is_chosen_once_and_beside_a_loaded_base_its_step_alone_must_fit(
     cells, tmp_path, monkeypatch
 ):
-    config = cells[0].config
+    config = with_pack(cells[0].config, 0)
     step = choose_pack(with_pack(config, 1024))[1].step
     free = iter([10**12, 2 * step + 2, step + step // 2])
     monkeypatch.setattr(memory, "free_memory", lambda device: next(free))
