@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def model_of_135m(quick: bool) -> Any:
 def change(quick: bool) -> dict[str, Any]:
     """Return the seconds of changing client, of one client's training, and the share."""
     from fedsdr.training.client_store import ClientStore, Kept
-    from fedsdr.training.local_training import ClientRows, train_client
+    from fedsdr.training.client_update import client_update
+    from fedsdr.training.local_training import ClientRows
     from fedsdr.types import ClientTask, LocalSettings, TokenRow
 
     model = model_of_135m(quick)
@@ -172,7 +174,7 @@ def change(quick: bool) -> dict[str, Any]:
             store.save(2, Kept(model.get("S"), {}, {}, {}), accepted=1)
 
         def train() -> None:
-            train_client(ClientTask(1, "c", 0, shared, {}, settings), rows, model, store)
+            client_update(ClientTask(1, "c", 0, shared, {}, settings), rows, model, store)
 
         train()  # the first pass through a model is slower
         changing = statistics.median(seconds_of(once) for _ in range(5 if quick else 30))
@@ -197,9 +199,10 @@ def server(quick: bool) -> list[dict[str, Any]]:
     """Return milliseconds a client of one round at the server, for every form of the update."""
     import torch
 
-    from fedsdr.algorithms import server_rule
+    from fedsdr.algorithms import server_optimizer
     from fedsdr.algorithms.compression import encode
     from fedsdr.federation.round import Plan, first_state, run_round
+    from fedsdr.federation.update_checks import decoded
     from fedsdr.types import ClientUpdate, LocalSettings
 
     torch.set_num_threads(1)
@@ -222,11 +225,12 @@ def server(quick: bool) -> list[dict[str, Any]]:
 
         def produce(tasks: Any, encoded: Any = encoded) -> Any:
             for i, task in enumerate(tasks):
-                yield ClientUpdate(task.client_id, task.round, 8, encoded[i % 8], {})
+                yield decoded(ClientUpdate(task.client_id, task.round, 8, encoded[i % 8], {}), task)
 
-        plan = Plan(0, clients, 0, 1, server_rule("fedavg"), LocalSettings(update_dtype=dtype))
+        plan = Plan(0, clients, 0, 1, server_optimizer("fedavg"), LocalSettings(update_dtype=dtype))
         state = first_state(shared, plan)
-        run_round(state, plan, lambda tasks, make=produce: make(tasks[:10]))  # warm
+        few = replace(plan, clients=clients[:10])
+        run_round(state, few, produce)  # warm
         before = peak_mb()
         cpu, wall = [], []
         for _ in range(1 if quick else 3):

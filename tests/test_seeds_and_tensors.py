@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import ByShape, MeanCosine, WeightedMean, add, norm, num_bytes, scale, subtract
+from fedsdr.tensors import (
+    MeanCosine,
+    WeightedMean,
+    add,
+    all_finite,
+    difference_in_spec,
+    norm,
+    num_bytes,
+    scale,
+    subtract,
+)
 
 parts = st.lists(st.one_of(st.text(max_size=5), st.integers(-5, 5)), max_size=4)
 
@@ -66,13 +76,23 @@ def test_arithmetic_over_names():
     assert num_bytes(a) == 8
 
 
-def test_tensors_of_one_shape_are_stacked_by_name_and_come_back_in_order():
-    like = {"a": torch.zeros(2, 3), "b": torch.zeros(3), "c": torch.zeros(2, 3)}
-    by_shape = ByShape(like)
-    arrived = {"c": torch.full((2, 3), 3.0), "b": torch.ones(3), "a": torch.full((2, 3), 1.0)}
-    stacks = by_shape.stack(arrived)  # in another order than the server's own
-    assert {tuple(x.shape) for x in stacks.values()} == {(2, 2, 3), (1, 3)}
-    back = by_shape.unstack(stacks)
-    assert list(back) == ["a", "b", "c"]
-    assert all(torch.equal(back[n], arrived[n]) for n in back)
-    assert ByShape({}).unstack(ByShape({}).stack({})) == {}
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_not_finite_is_found(bad):
+    x = torch.zeros(3, 4)
+    assert all_finite({"a": x, "empty": torch.zeros(0)})
+    x[2, 1] = bad
+    assert not all_finite({"b": torch.ones(2), "a": x})
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"a": torch.zeros(2)}, ""),
+        ({}, "lacks 'a'"),
+        ({"a": torch.zeros(2), "b": torch.zeros(1)}, "has an unexpected tensor 'b'"),
+        ({"a": torch.zeros(1, 2)}, "'a' has shape (1, 2), not (2,)"),
+        ({"a": torch.zeros(2).half()}, "'a' is float16, not float32"),
+    ],
+)
+def test_the_first_difference_of_names_shapes_and_dtypes_is_named(other, difference):
+    assert difference_in_spec(other, {"a": torch.ones(2)}) == difference

@@ -60,6 +60,7 @@ class MethodConfig:
 @dataclass(frozen=True)
 class AlgorithmConfig:
     name: str = "fedavg"  # fedavgm | fedprox | scaffold | fedadagrad | fedadam | fedyogi
+    aggregation: str = "mean"  # how the updates of a round become one
     lr: float | None = None  # server learning rate; unset: the rule's default
     beta: float | None = None  # fedavgm
     b1: float | None = None  # fedadam, fedyogi

@@ -133,8 +133,21 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:
+    """Return number -> path of the folders named `prefix` and a number, in order of the number.
+
+    Anything else in the folder is left out: other programs put files of their own there.
+    """
+    found = {
+        int(number): path
+        for path in folder.glob(f"{prefix}*")
+        if (number := path.name.removeprefix(prefix)).isdecimal() and path.is_dir()
+    }
+    return dict(sorted(found.items()))
+
+
 def _sync(path: Path) -> None:
-    """Make the content reach the disk before its new name does."""
+    """Flush the content to the disk before the file gets its final name."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

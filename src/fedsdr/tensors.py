@@ -9,7 +9,7 @@ Tensors = dict[str, Tensor]
 
 
 def map_tensors(f: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> Tensors:
-    """Apply `f` name by name; all trees must have the same names (else ValueError)."""
+    """Apply `f` to the tensors of each name. ValueError when the names differ."""
     first = trees[0]
     for other in trees[1:]:
         if other.keys() != first.keys():
@@ -47,42 +47,36 @@ def num_bytes(a: Mapping[str, Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in a.values())
 
 
-class ByShape:
-    """Puts tensors of one shape side by side, and apart again.
+def all_finite(a: Mapping[str, Tensor]) -> bool:
+    """Return whether no value is infinite or NaN."""
+    # The extremes of a tensor show it in one pass; a NaN is the extreme of any tensor that has one.
+    return all(
+        bool(torch.isfinite(torch.stack(x.aminmax())).all()) for x in a.values() if x.numel()
+    )
 
-    A model has hundreds of small factors of a few shapes. To check, decode and add them one by one
-    costs more in calls than in arithmetic; stacked, (number, *shape), it is a few large operations
-    with the same result, bit by bit.
-    """
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
-        self._order = tuple(like)
-        self._groups: dict[str, list[str]] = {}
-        for name, x in like.items():
-            self._groups.setdefault(str(tuple(x.shape)), []).append(name)
+def difference_in_spec(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str:
+    """Return the first difference of `a` from `b` in names, shapes or dtypes, or '' for none."""
+    for name in sorted(b.keys() - a.keys()):
+        return f"lacks '{name}'"
+    for name in sorted(a.keys() - b.keys()):
+        return f"has an unexpected tensor '{name[:100]}'"
+    for name, x in a.items():
+        if x.shape != b[name].shape:
+            return f"'{name}' has shape {tuple(x.shape)}, not {tuple(b[name].shape)}"
+        if x.dtype != b[name].dtype:
+            return f"'{name}' is {_dtype(x)}, not {_dtype(b[name])}"
+    return ""
 
-    def stack(self, values: Mapping[str, Tensor], suffix: str = "") -> Tensors:
-        """Return one tensor a shape of `like`, of the values under the names of `like` + suffix."""
-        return {
-            shape: torch.stack([values[name + suffix] for name in names])
-            for shape, names in self._groups.items()
-        }
 
-    def unstack(self, stacks: Mapping[str, Tensor]) -> Tensors:
-        """Return copies of the single tensors, in the order of `like`."""
-        single = {
-            name: x.clone()
-            for shape, names in self._groups.items()
-            for name, x in zip(names, stacks[shape].unbind(), strict=True)
-        }
-        return {name: single[name] for name in self._order}
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 class WeightedMean:
-    """A running sum_k w_k x_k / sum_k w_k in fp64, so that one update at a time is in memory.
+    """A running sum_k w_k x_k / sum_k w_k in fp64, with one term in memory at a time.
 
-    The result is fp32 and depends on the order of the additions in the last bit: feed it in a
-    fixed order. Exact for fp32 values and integer weights up to one final rounding per addition.
+    The result is fp32. Its last bit depends on the order of the terms: add them in a fixed order.
     """
 
     def __init__(self) -> None:
@@ -90,10 +84,10 @@ class WeightedMean:
         self.total_weight = 0.0
 
     def add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Add one term; names and shapes must be those of the first (else ValueError)."""
+        """Add one term. ValueError when its names or shapes differ from those of the first."""
 
         def add_in_place(total: Tensor, x: Tensor) -> Tensor:
-            if total.shape != x.shape:  # a smaller one would be broadcast without a word
+            if total.shape != x.shape:  # add_ would broadcast a smaller one
                 raise ValueError(f"shape {tuple(x.shape)}, not {tuple(total.shape)}")
             return total.add_(x, alpha=weight)  # one pass over memory, in fp64
 
@@ -111,19 +105,21 @@ class WeightedMean:
 
 
 class MeanCosine:
-    """The mean cosine of all pairs of x_1 .. x_K, with one of them in memory at a time:
-    (|sum_k x_k / |x_k||^2 - K) / (K (K - 1))."""
+    """The mean cosine of all pairs of x_1 .. x_K, with one of them in memory at a time.
+
+    It is (||sum_k x_k / ||x_k|| ||^2 - K) / (K (K - 1)).
+    """
 
     def __init__(self) -> None:
         self._units = WeightedMean()
 
     def add(self, values: Mapping[str, Tensor], size: float) -> None:
-        """Add one, whose norm is `size`; one without a direction counts for nothing."""
+        """Add a vector of norm `size`; a zero vector has no direction and is left out."""
         if size:
             self._units.add(scale(values, 1 / size), 1)
 
     def result(self) -> float | None:
-        """Return the mean; None where there is no pair."""
+        """Return the mean, or None for fewer than two vectors."""
         count = self._units.total_weight
         if count < 2:
             return None

@@ -7,13 +7,16 @@ and over Flower those of a `Refusal` alone.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from fedsdr.tensors import Tensors
 
 Branch = Literal["R", "S"]  # R is shared and aggregated, S is private and stays
 R: Branch = "R"
 S: Branch = "S"
+BRANCHES: tuple[Branch, ...] = (R, S)
+DataKind = Literal["raw", "rewritten", "mixture"]  # the answers that a phase trains on
+DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,6 @@ class LocalSettings:
     s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
     mixture: float = 1.0  # share of rewrites where a phase reads "mixture"
     lora_dropout: float = 0.05
-    frozen_dropout: bool = False
     update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of the update that goes up
     clip_norm: float = 0.0  # of an update, all its tensors together; 0: no clipping
     local_noise: float = 0.0  # standard deviation of the noise that the client adds; 0: none
@@ -123,7 +125,7 @@ class ServerState:
 
     round: int
     shared: Tensors
-    memory: Mapping[str, Tensors]  # the server rule's m and v
+    optimizer_state: Mapping[str, Tensors]  # the server optimizer's m and v
     control: Tensors  # SCAFFOLD's c
     accepted: Mapping[str, int]  # client id -> the last round whose update was counted
     draws: tuple[tuple[int, int], ...] = ()  # of a private run, a round: clients, those asked

@@ -1,5 +1,10 @@
-"""Pure tensor maths: server rules, local corrections, and what averaging factors costs."""
+"""Pure tensor maths: aggregation, server optimizers, local corrections, compression, noise."""
 
-from fedsdr.algorithms.server_optimizers import ALGORITHMS, Algorithm, ServerRule, server_rule
+from fedsdr.algorithms.server_optimizers import (
+    ALGORITHMS,
+    Algorithm,
+    ServerOptimizer,
+    server_optimizer,
+)
 
-__all__ = ["ALGORITHMS", "Algorithm", "ServerRule", "server_rule"]
+__all__ = ["ALGORITHMS", "Algorithm", "ServerOptimizer", "server_optimizer"]

@@ -2,8 +2,8 @@
 
     FOLDER/round-0003/{shared,memory.m,memory.v,control}.safetensors, state.json
 
-The newest whole round counts. An older one is removed only after the newer one is there, so a
-full disk or a kill leaves the last good one.
+`memory.*` is the optimizer state. The newest complete round counts. Older rounds are removed after
+the newer one is in place, so a full disk or a kill leaves the last complete one.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedsdr.errors import UserError
-from fedsdr.files import write_folder
+from fedsdr.files import numbered_folders, write_folder
 from fedsdr.tensors import Tensors
 from fedsdr.types import ServerState
 
@@ -29,21 +29,25 @@ def save_state(folder: Path, state: ServerState) -> None:
             "round": state.round,
             "accepted": dict(sorted(state.accepted.items())),
             "parts": sorted(_parts(state)),
-            "memory": sorted(state.memory),  # a moment of no tensors has no file
+            "memory": sorted(state.optimizer_state),  # a moment without tensors has no file
             "draws": state.draws,
         }
         (target / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     newest = folder / f"round-{state.round:04d}"
     write_folder(newest, write)
-    for old in folder.iterdir():  # older rounds, and what a kill left half written
-        if old != newest:
+    for number, old in numbered_folders(folder, "round-").items():
+        if number != state.round:
             shutil.rmtree(old)
+    for unfinished in folder.glob(".round-*"):  # left by a kill
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def load_state(folder: Path) -> ServerState | None:
-    """Return the newest whole state, or None when there is none. UserError when it is broken."""
-    rounds = sorted(p for p in folder.glob("round-*") if (p / "state.json").is_file())
+    """Return the newest complete state, or None when there is none. UserError when it is broken."""
+    rounds = [
+        p for p in numbered_folders(folder, "round-").values() if (p / "state.json").is_file()
+    ]
     if not rounds:
         return None
     newest = rounds[-1]
@@ -53,7 +57,7 @@ def load_state(folder: Path) -> ServerState | None:
         return ServerState(
             round=facts["round"],
             shared=parts.get("shared", {}),
-            memory={name: parts.get(f"memory.{name}", {}) for name in facts["memory"]},
+            optimizer_state={name: parts.get(f"memory.{name}", {}) for name in facts["memory"]},
             control=parts.get("control", {}),
             accepted=facts["accepted"],
             draws=tuple((clients, asked) for clients, asked in facts.get("draws", ())),
@@ -67,5 +71,5 @@ def load_state(folder: Path) -> ServerState | None:
 
 def _parts(state: ServerState) -> dict[str, Tensors]:
     parts = {"shared": state.shared, "control": state.control}
-    parts |= {f"memory.{name}": tensors for name, tensors in state.memory.items()}
+    parts |= {f"memory.{name}": tensors for name, tensors in state.optimizer_state.items()}
     return {name: tensors for name, tensors in parts.items() if tensors}

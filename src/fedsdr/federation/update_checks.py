@@ -1,85 +1,100 @@
-"""What an update must satisfy to be counted."""
+"""What an update must satisfy to be accepted."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from fedsdr.algorithms.compression import SCALE
-from fedsdr.tensors import ByShape, norm
-from fedsdr.types import ClientFault, ClientUpdate
+from fedsdr.algorithms.compression import decode
+from fedsdr.federation.plan import Plan
+from fedsdr.tensors import add, all_finite, difference_in_spec, norm
+from fedsdr.types import BRANCHES, DATA_KINDS, ClientFault, ClientTask, ClientUpdate
 
-Form = Mapping[str, tuple[torch.Size, torch.dtype]]  # what the tensor of each name must be
+PHASE_METRICS = ("loss", "tokens", "supervised", "steps", "seconds")
+MAX_EXAMPLES = 2**53  # of a client that announced nothing
+METRIC_NAMES = frozenset(
+    {"update.norm", *(".".join(p) for p in product(BRANCHES, DATA_KINDS, PHASE_METRICS))}
+)
 
 
-def form_of(values: Mapping[str, Tensor]) -> Form:
-    """Return names, shapes and dtypes."""
-    return {name: (x.shape, x.dtype) for name, x in values.items()}
+def decoded(answer: ClientUpdate | ClientFault, task: ClientTask) -> ClientUpdate | ClientFault:
+    """Return the answer with its update in fp32, or a ClientFault that says why it is malformed.
+
+    Every engine passes its answers through this function, so that the round sees fp32 alone.
+    """
+    if isinstance(answer, ClientFault):
+        return answer
+    try:
+        delta = decode(answer.delta, task.shared, task.settings.update_dtype)
+    except ValueError as error:
+        return ClientFault(answer.client_id, answer.round, str(error))
+    return replace(answer, delta=delta)
 
 
-def reason_to_refuse(
-    answer: ClientUpdate | ClientFault, round: int, form: Form, control: Form, by_shape: ByShape
-) -> str:
-    """Return why an answer cannot be counted, in one line, or '' when it can.
+def rejection_reason(answer: ClientUpdate | ClientFault, task: ClientTask, plan: Plan) -> str:
+    """Return why an answer cannot be accepted, in one line, or '' when it can.
 
-    An update must be of this round, count at least one example, and have exactly the names, shapes
-    and dtypes of `form` (the shared tensors, encoded as updates are) and of `control`, with every
-    value finite, before and after decoding. `by_shape` is of the shared tensors.
+    An update must be of the task's round, count between one and the announced number of examples,
+    have exactly the names and shapes of the task's tensors in fp32 with finite values, stay within
+    the norm limits, and report only finite metrics of `METRIC_NAMES`.
     """
     if isinstance(answer, ClientFault):
         return answer.reason
-    if answer.round != round:
-        return f"is of round {answer.round}, not of round {round}"
-    if answer.num_examples < 1:
-        return f"counts {answer.num_examples} examples"
+    if answer.round != task.round:
+        return f"is of round {answer.round}, not of round {task.round}"
     return (
-        _mismatch(answer.delta, form, "update")
-        or _mismatch(answer.control_delta, control, "control")
-        or _not_finite(answer.delta, by_shape, "update")
-        or (_not_finite(answer.control_delta, by_shape, "control") if control else "")
+        _bad_count(answer, plan)
+        or _bad_tensors(answer.delta, task.shared, "update")
+        or _bad_tensors(answer.control_delta, task.control, "control")
+        or _bad_metrics(answer.metrics)
+        or _bad_norm(answer, task, plan)
     )
 
 
-def reason_of_norm(decoded: Mapping[str, Tensor], limits: Mapping[str, float]) -> str:
-    """Return which limit (key -> norm; 0: none) a decoded update is over, or ''."""
-    for key, most in limits.items():
-        if most and (size := norm(decoded)) > most:
-            return f"update has norm {size:.3g}, above {key} {most:g}"
+def _bad_count(update: ClientUpdate, plan: Plan) -> str:
+    count = update.num_examples
+    most = plan.announced.get(update.client_id, MAX_EXAMPLES)
+    if not isinstance(count, int) or count < 1:
+        return f"counts {count} examples; it must count at least 1"
+    if count > most and not plan.is_private:
+        return f"counts {count} examples, above the announced {most}"
     return ""
 
 
-def _mismatch(values: Mapping[str, Tensor], wanted: Form, what: str) -> str:
-    form = form_of(values)
-    if form == wanted:
+def _bad_tensors(values: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -> str:
+    if difference := difference_in_spec(values, like):
+        return f"{what} {difference}"
+    if all_finite(values):
         return ""
-    for name in sorted(wanted.keys() - form.keys()):
-        return f"{what} lacks '{name}'"
-    for name in sorted(form.keys() - wanted.keys()):
-        return f"{what} has a tensor too many: '{name}'"
-    name = next(name for name in form if form[name] != wanted[name])
-    (shape, dtype), (wanted_shape, wanted_dtype) = form[name], wanted[name]
-    if shape != wanted_shape:
-        return f"{what} '{name}' has shape {tuple(shape)}, not {tuple(wanted_shape)}"
-    return f"{what} '{name}' is {_short(dtype)}, not {_short(wanted_dtype)}"
-
-
-def _not_finite(values: Mapping[str, Tensor], by_shape: ByShape, what: str) -> str:
-    # Integers are finite, but not what they decode to: up to 128 times their scale.
-    scaled = any(name.endswith(SCALE) for name in values)
-    limit = torch.finfo(torch.float32).max / (128 if scaled else 1)
-    stacks = by_shape.stack(values, SCALE if scaled else "")
-    if all(_within(stack, limit) for stack in stacks.values()):
-        return ""
-    floats = {name: x for name, x in values.items() if x.is_floating_point()}
-    name = next(name for name, x in floats.items() if not _within(x, limit))
+    name = next(name for name, x in values.items() if not bool(torch.isfinite(x).all()))
     return f"{what} '{name}' has a value that is not finite"
 
 
-def _within(value: Tensor, limit: float) -> bool:
-    """Return whether all of |value| is at most `limit`; a NaN is not."""
-    least, most = value.aminmax()
-    return -limit <= least.item() and most.item() <= limit
+def _bad_metrics(metrics: Mapping[str, float]) -> str:
+    for name, value in metrics.items():
+        if name not in METRIC_NAMES:
+            return f"has an unknown metric '{name[:40]}'"
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"metric '{name}' is {value}; it must be a finite number"
+    return ""
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _bad_norm(update: ClientUpdate, task: ClientTask, plan: Plan) -> str:
+    limits = {"federation.max_update_norm": plan.max_update_norm}
+    if plan.privacy.mode == "central":  # clipping at the client is exact up to one rounding
+        limits["privacy.clip_norm"] = plan.privacy.clip_norm * (1 + 1e-6)
+    if not any(limits.values()) and not task.control:
+        return ""
+    size = norm(update.delta)
+    for key, limit in limits.items():
+        if limit and size > limit:
+            return f"update has norm {size:.3g}, above {key} {limit:g}"
+    if task.control and plan.settings.update_dtype == "fp32":
+        # c_k+ - c_k + c = -dR / (steps * lr), and a client takes at least one step.
+        moved, most = norm(add(update.control_delta, task.control)), size / plan.settings.lr
+        if moved > most * (1 + 1e-3) + 1e-6:
+            return f"control has norm {moved:.3g}, above {most:.3g}, the most for this update"
+    return ""

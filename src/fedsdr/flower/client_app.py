@@ -37,8 +37,8 @@ from fedsdr.flower.wire import answer_to_records, task_from_records
 from fedsdr.progress import SILENT
 from fedsdr.runs.client_runtime import Site, open_site, train_at
 from fedsdr.runs.rewriting import distill_clients, has_rewrites, prepare_rewriting
-from fedsdr.runs.run import settings_of
 from fedsdr.runs.run_folder import check_data, start_folder
+from fedsdr.runs.run_plan import client_settings
 from fedsdr.types import ClientData, ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def answer_task(task: ClientTask, context: Context, seconds: float) -> ClientUpd
     """
     try:
         with open_node(context, task.run_id, seconds) as (site, client):
-            asked, own = _what_goes_up(task.settings), _what_goes_up(settings_of(site.config))
+            asked, own = _what_goes_up(task.settings), _what_goes_up(client_settings(site.config))
             if (task.client_id, asked) != (client.client_id, own):
                 raise Refusal(
                     f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"

@@ -32,9 +32,9 @@ from fedsdr.models.adapters import save_adapter
 from fedsdr.models.base_model import load_shape
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import SILENT, Progress
-from fedsdr.runs.rounds import next_round, start_of, state_to_go_on_from
-from fedsdr.runs.run import plan_of
+from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round
 from fedsdr.runs.run_folder import checked_config
+from fedsdr.runs.run_plan import plan_of
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ServerState
 
@@ -59,7 +59,7 @@ def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
     config, out = from_run_config(run), Path(str(run["out"])).expanduser()
     config = checked_config(config, out, resume=bool(run["resume"]))
     progress = dataclasses.replace(SILENT, log=lambda line: _say(f"{SAID}{line}"))
-    method = METHODS[plan_of(config, ()).settings.method]
+    method = METHODS[plan_of(config, {}).settings.method]
     simulated = not run["experiment"]  # then whoever started it does what is not of the rounds
     if method.afterwards and not simulated:
         raise UserError(f"method.name: '{method.name}' trains after the last round; deploy another")
@@ -85,7 +85,7 @@ def serve(
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     rounds = config.federation.rounds
-    plan = plan_of(config, ())
+    plan = plan_of(config, {})
 
     def start() -> dict[str, torch.Tensor]:
         # Names and shapes alone count, so neither weights nor the device of the study are needed.
@@ -94,9 +94,9 @@ def serve(
         model = BranchedModel(
             shape, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
         )
-        return start_of(model, METHODS[plan.settings.method], config.seed)
+        return initial_shared(model, METHODS[plan.settings.method], config.seed)
 
-    state = state_to_go_on_from(out, plan, rounds, start)
+    state = load_or_init_state(out, plan, rounds, start)
     save_config(config, out / "config.toml")
     plan = dataclasses.replace(plan, run_id=_run_id(out))
     sites = Sites(grid, progress.log, plan.run_id)

@@ -27,7 +27,8 @@ from fedsdr.models.base_model import Base, dtype_of, load_base
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.tensors import Tensors
-from fedsdr.training.local_training import ClientRows, train_client
+from fedsdr.training.client_update import client_update
+from fedsdr.training.local_training import ClientRows
 from fedsdr.training.methods import METHODS, Method
 from fedsdr.training.client_store import ClientStore
 from fedsdr.types import (
@@ -159,7 +160,7 @@ def train_at(
         pack_tokens = site.config.train.pack_tokens
         settings = dataclasses.replace(task.settings, pack_tokens=pack_tokens)
         task = dataclasses.replace(task, settings=settings)
-    return train_client(task, rows, site.model, site.store(client.client_id), after_step)
+    return client_update(task, rows, site.model, site.store(client.client_id), after_step)
 
 
 def evaluate_model(

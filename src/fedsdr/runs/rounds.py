@@ -22,7 +22,7 @@ from fedsdr.training.methods import Method
 from fedsdr.types import RoundRecord, ServerState
 
 
-def start_of(model: BranchedModel, method: Method, seed: int) -> Tensors:
+def initial_shared(model: BranchedModel, method: Method, seed: int) -> Tensors:
     """Return the shared tensors before round 1; of `model` only names and shapes count."""
     return {
         name: value
@@ -31,7 +31,7 @@ def start_of(model: BranchedModel, method: Method, seed: int) -> Tensors:
     }
 
 
-def state_to_go_on_from(
+def load_or_init_state(
     folder: Path, plan: Plan, rounds: int, start: Callable[[], Tensors]
 ) -> ServerState:
     """Return the state after the last whole round of the folder; of a new run, that of `start`.

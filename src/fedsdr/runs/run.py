@@ -1,4 +1,4 @@
-"""The whole job in one process: distill -> rounds -> evaluate, resumable at any moment."""
+"""A whole run in one process: rewrite, run the rounds, evaluate. It can be resumed at any moment."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.algorithms import ALGORITHMS, server_rule
 from fedsdr.config import Config
 from fedsdr.data.clients import load_clients
 from fedsdr.runs.rewriting import (
@@ -19,99 +18,27 @@ from fedsdr.runs.rewriting import (
 from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
 from fedsdr.progress import Progress
-from fedsdr.runs.rounds import keep, next_round, start_of, state_to_go_on_from
+from fedsdr.runs.rounds import keep, next_round, initial_shared, load_or_init_state
+from fedsdr.runs.run_plan import announced_by, plan_of
 from fedsdr.runs.run_folder import check_data, checked_config, start_folder
 from fedsdr.runs.client_runtime import Site, check_supervised, open_site, train_at
-from fedsdr.errors import UserError, choose
-from fedsdr.federation.privacy_accounting import NO_PRIVACY, Privacy, check_accountant
-from fedsdr.federation.round import Plan
+from fedsdr.errors import choose
+from fedsdr.federation.plan import Plan
 from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.seeds import seed_for
 from fedsdr.training.local_training import rows_to_train
-from fedsdr.training.methods import METHODS
 from fedsdr.types import (
     ClientData,
     ClientFault,
     ClientTask,
     ClientUpdate,
-    LocalSettings,
     RoundRecord,
     ServerState,
 )
 
-# What runs the rounds that are still to be done, with a checkpoint after each.
+# Runs the remaining rounds, with a checkpoint after each.
 RunRounds = Callable[[Site, Sequence[ClientData], Plan, Progress], ServerState]
-
-
-def settings_of(config: Config) -> LocalSettings:
-    """Return what the clients must know of the configuration."""
-    algorithm = choose(config.algorithm.name, ALGORITHMS, "algorithm.name")
-    train, method, privacy = config.train, config.method, config.privacy
-    noise = privacy.noise_multiplier * privacy.clip_norm
-    return LocalSettings(
-        method=choose(method.name, METHODS, "method.name").name,
-        correction=algorithm.correction,
-        mu=config.algorithm.mu,
-        local_epochs=train.local_epochs,
-        smooth_epochs=train.smooth_epochs,
-        batch_size=train.batch_size,
-        lr=train.lr,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        pack_tokens=train.pack_tokens,
-        s_reset=method.s_reset,
-        s_dropout=method.s_dropout,
-        mixture=method.mixture,
-        lora_dropout=config.lora.dropout,
-        frozen_dropout=config.lora.frozen_dropout,
-        update_dtype=config.federation.update_dtype,
-        clip_norm=privacy.clip_norm if privacy.mode != "none" else 0.0,
-        local_noise=noise if privacy.mode == "local" else 0.0,
-    )
-
-
-def plan_of(config: Config, client_ids: Sequence[str]) -> Plan:
-    """Return what stays the same in every round."""
-    algorithm = config.algorithm
-    least, chosen = config.federation.min_updates, config.federation.clients_per_round
-    if client_ids and least > (chosen or len(client_ids)):
-        raise UserError(
-            f"federation.min_updates: is {least}, but a round has {chosen or len(client_ids)} "
-            "clients; lower it"
-        )
-    given = {key: getattr(algorithm, key) for key in ("lr", "beta", "b1", "b2", "tau")}
-    return Plan(
-        seed=config.seed,
-        clients=tuple(sorted(client_ids)),
-        clients_per_round=config.federation.clients_per_round,
-        min_updates=config.federation.min_updates,
-        rule=server_rule(algorithm.name, **{k: v for k, v in given.items() if v is not None}),
-        settings=settings_of(config),
-        privacy=privacy_of(config),
-        max_update_norm=config.federation.max_update_norm,
-    )
-
-
-def privacy_of(config: Config) -> Privacy:
-    """Return what is asked of privacy; UserError where noise would not cover what is sent."""
-    given = config.privacy
-    if given.mode == "none":
-        return NO_PRIVACY
-    check_accountant()
-    if config.federation.update_dtype != "fp32":
-        raise UserError(
-            "privacy.mode: what rounding took from an update is sent with the next one, over the "
-            'clipping norm; set federation.update_dtype = "fp32"'
-        )
-    if config.algorithm.name == "scaffold":
-        raise UserError(
-            "privacy.mode: scaffold sends control variates, which no noise covers; choose another "
-            "algorithm.name"
-        )
-    if not METHODS[config.method.name].sent:
-        raise UserError(f"privacy.mode: '{config.method.name}' sends nothing; set it to none")
-    return Privacy(given.mode, given.clip_norm, given.noise_multiplier, given.delta)
 
 
 def run_experiment(
@@ -125,16 +52,16 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run a configuration into the folder `out` and return what results.json holds.
 
-    With `resume`, go on from the last whole round; the result has the same bytes as that of an
-    uninterrupted run. Raises UserError for all that the user can mend, before `out` is touched
-    where that can be known. `rounds`: another engine's in the place of `run_rounds`.
+    With `resume`, continue after the last complete round; the result has the same bytes as that of
+    an uninterrupted run. `rounds` is another engine's replacement for `run_rounds`. Raises UserError
+    for what the user can fix, before `out` is touched where that can be known.
     """
     resumed = (out / "config.toml").exists()
     config = checked_config(config, out, resume)
-    plan_of(config, ())  # names are checked before anything slow happens
+    plan_of(config, {})  # names are checked before anything slow happens
     choose(config.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
     clients = load_clients(config.data)
-    plan = plan_of(config, [client.client_id for client in clients])
+    plan = plan_of(config, announced_by(clients))
     progress.log(
         f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
         f"{sum(len(c.test) for c in clients)} test rows"
@@ -162,11 +89,11 @@ def run_experiment(
 def run_rounds(
     site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
 ) -> ServerState:
-    """Run the rounds that are still to be done, with a checkpoint after each."""
+    """Run the remaining rounds, with a checkpoint after each."""
     by_id = {client.client_id: client for client in clients}
     rounds = site.config.federation.rounds
-    state = state_to_go_on_from(
-        site.folder, plan, rounds, lambda: start_of(site.model, site.method, plan.seed)
+    state = load_or_init_state(
+        site.folder, plan, rounds, lambda: initial_shared(site.model, site.method, plan.seed)
     )
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
@@ -188,9 +115,9 @@ def personalize(
     plan: Plan,
     progress: Progress,
 ) -> ServerState:
-    """Run the phases that come after the last round, with as many epochs as the rounds had in all.
+    """Run the phases after the last round, with as many epochs as all rounds together.
 
-    They stand in rounds.jsonl as a round of their own in which nothing is sent. UserError when a
+    They are one more line of rounds.jsonl, a round in which nothing is sent. UserError when a
     client fails.
     """
     last = state.round + 1
@@ -228,7 +155,7 @@ def finish(
     if branches:
         folder = site.folder / "global"
         save_adapter(folder, state.shared, branches, alpha=alpha, base_name=site.base.name)
-    for client, last in state.accepted.items():  # a refused update may have left a later S there
+    for client, last in state.accepted.items():  # a refused update may have left a later S
         if site.method.private:
             site.store(client).publish(last)
     results = evaluate_clients(site, clients, state, progress)

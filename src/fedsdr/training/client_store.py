@@ -1,27 +1,25 @@
-"""What a client keeps on its own disk between rounds: S, SCAFFOLD's c_k, what rounding took, and
-the noisy update of local privacy, since the same answer with fresh noise would tell more.
+"""What a client keeps on its own disk between rounds.
 
     FOLDER/round-0003/adapter_model.safetensors   S after round 3, as a PEFT adapter
-    FOLDER/round-0003/control.safetensors         c_k after round 3
-    FOLDER/round-0003/residual.safetensors        what the update of round 3 lost to rounding
-    FOLDER/round-0003/sent.safetensors            the update of round 3, if it has noise of its own
+    FOLDER/round-0003/control.safetensors         SCAFFOLD's c_k after round 3
+    FOLDER/round-0003/residual.safetensors        the rounding error of the update of round 3
+    FOLDER/round-0003/sent.safetensors            the update of round 3, if the client added noise
     FOLDER/adapter_model.safetensors              the last S
 
-Two rounds are kept: the one just made, and the one that the server last counted. A client whose
-result was lost goes on from the latter.
+Two rounds are kept: the last one, and the last one that the server accepted. A client whose result
+was lost starts from the latter.
 """
 
 import functools
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedsdr.errors import UserError
-from fedsdr.files import write_file, write_folder
+from fedsdr.files import numbered_folders, write_file, write_folder
 from fedsdr.models.adapters import (
     CONFIG,
     WEIGHTS,
@@ -36,68 +34,68 @@ from fedsdr.types import S
 CONTROL, RESIDUAL, SENT = "control.safetensors", "residual.safetensors", "sent.safetensors"
 
 
-class Kept(NamedTuple):
-    """What a client knows after a round and nobody else does; empty is what there is none of."""
+@dataclass(frozen=True)
+class ClientState:
+    """The private state of a client after a round; what a run does not use is empty."""
 
-    private: Tensors  # S
-    control: Tensors  # SCAFFOLD's c_k
-    residual: Tensors  # dR that was rounded away and is still to be sent
-    sent: Tensors  # dR with local noise
+    private: Tensors = field(default_factory=dict)  # S
+    control: Tensors = field(default_factory=dict)  # SCAFFOLD's c_k
+    residual: Tensors = field(default_factory=dict)  # rounding error, added to the next update
+    sent: Tensors = field(default_factory=dict)  # dR with local noise
 
 
 @dataclass(frozen=True)
 class ClientStore:
-    """A client's folder, and what PEFT's configuration file needs to name."""
+    """The private folder of one client; `alpha` and `base_name` go into PEFT's configuration."""
 
     folder: Path
     alpha: float
     base_name: str
 
     def round_folder(self, round: int) -> Path:
-        """Return where the state after `round` is."""
+        """Return the folder of the state after `round`."""
         return self.folder / f"round-{round:04d}"
 
-    def load(self, round: int) -> Kept:
-        """Return what was kept after `round`; all of it empty for round 0.
+    def load(self, round: int) -> ClientState:
+        """Return the state after `round`; the empty state for round 0.
 
-        UserError when the round's folder is gone: S would silently start anew.
+        UserError when the round's folder is missing: S must not start anew without a word.
         """
         folder = self.round_folder(round)
         if round == 0:
-            return Kept({}, {}, {}, {})
+            return ClientState()
         if not folder.is_dir():
             raise UserError(f"{folder}: missing; it holds this client's state after round {round}")
         private = load_adapter(folder, S) if (folder / WEIGHTS).exists() else {}
-        return Kept(private, *(_read(folder / name) for name in (CONTROL, RESIDUAL, SENT)))
+        return ClientState(private, *(_read(folder / name) for name in (CONTROL, RESIDUAL, SENT)))
 
     def newest(self) -> int:
-        """Return the last round of which anything is kept; 0 when there is none."""
-        return max(self._rounds(), default=0)
+        """Return the last round whose state is kept, or 0."""
+        return max(numbered_folders(self.folder, "round-"), default=0)
 
-    def _rounds(self) -> dict[int, Path]:
-        return {int(p.name.removeprefix("round-")): p for p in self.folder.glob("round-*")}
+    def save(self, round: int, state: ClientState, *, accepted: int) -> None:
+        """Write the state after `round`; remove older rounds, except `accepted`.
 
-    def save(self, round: int, kept: Kept, *, accepted: int) -> None:
-        """Keep the state after `round` and after `accepted`, and nothing older: a task that ends
-        late must not take away what a later one has kept."""
+        Later rounds stay: a task that ends late must not remove the state of a later one.
+        """
 
         def write(folder: Path) -> None:
-            if kept.private:
-                config = peft_config(kept.private, S, alpha=self.alpha, base_name=self.base_name)
-                write_adapter_files(folder, peft_tensors(kept.private, S), config)
-            named = {CONTROL: kept.control, RESIDUAL: kept.residual, SENT: kept.sent}
+            if state.private:
+                config = peft_config(state.private, S, alpha=self.alpha, base_name=self.base_name)
+                write_adapter_files(folder, peft_tensors(state.private, S), config)
+            named = {CONTROL: state.control, RESIDUAL: state.residual, SENT: state.sent}
             for name, tensors in named.items():
                 if tensors:
                     save_file(tensors, folder / name)
 
         write_folder(self.round_folder(round), write)
-        self.publish(max(self._rounds()))
-        for before, folder in self._rounds().items():
+        self.publish(self.newest())
+        for before, folder in numbered_folders(self.folder, "round-").items():
             if before < round and before != accepted:
                 shutil.rmtree(folder)
 
     def publish(self, round: int) -> None:
-        """Make the S after `round` the one that lies at the top of the folder."""
+        """Copy the S after `round` to the top of the folder."""
         for name in (WEIGHTS, CONFIG):
             source, target = self.round_folder(round) / name, self.folder / name
             if source.exists():

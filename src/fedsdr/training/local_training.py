@@ -1,23 +1,27 @@
-"""One client's local work in one round (paper, Eqs. 7 to 9, for every method)."""
+"""Local training of one client in one round (paper, Eqs. 7 to 9, for every method).
+
+Start from the task's R and the client's own S, run the method's phases, return the change of R.
+Clipping, noise, compression and storage are around it, in client_update.py and local_privacy.py.
+"""
 
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from fedsdr.algorithms.client_corrections import Adjust, local_correction, new_control
-from fedsdr.algorithms.compression import encode_with_feedback
-from fedsdr.algorithms.gaussian_mechanism import add_gaussian, clip
-from fedsdr.errors import Refusal, choose
+from fedsdr.errors import choose
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import Tensors, map_tensors, norm, subtract, zeros_like
-from fedsdr.training.client_store import ClientStore, Kept
+from fedsdr.tensors import Tensors, subtract, zeros_like
+from fedsdr.training.client_store import ClientState
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.optimizer_step import PhaseResult, train_phase
-from fedsdr.types import Branch, ClientTask, ClientUpdate, LocalSettings, R, S, TokenRow
+from fedsdr.types import Branch, ClientTask, LocalSettings, R, S, TokenRow
+
+AfterStep = Callable[[int], None]  # is given the number of rows of each optimizer step
 
 
 @dataclass(frozen=True)
@@ -28,35 +32,45 @@ class ClientRows:
     rewritten: tuple[TokenRow, ...] = ()
 
 
-def train_client(
+@dataclass(frozen=True)
+class LocalResult:
+    """What local training returns.
+
+    `change` is dR = R_after - R_before of the branches that the method sends, `state` what the
+    client keeps, `control_delta` SCAFFOLD's c_k+ - c_k.
+    """
+
+    change: Tensors
+    state: ClientState
+    num_examples: int
+    control_delta: Tensors = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+LocalTraining = Callable[
+    [ClientTask, ClientRows, BranchedModel, ClientState, AfterStep | None], LocalResult
+]
+
+
+def train_locally(
     task: ClientTask,
     rows: ClientRows,
     model: BranchedModel,
-    store: ClientStore,
-    after_step: Callable[[int], None] | None = None,
-) -> ClientUpdate:
-    """Run the method's phases from the task's global tensors; return the change of R, encoded;
-    keep S and what the encoding rounded away.
+    state: ClientState,
+    after_step: AfterStep | None = None,
+) -> LocalResult:
+    """Run the method's phases from the task's R and the client's S; return the change of R.
 
-    The order of the data, dropout and S's start depend on `task.seed`, the client's name and the
-    round alone, so that the same task and the same state kept give the same update anywhere, but
-    for local noise, which is drawn anew. `after_step` is told the rows of each optimizer step; in
-    all they are `rows_to_train`.
+    The order of the rows, dropout and the first S depend on `task.seed`, the client's name and the
+    round alone: the same task and state give the same result on any engine.
     """
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
-    if settings.clip_norm and (task.control or settings.correction == "scaffold"):
-        raise Refusal("privacy.mode: control variates are asked for, which no noise covers")
-    answers = settings.local_noise and not settings.afterwards  # nothing is sent then
-    if answers and (answered := _answered(task, store)):
-        return ClientUpdate(task.client_id, task.round, 1, answered, {})
     model.set(task.shared)
-    remembers = bool(method.private or task.control or settings.update_dtype != "fp32")
-    kept = store.load(task.accepted_round if remembers else 0)
     for branch in method.private:
-        start = {} if settings.s_reset else kept.private
-        model.set(start or model.initial(branch, seed_for(task.seed, "start", task.client_id)))
-    control = kept.control or zeros_like(task.control)
+        kept = {} if settings.s_reset else state.private
+        model.set(kept or model.initial(branch, seed_for(task.seed, "start", task.client_id)))
+    control = state.control or zeros_like(task.control)
     adjust = local_correction(
         settings.correction,
         settings.mu,
@@ -68,86 +82,33 @@ def train_client(
         began = time.perf_counter()
         result = _run_phase(phase, task, rows, model, adjust, after_step)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
-        name = phase.name
-        metrics |= {
-            f"{name}.loss": result.loss,
-            f"{name}.tokens": result.tokens,
-            f"{name}.supervised": result.supervised,
-            f"{name}.steps": result.steps,
-            f"{name}.seconds": time.perf_counter() - began,
-        }
-    sent = () if settings.afterwards else method.sent
-    after = model.get(*sent)
-    control_delta: Tensors = {}
-    if task.control:
-        new = dict(control)
-        for branch in sent:
-            c_k, c, before, now = (
-                {name: value for name, value in tree.items() if name.startswith(branch)}
-                for tree in (control, task.control, task.shared, after)
-            )
-            new |= new_control(c_k, c, before, now, steps[branch], settings.lr)
-        control_delta, control = subtract(new, control), new
-    private = model.get(*method.private)
-    diverged = not all(bool(value.isfinite().all()) for value in private.values())
-    if diverged and settings.local_noise:
-        private = kept.private  # whether it diverged depends on the rows, so it must not show
-    elif diverged:
-        raise Refusal(f"client '{task.client_id}': its private branch diverged; lower train.lr")
-    change = subtract(after, task.shared) if sent else {}
-    if settings.local_noise:  # nor whether R did
-        change = map_tensors(lambda x: x.nan_to_num(0.0, 0.0, 0.0), change)
-    if settings.clip_norm and sent:
-        metrics["update.norm"] = norm(change)
-        change = clip(change, settings.clip_norm)
-    if settings.local_noise:  # the server is not trusted: it learns no counts either
-        change, metrics = add_gaussian(change, settings.local_noise), {}
-    delta, residual = encode_with_feedback(change, kept.residual, settings.update_dtype)
-    keep = Kept(private, control, residual, delta if settings.local_noise else {})
-    if any(keep):
-        store.save(task.round, keep, accepted=task.accepted_round)
-    return ClientUpdate(
-        client_id=task.client_id,
-        round=task.round,
-        num_examples=1 if settings.local_noise else len(rows.raw),
-        delta=delta,
-        control_delta=control_delta,
+        metrics |= _phase_metrics(phase, result, time.perf_counter() - began)
+    after = {} if settings.afterwards else model.get(*method.sent)
+    new = _new_control(task, control, after, steps) if task.control else {}
+    return LocalResult(
+        change=subtract(after, task.shared) if after else {},
+        state=ClientState(private=model.get(*method.private), control=new or control),
+        num_examples=len(rows.raw),
+        control_delta=subtract(new, control) if new else {},
         metrics=metrics,
     )
 
 
-def _answered(task: ClientTask, store: ClientStore) -> Tensors:
-    """Return what was sent for this round already, {} where nothing was: the same again tells
-    nothing new, fresh noise on the same update would. Refusal when a later round was answered."""
-    newest = store.newest()
-    if task.round > newest:
-        return {}
-    if task.round < newest:
-        raise Refusal(
-            f"round {task.round} is asked for after round {newest} was answered; with local noise "
-            "a site goes forward only"
-        )
-    sent = store.load(newest).sent
-    if not sent:
-        raise Refusal(f"round {newest} was answered already, and that answer is gone")
-    return sent
-
-
 def phases_of(method: Method, task: ClientTask) -> list[Phase]:
-    """Return the phases of this task: some wait until an update of the client was counted."""
+    """Return the phases of this task. A returning phase needs an accepted update of the client."""
     if task.settings.afterwards:
         return list(method.afterwards)
     return [phase for phase in method.phases if task.accepted_round or not phase.returning]
 
 
 def epochs_of(phase: Phase, settings: LocalSettings) -> int:
-    """Return the passes over the data in a phase."""
+    """Return the number of passes over the data in a phase."""
     smooth = settings.smooth_epochs if phase.train == S else 0
     return smooth or settings.local_epochs
 
 
 def rows_to_train(task: ClientTask, num_examples: int) -> int:
-    """Return how many rows the task's optimizer steps take in all, for a bar with the time left."""
+    """Return the number of rows in all optimizer steps of the task, for a progress bar."""
     method = choose(task.settings.method, METHODS, "method.name")
     phases = phases_of(method, task)
     return num_examples * sum(epochs_of(phase, task.settings) for phase in phases)
@@ -159,23 +120,22 @@ def _run_phase(
     rows: ClientRows,
     model: BranchedModel,
     adjust: Adjust,
-    after_step: Callable[[int], None] | None,
+    after_step: AfterStep | None,
 ) -> PhaseResult:
     settings = task.settings
     seed = seed_for(task.seed, task.round, task.client_id, phase.train, phase.data)
     coin = random.Random(seed_for(seed, "s_dropout"))
 
     def before_step() -> None:
-        # R is trained beside S and served without it: for a share of the batches, S steps out.
-        left_out = phase.train == R and coin.random() < settings.s_dropout
-        model.switch.forward = (R,) if left_out else phase.forward
+        # R is trained with S in the forward and served without it: s_dropout closes the gap.
+        without_s = phase.train == R and coin.random() < settings.s_dropout
+        model.switch.forward = (R,) if without_s else phase.forward
 
     torch.manual_seed(seed_for(seed, "dropout"))
     with model.using(
         *phase.forward,
         trained=phase.train,
         dropout=settings.lora_dropout,
-        frozen_dropout=settings.frozen_dropout,
         weights=None if phase.share == 1.0 else dict.fromkeys(phase.forward, phase.share),
     ):
         return train_phase(
@@ -191,12 +151,38 @@ def _run_phase(
         )
 
 
+def _phase_metrics(phase: Phase, result: PhaseResult, seconds: float) -> dict[str, float]:
+    loss = {f"{phase.name}.loss": result.loss} if result.supervised else {}  # no tokens, no mean
+    return loss | {
+        f"{phase.name}.tokens": result.tokens,
+        f"{phase.name}.supervised": result.supervised,
+        f"{phase.name}.steps": result.steps,
+        f"{phase.name}.seconds": seconds,
+    }
+
+
+def _new_control(
+    task: ClientTask, control: Tensors, after: Tensors, steps: dict[Branch, int]
+) -> Tensors:
+    """Return SCAFFOLD's c_k+, branch by branch: each branch has taken steps of its own."""
+    new: Tensors = {}
+    for branch in dict.fromkeys(name[0] for name in after):
+        c_k, c, before, now = (
+            {name: value for name, value in tree.items() if name.startswith(branch)}
+            for tree in (control, task.control, task.shared, after)
+        )
+        new |= new_control(c_k, c, before, now, steps[branch], task.settings.lr)  # type: ignore[index]
+    return new
+
+
 def phase_rows(
     phase: Phase, rows: ClientRows, settings: LocalSettings, seed: int
 ) -> tuple[TokenRow, ...]:
-    """Return the rows that a phase reads. A mixture takes the rewrite of a seeded share of the
-    rows and the raw answer of the others: the same rows every round. ValueError when there are
-    no rewrites to read."""
+    """Return the rows that a phase reads.
+
+    A mixture takes the rewrite of a seeded share of the rows and the raw answer of the others, the
+    same rows in every round. ValueError when the rewrites are missing.
+    """
     if phase.data == "raw":
         return rows.raw
     if len(rows.rewritten) != len(rows.raw):

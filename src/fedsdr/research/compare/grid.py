@@ -13,7 +13,7 @@ from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
 from fedsdr.errors import UserError, choose
 from fedsdr.research.compare.differences import Group
-from fedsdr.runs.run import plan_of, settings_of
+from fedsdr.runs.run_plan import client_settings, plan_of
 from fedsdr.training.local_training import epochs_of
 from fedsdr.training.methods import METHODS
 from fedsdr.types import S
@@ -94,7 +94,7 @@ def cells_of(
         # A list among the values could not be part of a key.
         shown = tuple((k, ", ".join(v) if isinstance(v, list) else v) for k, v in point)
         for name, own in _with_plain(configs).items():
-            plan_of(own, ())  # checks every name and number before the first cell runs
+            plan_of(own, {})  # checks every name and number before the first cell runs
             group = Group(name, algorithm, shown)
             cells += [Cell(group, _with(own, {"seed": seed}), root) for seed in seeds]
     choose(study.baseline, dict.fromkeys(cell.group.variant for cell in cells), "baseline")
@@ -212,7 +212,7 @@ def _without_unread(config: Config) -> Config:
     not split the runs of another.
     """
     method, algorithm = METHODS[config.method.name], ALGORITHMS[config.algorithm.name]
-    read = {"name", *algorithm.hyper, *(["mu"] if algorithm.correction == "fedprox" else [])}
+    read = {"name", *algorithm.hyperparameters, *(["mu"] if algorithm.correction == "fedprox" else [])}
     unread = [k for k in key_names() if k.startswith("algorithm.") and k[10:] not in read]
     if S not in {phase.train for phase in method.all_phases}:
         unread += ["method.s_reset", "method.s_dropout", "train.smooth_epochs"]
@@ -237,7 +237,7 @@ def _with_plain(configs: Mapping[str, Config]) -> dict[str, Config]:
         phases = METHODS[config.method.name].all_phases
         if len(phases) < 2:
             continue
-        epochs = sum(epochs_of(phase, settings_of(config)) for phase in phases)
+        epochs = sum(epochs_of(phase, client_settings(config)) for phase in phases)
         plain = _with(config, method | {"method.name": "plain"})
         equal = _with(plain, {"train.local_epochs": epochs})
         for title, beside in (("plain", plain), ("plain at equal compute", equal)):

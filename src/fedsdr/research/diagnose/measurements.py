@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.algorithms.aggregation import product_error
-from fedsdr.algorithms.compression import decode
 from fedsdr.federation.round import run_round
+from fedsdr.federation.update_checks import decoded
 from fedsdr.progress import Advance
 from fedsdr.research.diagnose.update_geometry import cosine_of, cosines, off_diagonal
 from fedsdr.runs.client_runtime import Site, forward_of, train_at
-from fedsdr.runs.run import plan_of, settings_of
+from fedsdr.runs.run_plan import announced_by, client_settings, plan_of
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, WeightedMean, add, norm
 from fedsdr.training.optimizer_step import accumulate_gradients, train_phase
 from fedsdr.types import (
     Branch,
     ClientData,
+    ClientFault,
     ClientTask,
     ClientUpdate,
     Example,
@@ -112,7 +113,7 @@ def loss_transfer(
     training starts anew, with the run's own settings but batches of at most 8 rows and no dropout.
     `mean` is over i != j; `percent` is the mean of the changes divided by the losses before.
     """
-    settings = settings_of(site.config)
+    settings = client_settings(site.config)
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, 8))
     matrix, shares = [], []
     before: list[float] = []
@@ -205,7 +206,7 @@ def extra_round(
     """
     by_id = {client.client_id: client for client in clients}
     plan = dataclasses.replace(
-        plan_of(site.config, list(by_id)), clients_per_round=0, min_updates=1
+        plan_of(site.config, announced_by(clients)), clients_per_round=0, min_updates=1
     )
     # The next round after all that a client did, the training after the last round included.
     state = dataclasses.replace(state, round=max([state.round, *state.accepted.values()]))
@@ -223,10 +224,11 @@ def extra_round(
                 {name.replace(R, f"{whose} R"): x for name, x in found.items() if R in name}
             )
 
-        def train(task: ClientTask) -> ClientUpdate:
-            update = train_at(copy, by_id[task.client_id], task)
+        def train(task: ClientTask) -> ClientUpdate | ClientFault:
+            update = decoded(train_at(copy, by_id[task.client_id], task), task)
             measure(task.client_id, "own")
-            updates.append(update)
+            if isinstance(update, ClientUpdate):
+                updates.append(update)
             advance(1)
             return update
 
@@ -238,7 +240,7 @@ def extra_round(
 
 
 def _what_averaging_does(shared: Tensors, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
-    deltas = [decode(u.delta) for u in updates]
+    deltas = [u.delta for u in updates]
     weights = [u.num_examples for u in updates]
     error = product_error([add(shared, delta) for delta in deltas], weights)
     mean = WeightedMean()

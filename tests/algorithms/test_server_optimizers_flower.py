@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr.algorithms import server_rule
+from fedsdr.algorithms import server_optimizer
 from fedsdr.tensors import Tensors, WeightedMean
 
 START = {"x": [0.5, -1.0, 0.25, 2.0], "y": [[1.0, -0.5]]}
@@ -103,14 +103,14 @@ def ours(name: str) -> list[Tensors]:
     """Return R after each round, by our rules, with Flower's factor in FedAdam's lr."""
     hyper = HYPER[name]
     shared = tensors(START)
-    memory = server_rule(name, **hyper).init(shared)
+    state = server_optimizer(name, **hyper).init(shared)
     results = []
     for t, clients in enumerate(ROUNDS, start=1):
         if name == "fedadam":
             factor = sqrt(1 - hyper["b2"] ** (t + 1)) / (1 - hyper["b1"] ** (t + 1))
             hyper = {**HYPER[name], "lr": HYPER[name]["lr"] * factor}
         delta = mean_delta(clients)
-        step, memory = server_rule(name, **hyper).update(delta, memory)
+        step, state = server_optimizer(name, **hyper).update(delta, state)
         shared = {n: x + step[n] for n, x in shared.items()}
         results.append(shared)
     return results
@@ -176,9 +176,9 @@ def test_two_rounds_end_where_the_installed_flower_ends(name):
 
 
 def test_fedadam_without_flowers_factor_is_not_flowers_fedadam():
-    rule = server_rule("fedadam", **HYPER["fedadam"])
+    optimizer = server_optimizer("fedadam", **HYPER["fedadam"])
     delta = mean_delta(ROUNDS[0])
-    step, _ = rule.update(delta, rule.init(delta))
+    step, _ = optimizer.update(delta, optimizer.init(delta))
     flower_step = FLOWER_1_41_0["fedadam"][0]["x"][3] - START["x"][3]
     # t = 1: sqrt(1 - 0.9^2) / (1 - 0.8^2) = sqrt(0.19) / 0.36
     assert flower_step / step["x"][3].item() == pytest.approx(sqrt(0.19) / 0.36, rel=1e-6)

@@ -13,7 +13,8 @@ from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import add, norm, subtract, zeros_like
 from fedsdr.training.client_store import ClientStore
-from fedsdr.training.local_training import ClientRows, phase_rows, rows_to_train, train_client
+from fedsdr.training.client_update import client_update
+from fedsdr.training.local_training import ClientRows, phase_rows, rows_to_train
 from fedsdr.training.methods import METHODS, Phase
 from fedsdr.types import ClientTask, LocalSettings
 
@@ -41,7 +42,7 @@ def store_at(path):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_sends_exactly_what_it_shares_and_keeps_what_is_private(name, model, tmp_path):
     method = METHODS[name]
-    update = train_client(task_for(model, name), DATA, model, store_at(tmp_path))
+    update = client_update(task_for(model, name), DATA, model, store_at(tmp_path))
     assert {key[0] for key in update.delta} == set(method.sent)
     assert all(torch.isfinite(v).all() for v in update.delta.values())
     if method.sent:
@@ -62,10 +63,10 @@ def test_the_rows_that_a_task_says_it_will_train_are_those_that_it_trains(
 ):
     store = store_at(tmp_path)
     if accepted:
-        train_client(task_for(model, name), DATA, model, store)
+        client_update(task_for(model, name), DATA, model, store)
     task = task_for(model, name, round=accepted + 1, accepted=accepted, smooth_epochs=1)
     trained = []
-    train_client(task, DATA, model, store, trained.append)
+    client_update(task, DATA, model, store, trained.append)
     assert sum(trained) == rows_to_train(task, 8) > 0
 
 
@@ -74,7 +75,7 @@ def test_what_comes_after_the_last_round_trains_s_alone_and_sends_nothing(model,
     task = task_for(model, "plain-personal", round=2, afterwards=True)
     before = {name: value.clone() for name, value in task.shared.items()}
     start = model.initial("S", seed_for(11, "start", "bank"))
-    update = train_client(task, DATA, model, store)
+    update = client_update(task, DATA, model, store)
     assert update.delta == {}
     assert {key.split(".")[0] for key in update.metrics} == {"S"}
     assert norm(subtract(store.load(2).private, start)) > 0
@@ -84,7 +85,7 @@ def test_what_comes_after_the_last_round_trains_s_alone_and_sends_nothing(model,
 def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_forward(
     model, tmp_path
 ):
-    update = train_client(task_for(model), DATA, model, store_at(tmp_path))
+    update = client_update(task_for(model), DATA, model, store_at(tmp_path))
     # The two stages by hand, with plain AdamW and the same orders.
     twin = BranchedModel(tiny_llama(), rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
     twin.set(task_for(twin).shared)
@@ -112,9 +113,9 @@ def test_fedsdr_trains_s_on_rewrites_first_and_then_r_on_raw_with_that_s_in_the_
 
 def test_the_same_task_gives_the_same_bytes_whatever_ran_before(model, tmp_path):
     task = task_for(model, lora_dropout=0.1, s_dropout=0.5)
-    first = train_client(task, DATA, model, store_at(tmp_path / "a"))
-    train_client(task_for(model, "dual-raw"), DATA, model, store_at(tmp_path / "b"))
-    again = train_client(task, DATA, model, store_at(tmp_path / "c"))
+    first = client_update(task, DATA, model, store_at(tmp_path / "a"))
+    client_update(task_for(model, "dual-raw"), DATA, model, store_at(tmp_path / "b"))
+    again = client_update(task, DATA, model, store_at(tmp_path / "c"))
     assert all(torch.equal(first.delta[n], again.delta[n]) for n in first.delta)
     files = [(tmp_path / x / "bank" / "adapter_model.safetensors").read_bytes() for x in ("a", "c")]
     assert files[0] == files[1]
@@ -123,14 +124,14 @@ def test_the_same_task_gives_the_same_bytes_whatever_ran_before(model, tmp_path)
 def test_a_lost_result_is_not_learnt_twice(model, tmp_path):
     """Round 2 was trained but never counted: round 3 goes on from the S of round 1."""
     store = store_at(tmp_path)
-    train_client(task_for(model), DATA, model, store)
+    client_update(task_for(model), DATA, model, store)
     s1 = store.load(1).private
-    train_client(task_for(model, round=2, accepted=1), DATA, model, store)
+    client_update(task_for(model, round=2, accepted=1), DATA, model, store)
     assert not torch.equal(next(iter(store.load(2).private.values())), next(iter(s1.values())))
-    after_loss = train_client(task_for(model, round=3, accepted=1), DATA, model, store)
+    after_loss = client_update(task_for(model, round=3, accepted=1), DATA, model, store)
     other = store_at(tmp_path / "other")
-    train_client(task_for(model), DATA, model, other)
-    without_loss = train_client(task_for(model, round=3, accepted=1), DATA, model, other)
+    client_update(task_for(model), DATA, model, other)
+    without_loss = client_update(task_for(model, round=3, accepted=1), DATA, model, other)
     assert all(
         torch.equal(after_loss.delta[n], without_loss.delta[n]) for n in s1 if n in after_loss.delta
     )
@@ -144,9 +145,9 @@ def test_s_is_kept_across_rounds_unless_it_is_reset(model, tmp_path):
     deltas = []
     for reset in (False, True):
         store = store_at(tmp_path / str(reset))
-        train_client(task_for(model), DATA, model, store)
+        client_update(task_for(model), DATA, model, store)
         deltas.append(
-            train_client(
+            client_update(
                 task_for(model, round=2, accepted=1, s_reset=reset), DATA, model, store
             ).delta
         )
@@ -156,19 +157,19 @@ def test_s_is_kept_across_rounds_unless_it_is_reset(model, tmp_path):
 
 def test_a_missing_s_is_an_error_and_not_a_new_start(model, tmp_path):
     with pytest.raises(UserError, match=r"round-0004.*missing"):
-        train_client(task_for(model, round=5, accepted=4), DATA, model, store_at(tmp_path))
+        client_update(task_for(model, round=5, accepted=4), DATA, model, store_at(tmp_path))
 
 
 def test_s_dropout_of_one_trains_r_as_if_there_were_no_s(model, tmp_path):
-    beside = train_client(task_for(model, s_dropout=1.0), DATA, model, store_at(tmp_path / "a"))
-    alone = train_client(task_for(model, "plain"), DATA, model, store_at(tmp_path / "b"))
+    beside = client_update(task_for(model, s_dropout=1.0), DATA, model, store_at(tmp_path / "a"))
+    alone = client_update(task_for(model, "plain"), DATA, model, store_at(tmp_path / "b"))
     for name in beside.delta:
         torch.testing.assert_close(beside.delta[name], alone.delta[name], rtol=1e-5, atol=1e-8)
 
 
 def test_fedprox_with_a_huge_mu_holds_the_client_near_the_global_model(model, tmp_path):
-    free = train_client(task_for(model, "plain"), DATA, model, store_at(tmp_path))
-    held = train_client(
+    free = client_update(task_for(model, "plain"), DATA, model, store_at(tmp_path))
+    held = client_update(
         task_for(model, "plain", correction="fedprox", mu=1e4), DATA, model, store_at(tmp_path)
     )
     assert norm(held.delta) < 0.8 * norm(free.delta)
@@ -177,7 +178,7 @@ def test_fedprox_with_a_huge_mu_holds_the_client_near_the_global_model(model, tm
 def test_scaffold_sends_the_change_of_its_control_and_keeps_it(model, tmp_path):
     store = store_at(tmp_path)
     task = task_for(model, "plain", correction="scaffold")
-    update = train_client(task, DATA, model, store)
+    update = client_update(task, DATA, model, store)
     steps = update.metrics["R.raw.steps"]
     for name, delta in update.delta.items():  # c_k = c = 0: c_k+ = -dR / (steps * lr)
         torch.testing.assert_close(
@@ -195,16 +196,19 @@ def test_what_is_counted_and_what_is_kept_are_together_the_change_of_r(
     residual = {}
     for round in (1, 2):
         task = task_for(model, name, round, accepted=round - 1)
-        true = train_client(task, DATA, model, exact).delta
+        true = client_update(task, DATA, model, exact).delta
         rounded = replace(task, settings=replace(task.settings, update_dtype=dtype))
-        update = train_client(rounded, DATA, model, store)
+        update = client_update(rounded, DATA, model, store)
         wanted = add(true, residual) if residual else true
         residual = store.load(round).residual
         sent = encode(wanted, dtype)
         assert sent.keys() == update.delta.keys()
         assert all(torch.equal(sent[n], update.delta[n]) for n in sent)
         assert residual.keys() == true.keys()
-        assert all(torch.equal(residual[n], wanted[n] - decode(update.delta)[n]) for n in residual)
+        assert all(
+            torch.equal(residual[n], wanted[n] - decode(update.delta, wanted, dtype)[n])
+            for n in residual
+        )
         assert not true or norm(residual) > 0
 
 
@@ -213,19 +217,19 @@ def test_the_residual_of_a_lost_result_is_not_sent_twice(model, tmp_path):
     updates = []
     for lost in (True, False):
         store = store_at(tmp_path / str(lost))
-        train_client(task_for(model, "plain", update_dtype="int8"), DATA, model, store)
+        client_update(task_for(model, "plain", update_dtype="int8"), DATA, model, store)
         if lost:
             task = task_for(model, "plain", round=2, accepted=1, update_dtype="int8")
-            train_client(task, DATA, model, store)
+            client_update(task, DATA, model, store)
         task = task_for(model, "plain", round=3, accepted=1, update_dtype="int8")
-        updates.append(train_client(task, DATA, model, store).delta)
+        updates.append(client_update(task, DATA, model, store).delta)
     assert all(torch.equal(updates[0][n], updates[1][n]) for n in updates[0])
 
 
 def test_a_residual_that_is_gone_is_named(model, tmp_path):
     task = task_for(model, "plain", round=2, accepted=1, update_dtype="bf16")
     with pytest.raises(UserError, match="round-0001: missing"):
-        train_client(task, DATA, model, store_at(tmp_path))
+        client_update(task, DATA, model, store_at(tmp_path))
 
 
 def test_a_mixture_takes_the_asked_share_of_rewrites_of_distinct_rows():
@@ -237,25 +241,25 @@ def test_a_mixture_takes_the_asked_share_of_rewrites_of_distinct_rows():
 
 def test_training_on_rewrites_that_were_never_made_is_an_error(model, tmp_path):
     with pytest.raises(ValueError, match="no rewrites"):
-        train_client(task_for(model), ClientRows(DATA.raw), model, store_at(tmp_path))
+        client_update(task_for(model), ClientRows(DATA.raw), model, store_at(tmp_path))
 
 
 def test_training_lowers_the_loss_of_the_trained_rows(model, tmp_path):
     task = task_for(model, "plain", local_epochs=20)
-    short = train_client(
+    short = client_update(
         replace(task, settings=replace(task.settings, local_epochs=1)),
         DATA,
         model,
         store_at(tmp_path),
     )
-    long = train_client(task, DATA, model, store_at(tmp_path))
+    long = client_update(task, DATA, model, store_at(tmp_path))
     assert long.metrics["R.raw.loss"] < short.metrics["R.raw.loss"] - 0.1
 
 
 def test_a_client_clips_what_it_sends_and_tells_the_norm_that_it_had(model, tmp_path):
-    whole = train_client(task_for(model), DATA, model, store_at(tmp_path / "a"))
+    whole = client_update(task_for(model), DATA, model, store_at(tmp_path / "a"))
     bound = norm(whole.delta) / 3
-    clipped = train_client(task_for(model, clip_norm=bound), DATA, model, store_at(tmp_path / "b"))
+    clipped = client_update(task_for(model, clip_norm=bound), DATA, model, store_at(tmp_path / "b"))
     assert norm(clipped.delta) == pytest.approx(bound)
     assert clipped.metrics["update.norm"] == pytest.approx(norm(whole.delta))
     for name, value in clipped.delta.items():
@@ -264,7 +268,7 @@ def test_a_client_clips_what_it_sends_and_tells_the_norm_that_it_had(model, tmp_
 
 def test_a_client_that_adds_the_noise_itself_sends_no_counts_and_no_losses(model, tmp_path):
     task = task_for(model, clip_norm=1e-6, local_noise=0.5)
-    update = train_client(task, DATA, model, store_at(tmp_path))
+    update = client_update(task, DATA, model, store_at(tmp_path))
     assert (update.num_examples, update.metrics) == (1, {})
     sent = torch.cat([value.flatten() for value in update.delta.values()])
     assert float(sent.std()) == pytest.approx(0.5, rel=5 / (2 * len(sent)) ** 0.5)
@@ -276,22 +280,22 @@ def test_control_variates_cannot_be_asked_of_a_client_whose_update_is_covered_by
 ):
     task = task_for(model, **changes)
     with pytest.raises(UserError, match="control variates"):
-        train_client(replace(task, control=zeros_like(task.shared)), DATA, model,
+        client_update(replace(task, control=zeros_like(task.shared)), DATA, model,
                      store_at(tmp_path))  # fmt: skip
     assert not (tmp_path / "bank").exists()
 
 
 def test_a_task_that_ends_late_takes_no_later_state_away(model, tmp_path):
     store = store_at(tmp_path)
-    train_client(task_for(model), DATA, model, store)
-    train_client(task_for(model, round=3, accepted=1), DATA, model, store)
+    client_update(task_for(model), DATA, model, store)
+    client_update(task_for(model, round=3, accepted=1), DATA, model, store)
     later = store.load(3).private
-    train_client(task_for(model, round=2, accepted=1), DATA, model, store)
+    client_update(task_for(model, round=2, accepted=1), DATA, model, store)
     assert {p.name for p in store.folder.glob("round-*")} == {f"round-000{i}" for i in (1, 2, 3)}
     assert all(torch.equal(later[name], value) for name, value in store.load(3).private.items())
     top = load_adapter(store.folder, "S")
     assert all(torch.equal(later[name], value) for name, value in top.items())
-    train_client(task_for(model, round=4, accepted=3), DATA, model, store)
+    client_update(task_for(model, round=4, accepted=3), DATA, model, store)
     assert {p.name for p in store.folder.glob("round-*")} == {"round-0003", "round-0004"}
 
 
@@ -301,24 +305,24 @@ def test_with_local_noise_a_round_is_answered_once_and_rounds_go_forward_only(
 ):
     store, noise = store_at(tmp_path), {"clip_norm": 1.0, "local_noise": 0.5}
     task = task_for(model, method, **noise)
-    first = train_client(task, DATA, model, store).delta
-    again = train_client(task, DATA, model, store)
+    first = client_update(task, DATA, model, store).delta
+    again = client_update(task, DATA, model, store)
     assert (again.num_examples, again.metrics) == (1, {})
     assert all(torch.equal(again.delta[name], value) for name, value in first.items())
-    elsewhere = train_client(task, DATA, model, store_at(tmp_path / "elsewhere")).delta
+    elsewhere = client_update(task, DATA, model, store_at(tmp_path / "elsewhere")).delta
     assert norm(subtract(elsewhere, first)) > 1  # fresh noise is another
-    train_client(task_for(model, method, round=2, accepted=1, **noise), DATA, model, store)
+    client_update(task_for(model, method, round=2, accepted=1, **noise), DATA, model, store)
     with pytest.raises(UserError, match="round 1 is asked for after round 2 was answered"):
-        train_client(task, DATA, model, store)
+        client_update(task, DATA, model, store)
 
 
 @pytest.mark.parametrize("method", ["plain", "dual-raw"])
 def test_with_local_noise_nothing_shows_that_a_branch_diverged(method, model, tmp_path):
     store = store_at(tmp_path)
     task = task_for(model, method, lr=1e30, clip_norm=1.0, local_noise=0.5)
-    update = train_client(task, DATA, model, store)
+    update = client_update(task, DATA, model, store)
     assert all(bool(value.isfinite().all()) for value in update.delta.values())
     shutil.rmtree(store.round_folder(1))
     store.round_folder(1).mkdir()
-    with pytest.raises(UserError, match="round 1 was answered already"):
-        train_client(task, DATA, model, store)
+    with pytest.raises(UserError, match="round 1 was answered before"):
+        client_update(task, DATA, model, store)

@@ -1,0 +1,49 @@
+"""The work of a client in one round: load its state, train, save the state, return the update."""
+
+from dataclasses import replace
+
+from fedsdr.algorithms.compression import encode_with_feedback
+from fedsdr.errors import Refusal, choose
+from fedsdr.models.two_branch import BranchedModel
+from fedsdr.tensors import all_finite
+from fedsdr.training.client_store import ClientStore
+from fedsdr.training.local_privacy import answered_update, with_privacy
+from fedsdr.training.local_training import AfterStep, ClientRows, train_locally
+from fedsdr.training.methods import METHODS
+from fedsdr.types import ClientTask, ClientUpdate
+
+
+def client_update(
+    task: ClientTask,
+    rows: ClientRows,
+    model: BranchedModel,
+    store: ClientStore,
+    after_step: AfterStep | None = None,
+) -> ClientUpdate:
+    """Train the task and return its update, compressed as `settings.update_dtype` says.
+
+    S, SCAFFOLD's c_k and the rounding error stay in `store`. Refusal when S diverged.
+    """
+    settings = task.settings
+    noisy = settings.local_noise > 0
+    if noisy and not settings.afterwards and (sent := answered_update(task, store)):
+        return ClientUpdate(task.client_id, task.round, 1, sent, {})
+    method = choose(settings.method, METHODS, "method.name")
+    has_state = method.private or task.control or settings.update_dtype != "fp32"
+    before = store.load(task.accepted_round if has_state else 0)
+    train = with_privacy(train_locally) if noisy or settings.clip_norm else train_locally
+    result = train(task, rows, model, before, after_step)
+    if not all_finite(result.state.private):
+        raise Refusal(f"client '{task.client_id}': its private branch diverged; lower train.lr")
+    delta, residual = encode_with_feedback(result.change, before.residual, settings.update_dtype)
+    after = replace(result.state, residual=residual, sent=delta if noisy else {})
+    if any((after.private, after.control, after.residual, after.sent)):
+        store.save(task.round, after, accepted=task.accepted_round)
+    return ClientUpdate(
+        client_id=task.client_id,
+        round=task.round,
+        num_examples=result.num_examples,
+        delta=delta,
+        control_delta=result.control_delta,
+        metrics=result.metrics,
+    )
