@@ -73,7 +73,7 @@ def test_a_site_that_adds_noise_itself_tells_no_counts_and_no_losses(serve):
     ],
 )
 def test_a_server_cannot_ask_a_site_for_less_noise_than_the_site_insists_on(server, serve):
-    with pytest.raises(Exception, match=r"0 of 3 updates could be counted.*local_noise 1, not"):
+    with pytest.raises(Exception, match=r"0 of 3 updates were accepted.*local_noise 1, not"):
         serve("engine.sites=3", *server, pins=LOCAL)
 
 

@@ -13,7 +13,8 @@ from fedsdr.config import load_config
 from fedsdr.data.clients import load_clients
 from fedsdr.runs import rounds, run as run_module
 from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
-from fedsdr.runs.run import plan_of, run_experiment, run_rounds
+from fedsdr.runs.run import run_experiment, run_rounds
+from fedsdr.runs.run_plan import announced_by, plan_of
 from fedsdr.runs.export import export_model
 from fedsdr.research.diagnose.measurements import extra_round
 from fedsdr.progress import SILENT
@@ -162,7 +163,7 @@ def rounds_alone(config, folder):
     site = open_site(config, folder)
     if site.method.rewrites:
         distill_clients(site, prepare_rewriting(site), clients, SILENT)
-    return run_rounds(site, clients, plan_of(config, [c.client_id for c in clients]), SILENT)
+    return run_rounds(site, clients, plan_of(config, announced_by(clients)), SILENT)
 
 
 @pytest.mark.parametrize(("method", "algorithm"), method_algorithm_pairs())
@@ -207,7 +208,7 @@ def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypa
     lines = (tmp_path / "run/rounds.jsonl").read_text().splitlines()
     refused = [json.loads(line)["refused"] for line in lines]
     assert refused[0] == refused[2] == []
-    assert refused[1] == [{"id": "clinic", "reason": "RuntimeError (the client's log has more)"}]
+    assert refused[1] == [{"id": "clinic", "reason": "RuntimeError (the client's log has the details)"}]
     assert load_state(tmp_path / "run/checkpoint").accepted["clinic"] == 3
     assert "the disk of the clinic is gone" in caplog.text
 

@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsdr.federation.round import RunClients
+from fedsdr.federation.update_checks import decoded
 from fedsdr.flower.wire import answer_from_records, task_to_records
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate
 
@@ -86,7 +87,7 @@ def _answer(task: ClientTask, reply: Message) -> ClientUpdate | ClientFault:
         return fault(f"its answer is malformed: {type(error).__name__}")
     if answer.client_id != task.client_id:
         return fault(f"answers in the name of '{answer.client_id}'")
-    return answer
+    return decoded(answer, task)
 
 
 def error_line(reply: Message) -> str:
@@ -115,6 +116,7 @@ class Sites:
         self._grid, self._log, self._run_id = grid, log, run_id
         self._names: dict[int, str] = {}  # node -> client, in the order of joining
         self._asked: dict[str, tuple[int, float]] = {}  # message -> node, when
+        self.announced: dict[str, int] = {}  # client -> its number of training examples
 
     @property
     def silent(self) -> bool:
@@ -144,6 +146,8 @@ class Sites:
             name = said.get("client")
             self._names[node] = name if isinstance(name, str) else ""
             rows = f" with {said['rows']} rows" if "rows" in said else ""
+            if isinstance(name, str) and isinstance(said.get("rows"), int):
+                self.announced[name] = said["rows"]  # type: ignore[assignment]
             self._log(
                 f"client '{name}' joined{rows}"
                 if name

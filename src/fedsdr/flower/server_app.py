@@ -108,7 +108,9 @@ def serve(
     while state.round < rounds:
         nodes = _wait(sites, least, seconds)
         known |= nodes.keys()
-        plan = dataclasses.replace(plan, clients=tuple(sorted(known)))
+        plan = dataclasses.replace(
+            plan, clients=tuple(sorted(known)), announced=dict(sites.announced)
+        )
         run_clients = over_grid(grid, nodes, config.engine.round_seconds)
         state = next_round(out, state, plan, run_clients, progress)
     return state

@@ -212,7 +212,11 @@ def _without_unread(config: Config) -> Config:
     not split the runs of another.
     """
     method, algorithm = METHODS[config.method.name], ALGORITHMS[config.algorithm.name]
-    read = {"name", *algorithm.hyperparameters, *(["mu"] if algorithm.correction == "fedprox" else [])}
+    read = {
+        "name",
+        *algorithm.hyperparameters,
+        *(["mu"] if algorithm.correction == "fedprox" else []),
+    }
     unread = [k for k in key_names() if k.startswith("algorithm.") and k[10:] not in read]
     if S not in {phase.train for phase in method.all_phases}:
         unread += ["method.s_reset", "method.s_dropout", "train.smooth_epochs"]
