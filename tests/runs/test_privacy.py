@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from fedsdr.data.clients import load_clients
-from fedsdr.runs import run as run_module
-from fedsdr.runs.run import run_experiment
-from fedsdr.runs.in_process import in_process
-from fedsdr.progress import SILENT
 from fedsdr.models.adapters import load_adapter
+from fedsdr.progress import SILENT
+from fedsdr.runs import run as run_module
+from fedsdr.runs.in_process import in_process
+from fedsdr.runs.run import run_experiment
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 

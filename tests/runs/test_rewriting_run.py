@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 
 from fedsdr.data.clients import load_clients
+from fedsdr.errors import UserError
+from fedsdr.progress import SILENT
 from fedsdr.runs import rewriting as rewriting_module
+from fedsdr.runs.client_runtime import open_site
 from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
 from fedsdr.runs.run import run_experiment
-from fedsdr.progress import SILENT
-from fedsdr.runs.client_runtime import open_site
-from fedsdr.errors import UserError
 from fedsdr.types import Generation
 
 

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedsdr.runs.run_plan import announced_by, plan_of
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import load_config
 from fedsdr.data.clients import load_clients
-from fedsdr.runs import rounds, run as run_module
-from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
-from fedsdr.runs.run import run_experiment, run_rounds
-from fedsdr.runs.run_plan import announced_by, plan_of
-from fedsdr.runs.export import export_model
-from fedsdr.research.diagnose.measurements import extra_round
-from fedsdr.progress import SILENT
-from fedsdr.runs.run_folder import open_run
-from fedsdr.runs.client_runtime import evaluate_model, open_site, train_at
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
+from fedsdr.progress import SILENT
+from fedsdr.research.diagnose.measurements import extra_round
+from fedsdr.runs import rounds
+from fedsdr.runs import run as run_module
+from fedsdr.runs.client_runtime import evaluate_model, open_site, train_at
+from fedsdr.runs.export import export_model
+from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
+from fedsdr.runs.run import run_experiment, run_rounds
+from fedsdr.runs.run_folder import open_run
 from fedsdr.training.methods import METHODS
 
 
@@ -77,9 +78,10 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes_when_resumed(
     run_experiment(config, whole, SILENT)
     for moment in ("in a client", "before the checkpoint", "after the checkpoint"):
         broken = tmp_path / moment
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        with pytest.MonkeyPatch.context() as patch:
             kill_in_round_2(moment, patch)
-            run_experiment(config, broken, SILENT)
+            with pytest.raises(Killed):
+                run_experiment(config, broken, SILENT)
         run_experiment(config, broken, SILENT, resume=True)
         assert learned_bytes(broken) == learned_bytes(whole), moment
         assert rounds_of(broken) == rounds_of(whole), moment
@@ -208,7 +210,9 @@ def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypa
     lines = (tmp_path / "run/rounds.jsonl").read_text().splitlines()
     refused = [json.loads(line)["refused"] for line in lines]
     assert refused[0] == refused[2] == []
-    assert refused[1] == [{"id": "clinic", "reason": "RuntimeError (the client's log has the details)"}]
+    assert refused[1] == [
+        {"id": "clinic", "reason": "RuntimeError (the client's log has the details)"}
+    ]
     assert load_state(tmp_path / "run/checkpoint").accepted["clinic"] == 3
     assert "the disk of the clinic is gone" in caplog.text
 
@@ -239,9 +243,7 @@ def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
     run_experiment(first, tmp_path / "a", SILENT)
     assert load_config(tmp_path / "a/config.toml").train.pack_tokens == 1024
     monkeypatch.setattr(site, "choose_pack", None)  # would fail if called again
-    more = write_config(
-        "federation.rounds=2", "train.pack_tokens=0", "train.checkpointing=true"
-    )
+    more = write_config("federation.rounds=2", "train.pack_tokens=0", "train.checkpointing=true")
     run_experiment(more, tmp_path / "a", SILENT, resume=True)
     assert load_config(tmp_path / "a/config.toml").train.checkpointing
     run_experiment(

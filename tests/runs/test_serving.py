@@ -6,9 +6,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedsdr.runs.run import run_experiment
-from fedsdr.runs.export import export_model
 from fedsdr.progress import SILENT
+from fedsdr.runs.export import export_model
+from fedsdr.runs.run import run_experiment
 from fedsdr.runs.run_folder import open_run
 from fedsdr.runs.served_models import models_of
 from fedsdr.types import Turn

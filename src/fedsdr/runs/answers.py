@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedsdr.progress import Progress
-from fedsdr.runs.run_folder import open_run, read_run
-from fedsdr.runs.served_models import Kind, serving_of
-from fedsdr.runs.client_runtime import Site, forward_of
 from fedsdr.evaluation.held_out import greedy, requests_for
 from fedsdr.files import json_lines, write_atomically
+from fedsdr.progress import Progress
+from fedsdr.runs.client_runtime import Site, forward_of
+from fedsdr.runs.run_folder import open_run, read_run
+from fedsdr.runs.served_models import Kind, serving_of
 from fedsdr.types import ClientData, Example, ServerState
 
 Answers = dict[str, dict[str, str]]  # client -> row id -> the answer

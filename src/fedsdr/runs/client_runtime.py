@@ -16,21 +16,21 @@ import torch
 from fedsdr.config import Config
 from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.distill.records import read_distilled
-from fedsdr.evaluation.instance_weighting import MixedModel
 from fedsdr.errors import UserError, choose
 from fedsdr.evaluation.held_out import ClientScores, HeldOut, Losses, evaluate_on
+from fedsdr.evaluation.instance_weighting import MixedModel
 from fedsdr.evaluation.metrics import metric_for
-from fedsdr.models.two_branch import BranchedModel
+from fedsdr.models.base_model import Base, dtype_of, load_base
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
-from fedsdr.models.base_model import Base, dtype_of, load_base
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
+from fedsdr.models.two_branch import BranchedModel
 from fedsdr.tensors import Tensors
+from fedsdr.training.client_store import ClientStore
 from fedsdr.training.client_update import client_update
 from fedsdr.training.local_training import ClientRows
 from fedsdr.training.methods import METHODS, Method
-from fedsdr.training.client_store import ClientStore
 from fedsdr.types import (
     Branch,
     ClientData,

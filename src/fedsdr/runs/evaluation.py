@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedsdr.progress import Progress
-from fedsdr.runs.served_models import serving_of
-from fedsdr.runs.client_runtime import Site, evaluate_model
 from fedsdr.evaluation.held_out import ClientScores
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.files import json_lines
+from fedsdr.progress import Progress
+from fedsdr.runs.client_runtime import Site, evaluate_model
+from fedsdr.runs.served_models import serving_of
 from fedsdr.types import ClientData, ServerState
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fedsdr.runs.run_folder import open_run
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import write_folder
 from fedsdr.models.adapters import save_adapter
+from fedsdr.runs.run_folder import open_run
 from fedsdr.types import Branch
 
 

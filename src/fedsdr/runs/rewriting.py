@@ -13,17 +13,17 @@ from fedsdr.distill.cache import RewriteCache, Teacher
 from fedsdr.distill.prompts import load_prompts
 from fedsdr.distill.records import Audit, read_distilled, write_distilled
 from fedsdr.distill.self_distillation import rewrite_client
+from fedsdr.errors import UserError
+from fedsdr.extras import import_extra
+from fedsdr.files import made_once, write_atomically
+from fedsdr.models.base_model import Base, cache_folder
+from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import Site
-from fedsdr.errors import UserError
-from fedsdr.files import made_once, write_atomically
 from fedsdr.teachers import choose_engine
-from fedsdr.extras import import_extra
 from fedsdr.teachers.gguf_copy import write_fp16_copy
 from fedsdr.teachers.openvino import why_unreadable
 from fedsdr.teachers.openvino_export import export_folder
-from fedsdr.models.base_model import Base, cache_folder
-from fedsdr.models.packing import device_of
 from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest, Turn
 
 PROBES = (

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsdr.progress import Progress
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.round import Plan, RunClients, first_state, run_round
 from fedsdr.files import disk_errors_named, write_atomically
 from fedsdr.models.two_branch import BranchedModel
+from fedsdr.progress import Progress
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors
 from fedsdr.training.methods import Method

@@ -1,4 +1,4 @@
-"""A whole run in one process: rewrite, run the rounds, evaluate. It can be resumed at any moment."""
+"""A whole run in one process: rewrite, run the rounds, evaluate. It can be resumed any time."""
 
 import dataclasses
 import json
@@ -9,23 +9,23 @@ from typing import Any
 
 from fedsdr.config import Config
 from fedsdr.data.clients import load_clients
+from fedsdr.errors import choose
+from fedsdr.federation.plan import Plan
+from fedsdr.files import alone, write_atomically
+from fedsdr.models.adapters import save_adapter
+from fedsdr.progress import Progress
+from fedsdr.runs.client_runtime import Site, check_supervised, open_site, train_at
+from fedsdr.runs.evaluation import evaluate_clients
+from fedsdr.runs.in_process import in_process
 from fedsdr.runs.rewriting import (
     ENGINES,
     distill_clients,
     has_rewrites,
     prepare_rewriting,
 )
-from fedsdr.runs.evaluation import evaluate_clients
-from fedsdr.runs.in_process import in_process
-from fedsdr.progress import Progress
-from fedsdr.runs.rounds import keep, next_round, initial_shared, load_or_init_state
-from fedsdr.runs.run_plan import announced_by, plan_of
+from fedsdr.runs.rounds import initial_shared, keep, load_or_init_state, next_round
 from fedsdr.runs.run_folder import check_data, checked_config, start_folder
-from fedsdr.runs.client_runtime import Site, check_supervised, open_site, train_at
-from fedsdr.errors import choose
-from fedsdr.federation.plan import Plan
-from fedsdr.files import alone, write_atomically
-from fedsdr.models.adapters import save_adapter
+from fedsdr.runs.run_plan import announced_by, plan_of
 from fedsdr.seeds import seed_for
 from fedsdr.training.local_training import rows_to_train
 from fedsdr.types import (
@@ -53,8 +53,8 @@ def run_experiment(
     """Run a configuration into the folder `out` and return what results.json holds.
 
     With `resume`, continue after the last complete round; the result has the same bytes as that of
-    an uninterrupted run. `rounds` is another engine's replacement for `run_rounds`. Raises UserError
-    for what the user can fix, before `out` is touched where that can be known.
+    an uninterrupted run. `rounds` is another engine's replacement for `run_rounds`. Raises
+    UserError for what the user can fix, before `out` is touched where that can be known.
     """
     resumed = (out / "config.toml").exists()
     config = checked_config(config, out, resume)

@@ -7,10 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from fedsdr.config import Config, key_names, load_config, save_config, value_of
-from fedsdr.runs.client_runtime import Site, open_site
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.files import write_atomically
+from fedsdr.runs.client_runtime import Site, open_site
 from fedsdr.types import ClientData, ServerState
 
 # What may differ when a run is measured again: all else would be another run, or other rows.

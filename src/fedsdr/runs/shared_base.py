@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedsdr.config import Config
-from fedsdr.runs.client_runtime import Site, open_site, site_of, with_pack
 from fedsdr.models.base_model import dtype_of
 from fedsdr.models.memory import choose_pack
+from fedsdr.runs.client_runtime import Site, open_site, site_of, with_pack
 
 
 def one_base() -> Callable[[Config, Path], Site]:

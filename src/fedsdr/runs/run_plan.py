@@ -1,0 +1,108 @@
+"""From the configuration to the plan of the rounds and the settings of the clients."""
+
+from collections.abc import Mapping, Sequence
+
+from fedsdr.algorithms import ALGORITHMS, server_optimizer
+from fedsdr.algorithms.aggregation import AGGREGATIONS, Aggregation, noisy_mean
+from fedsdr.config import Config
+from fedsdr.errors import UserError, choose
+from fedsdr.federation.plan import Plan
+from fedsdr.federation.privacy_accounting import NO_PRIVACY, Privacy, check_accountant
+from fedsdr.training.methods import METHODS
+from fedsdr.types import ClientData, LocalSettings
+
+
+def client_settings(config: Config) -> LocalSettings:
+    """Return what the clients must know of the configuration."""
+    algorithm = choose(config.algorithm.name, ALGORITHMS, "algorithm.name")
+    train, method, privacy = config.train, config.method, config.privacy
+    noise = privacy.noise_multiplier * privacy.clip_norm
+    return LocalSettings(
+        method=method.name,
+        correction=algorithm.correction,
+        mu=config.algorithm.mu,
+        local_epochs=train.local_epochs,
+        smooth_epochs=train.smooth_epochs,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        pack_tokens=train.pack_tokens,
+        s_reset=method.s_reset,
+        s_dropout=method.s_dropout,
+        mixture=method.mixture,
+        lora_dropout=config.lora.dropout,
+        update_dtype=config.federation.update_dtype,
+        clip_norm=privacy.clip_norm if privacy.mode != "none" else 0.0,
+        local_noise=noise if privacy.mode == "local" else 0.0,
+    )
+
+
+def plan_of(config: Config, announced: Mapping[str, int]) -> Plan:
+    """Return what stays the same in every round.
+
+    `announced` is the number of training examples of each client; without clients only the names
+    and values of the configuration are checked. UserError for those that do not fit together.
+    """
+    algorithm, federation = config.algorithm, config.federation
+    choose(config.method.name, METHODS, "method.name")
+    in_a_round = federation.clients_per_round or len(announced)
+    if announced and federation.min_updates > in_a_round:
+        raise UserError(
+            f"federation.min_updates: is {federation.min_updates}, but a round has {in_a_round} "
+            "clients; lower it"
+        )
+    given = {key: getattr(algorithm, key) for key in ("lr", "beta", "b1", "b2", "tau")}
+    hyperparameters = {key: value for key, value in given.items() if value is not None}
+    return Plan(
+        seed=config.seed,
+        clients=tuple(sorted(announced)),
+        clients_per_round=federation.clients_per_round,
+        min_updates=federation.min_updates,
+        server_optimizer=server_optimizer(algorithm.name, **hyperparameters),
+        settings=client_settings(config),
+        privacy=_privacy_of(config),
+        max_update_norm=federation.max_update_norm,
+        aggregate=_aggregation_of(config),
+        announced=announced,
+    )
+
+
+def announced_by(clients: Sequence[ClientData]) -> dict[str, int]:
+    """Return client -> number of training examples."""
+    return {client.client_id: len(client.raw) for client in clients}
+
+
+def _aggregation_of(config: Config) -> Aggregation:
+    name, privacy = config.algorithm.aggregation, config.privacy
+    aggregation = choose(name, AGGREGATIONS, "algorithm.aggregation")
+    if privacy.mode != "none" and name != "mean":
+        raise UserError(
+            f"algorithm.aggregation: '{name}' cannot go with privacy.mode = '{privacy.mode}', "
+            "whose noise is made for the mean; use 'mean'"
+        )
+    if privacy.mode == "central":
+        return noisy_mean(privacy.clip_norm, privacy.noise_multiplier)
+    return aggregation
+
+
+def _privacy_of(config: Config) -> Privacy:
+    """Return the differential privacy of the run; UserError where noise would not cover what is
+    sent."""
+    given = config.privacy
+    if given.mode == "none":
+        return NO_PRIVACY
+    check_accountant()
+    if config.federation.update_dtype != "fp32":
+        raise UserError(
+            "privacy.mode: error feedback would send more than the clipping norm allows; set "
+            'federation.update_dtype = "fp32"'
+        )
+    if config.algorithm.name == "scaffold":
+        raise UserError(
+            "privacy.mode: scaffold sends control variates, which no noise covers; choose another "
+            "algorithm.name"
+        )
+    if not METHODS[config.method.name].sent:
+        raise UserError(f"privacy.mode: '{config.method.name}' sends nothing; set it to none")
+    return Privacy(given.mode, given.clip_norm, given.noise_multiplier, given.delta)
