@@ -1,7 +1,9 @@
 """What `data.clients` and `data.source` mean, and what is said when they mean nothing."""
 
 import json
+import os
 import sys
+import tracemalloc
 from collections import Counter
 from types import SimpleNamespace
 
@@ -174,10 +176,10 @@ def test_the_embedded_set_gives_one_client_a_domain(monkeypatch):
     assert "embedded:five-domains" in problem(clients="embedded:five")
 
 
-def fake_hub(monkeypatch, load_dataset):
-    errors = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
-    fake = SimpleNamespace(load_dataset=load_dataset, exceptions=errors)
-    monkeypatch.setitem(sys.modules, "datasets", fake)
+def hub_of(monkeypatch, load_dataset):
+    datasets = pytest.importorskip("datasets", reason="the optional extra 'hub' is not installed")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return datasets
 
 
 def test_a_hub_name_asks_for_its_configuration_and_split_and_names_the_client(monkeypatch):
@@ -185,9 +187,9 @@ def test_a_hub_name_asks_for_its_configuration_and_split_and_names_the_client(mo
 
     def load_dataset(name, config, split):
         asked.append((name, config, split))
-        return [{"prompt": "a", "completion": "b"}]
+        return datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}])
 
-    fake_hub(monkeypatch, load_dataset)
+    datasets = hub_of(monkeypatch, load_dataset)
     specs = ["hub:org/one", "hub:org/two:main@test[:10%]", "hub:org/three@validation"]
     assert names(load_clients(clients=specs)) == ["one", "three", "two"]
     assert sorted(asked) == [
@@ -201,13 +203,25 @@ def test_hub_faults_are_one_line_that_names_the_set(monkeypatch):
     def offline(name, config, split):
         raise ConnectionError("Couldn't reach 'org/x' on the Hub\nTraceback")
 
-    fake_hub(monkeypatch, offline)
+    datasets = hub_of(monkeypatch, offline)
     assert problem(clients="hub:org/x").startswith("hub:org/x: cannot be loaded: Couldn't reach")
-    fake_hub(monkeypatch, lambda name, config, split: [{"q": 1}])
-    assert problem(clients="hub:org/x").startswith("hub:org/x, row 1: columns q fit no layout")
+    hub_of(monkeypatch, lambda name, config, split: datasets.Dataset.from_list([{"q": 1}]))
+    assert problem(clients="hub:org/x").startswith("hub:org/x, row 1: columns q fit no format")
     assert "hub:ORG/NAME" in problem(clients="hub:org")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install -e '.[hub]'" in problem(clients="hub:org/x")
+
+
+def test_the_rows_of_a_hub_set_are_those_of_datasets_with_narrow_floats_as_they_were_meant(
+    monkeypatch,
+):
+    rows = [{"prompt": f"price {i}?", "completion": 3.14 + i, "id": i} for i in range(1500)]
+    datasets = hub_of(monkeypatch, lambda *args, **kwargs: narrow)
+    narrow = datasets.Dataset.from_list(rows).cast_column("completion", datasets.Value("float32"))
+    (client,) = load_clients(clients="hub:org/x", test_fraction=0)
+    assert [e.instruction for e in client.raw] == narrow["prompt"][:]
+    assert client.raw[0].response == "3.14"
+    assert [e.id for e in client.raw] == [str(i) for i in range(1500)]
 
 
 def test_both_and_neither_of_clients_and_source_are_refused(folder):
@@ -232,10 +246,12 @@ def test_two_clients_with_one_name_are_refused_with_both_files(folder, tmp_path)
     assert "two are called 'bank'" in problem(clients=str(folder))
 
 
-@pytest.mark.parametrize("name", ["my bank", "bänk", ".bank", "a\nb"])
+@pytest.mark.parametrize("name", ["my bank", "bänk", ".bank", "a\nb", "b" * 201])
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path, name):
     path = write(tmp_path / "x" / f"{name}.jsonl")
-    assert f"client name {name!r} cannot name a folder" in problem(clients=[path])
+    message = problem(clients=[path])
+    assert f"client name {name!r} cannot name a folder" in message or len(name) > 200
+    assert "cannot name a folder; use at most 200 letters" in message
 
 
 def test_an_unknown_partition_is_refused_with_the_nearest(folder):
@@ -254,3 +270,55 @@ def test_a_client_left_without_training_rows_is_named(folder):
     write(folder / "tiny.jsonl", 1)
     message = problem(clients=str(folder), test_fraction=0.9)
     assert "client 'tiny': data.test_fraction" in message
+
+
+def test_columns_that_are_not_read_are_named_once_a_file(tmp_path):
+    one = write(tmp_path / "a.jsonl", 3, tools="[]", url="x")
+    two = write(tmp_path / "b.jsonl", 4, category="c")
+    with pytest.warns(UserWarning, match="not read") as said:
+        load_clients(clients=[one, two])
+    assert [str(warning.message) for warning in said] == [
+        f"{one}: columns that are not read: tools (3 rows), url (3 rows)"
+    ]
+
+
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, folder):
+    os.mkfifo(folder / "pipe.jsonl")
+    assert problem(clients=str(folder)) == (
+        f"{folder / 'pipe.jsonl'}: is a pipe or a device; write its rows into a file"
+    )
+    assert "is a pipe" in problem(clients=[str(folder / "pipe.jsonl")])
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    assert "is a pipe or a device" in problem(source=str(tmp_path / "zero.jsonl"))
+    (folder / "pipe.jsonl").unlink()
+    (folder / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    assert "gone.csv: cannot be read: No such file" in problem(clients=str(folder))
+    (folder / "gone.csv").unlink()
+    (folder / "old.json").mkdir()
+    assert "old.json: is a directory" in problem(clients=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("x" * 5000, "File name too long"), ("a\0b.jsonl", "no such file or folder"),
+     ("\ud83d.jsonl", "no such file or folder")],
+)  # fmt: skip
+def test_paths_that_no_file_can_have_are_one_line(path, said):
+    message = problem(clients=[path])
+    assert said in message
+    assert len(message) < 200
+
+
+def test_a_conversation_of_thousands_of_turns_takes_memory_in_proportion(tmp_path):
+    def peak(turns):
+        roles = [{"from": ("human", "gpt")[i % 2], "value": f"turn {i}"} for i in range(turns)]
+        path = tmp_path / "long.jsonl"
+        path.write_text("".join(json.dumps({"id": i, "conversations": roles}) + "\n" for i in "ab"))
+        tracemalloc.start()
+        try:
+            load_clients(clients=str(path), test_fraction=0.5)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(4_000) < 2.5 * peak(2_000)

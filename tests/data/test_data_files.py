@@ -91,6 +91,58 @@ def test_parquet_rows_are_read_with_their_lists_and_nulls(tmp_path):
     assert "no rows" in problem(path)
 
 
+def test_narrow_floats_of_parquet_are_the_decimals_that_were_written(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="the optional extra 'parquet' is not installed")
+    import pyarrow.parquet as pq
+
+    numbers = [3.14, 0.1, 1e20, -2.5, 100.0, None]
+    turns = pa.struct({"role": pa.string(), "content": pa.float32()})
+    table = pa.table(
+        {
+            "single": pa.array(numbers, pa.float32()),
+            "double": pa.array(numbers, pa.float64()),
+            "half": pa.array([3.14, 0.1, 1024.0, -2.5, 100.0, None], pa.float16()),
+            "turns": pa.array([[{"role": "user", "content": n}] for n in numbers], pa.list_(turns)),
+            "pairs": pa.array([[n, n] for n in numbers], pa.list_(pa.float32(), 2)),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = [row for _, row in read_rows(tmp_path / "a.parquet")]
+    assert [row["single"] for row in rows] == [row["double"] for row in rows] == numbers
+    assert [row["half"] for row in rows] == [3.14, 0.1, 1024.0, -2.5, 100.0, None]
+    assert [row["turns"][0]["content"] for row in rows] == numbers
+    assert [row["pairs"] for row in rows] == [[n, n] for n in numbers]
+
+
+def test_parquet_columns_that_python_cannot_hold_are_named(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="the optional extra 'parquet' is not installed")
+    import pyarrow.parquet as pq
+
+    far = pa.array([2**60], pa.timestamp("us"))
+    pq.write_table(pa.table({"prompt": ["a"], "asked": far}), tmp_path / "a.parquet")
+    assert "column 'asked' cannot be read" in problem(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(tmp_path, ending):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    assert "run: git lfs pull" in problem(written(tmp_path, f"a{ending}", pointer))
+
+
+@pytest.mark.parametrize("number", ["3.10", "1.50e3", "2.0", "3.14159265358979323846"])
+def test_a_number_of_a_json_file_is_written_as_it_stands_there(tmp_path, number):
+    ((_, row),) = read_rows(written(tmp_path, "a.jsonl", f'{{"a": {number}}}'))
+    assert str(row["a"]) == number
+    assert row["a"] == float(number)
+
+
+def test_an_object_with_two_values_for_one_key_is_refused(tmp_path):
+    path = written(tmp_path, "a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n')
+    assert problem(path) == (
+        ", line 2: JSON that cannot be read (an object has two values for one key)"
+    )
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install -e '.[parquet]'" in problem(written(tmp_path, "a.parquet", b"PAR1"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.data.formats import example_from_row, row_from_example
+from fedsdr.data.formats import example_from_row, row_from_example, unread_columns
 from fedsdr.errors import UserError
 from fedsdr.types import Example, Turn
 
@@ -130,10 +130,10 @@ def test_the_id_of_a_row_without_one_is_a_hash_of_its_content_alone():
         ({"instruction": "a", "output": ["b"]}, "'output' must be text, not list"),
         ({"instruction": "a", "output": True}, "'output' must be text, not bool"),
         ({"instruction": "a", "output": "\ud83d"}, "surrogate"),
-        ({"question": "a", "answer": "b"}, "columns question, answer fit no layout"),
-        ({"a\nb": "c"}, "columns a b fit no layout"),
+        ({"question": "a", "answer": "b"}, "columns question, answer fit no format"),
+        ({"a\nb": "c"}, "columns a b fit no format"),
         (turns_of(("a\nb", "c")), "unknown role 'a b'"),
-        ({}, "columns none fit no layout"),
+        ({}, "columns none fit no format"),
         ({"messages": []}, "no assistant turn"),
         ({"messages": "Hi"}, "not JSON"),
         ({"messages": '{"role": "user"}'}, "must be a list of turns, not dict"),
@@ -142,7 +142,7 @@ def test_the_id_of_a_row_without_one_is_a_hash_of_its_content_alone():
         (turns_of(("user", "a")), "no assistant turn"),
         (turns_of(("assistant", "a")), "no assistant turn that answers a user turn"),
         (turns_of(("user", "a"), ("assistent", "b")), "did you mean 'assistant'?"),
-        (turns_of(("user", "a"), ("assistant", None)), "a turn without text"),
+        (turns_of(("user", "a"), ("assistant", None)), "turn 2 has no text"),
         (turns_of(("user", "a"), ("assistant", "b"), ("user", [])), "'content' must be text"),
     ],
 )
@@ -150,9 +150,9 @@ def test_a_row_that_cannot_be_used_is_refused_in_one_line_that_says_why(row, sai
     assert said in problem(row)
 
 
-def test_an_unknown_layout_lists_the_columns_found_and_the_layouts_known():
+def test_an_unknown_format_lists_the_columns_found_and_the_formats_known():
     message = problem({"question": "a", "answer": "b"})
-    for part in ("question, answer", "instruction, [input], output", "prompt, completion"):
+    for part in ("question, answer", "messages", "instruction, output", "prompt, completion"):
         assert part in message
 
 
@@ -164,8 +164,9 @@ values = st.recursive(
     max_leaves=8,
 )
 columns = st.sampled_from(
-    ["instruction", "input", "output", "prompt", "completion", "messages", "id", "category", "x"]
-)
+    ["instruction", "input", "output", "prompt", "completion", "messages", "id", "category", "x",
+     "system", "history"]
+)  # fmt: skip
 
 
 @given(st.dictionaries(columns, values))
@@ -178,6 +179,11 @@ def test_any_row_gives_an_example_with_a_prompt_and_a_response_or_a_user_error(r
     assert example.id
     assert example.response.strip()
     assert (example.instruction + example.input).strip()
+    assert parsed(row_from_example(example)) == example
+    assert unread_columns(row) <= {
+        *row,
+        *(f"messages[].{key}" for key in ["role", "content", "from", "value", "x"]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -185,6 +191,13 @@ def test_any_row_gives_an_example_with_a_prompt_and_a_response_or_a_user_error(r
     [
         {"instruction": "Add.", "input": "1 2", "output": " 3\n", "category": "sums"},
         {"prompt": "Who?", "completion": "Ada."},
+        {
+            "instruction": "Add.",
+            "input": "1",
+            "output": "2",
+            "system": "s",
+            "history": [["a", "b"]],
+        },
         {
             "id": "talk",
             "messages": [
@@ -200,3 +213,106 @@ def test_any_row_gives_an_example_with_a_prompt_and_a_response_or_a_user_error(r
 def test_a_row_that_is_written_out_is_read_as_the_same_example(row):
     example = parsed(row)
     assert parsed(json.loads(json.dumps(row_from_example(example)))) == example
+
+
+def talk(*extra, **columns):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    return {"messages": [*turns, *extra], **columns}
+
+
+def test_a_system_column_is_the_first_turn_in_every_format():
+    system = Turn("system", "You answer as the desk of the pool.")
+    rows = [
+        {"instruction": "q", "output": "a"},
+        {"instruction": "q", "response": "a"},
+        {"prompt": "q", "completion": "a"},
+        talk(),
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    ]
+    for row in rows:
+        example = parsed({**row, "system": system.content})
+        assert example.history == (system,)
+        assert parsed({**row, "system": None}) == parsed({**row, "system": " "}) == parsed(row)
+    both = {"messages": [{"role": "system", "content": "s"}, *talk()["messages"]], "system": "t"}
+    assert "'system' and a system turn" in problem(both)
+
+
+def test_a_history_column_is_read_as_the_earlier_turns():
+    pairs = [["When?", "At nine."], ["And on Sunday?", "At ten."]]
+    row = {"instruction": "How much?", "input": "", "output": "Four.", "system": "s"}
+    example = parsed({**row, "history": pairs})
+    said = [("system", "s"), ("user", "When?"), ("assistant", "At nine."),
+            ("user", "And on Sunday?"), ("assistant", "At ten.")]  # fmt: skip
+    assert [(t.role, t.content) for t in example.history] == said
+    assert parsed({**row, "history": json.dumps(pairs)}) == example
+    assert parsed({**row, "history": []}).history == (Turn("system", "s"),)
+    turns = [{"role": role, "content": content} for role, content in said]
+    last = [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "Four."}]
+    assert parsed({"messages": [*turns, *last]}).history == example.history
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        ("ancient Rome", "'history' is text but not JSON"),
+        ({"a": 1}, "'history' must be a list of [user, assistant] pairs, not dict"),
+        ([["a", "b"], ["c"]], "'history' entry 2: expected a [user, assistant] pair"),
+        ([["a", None]], "'assistant' must be text"),
+        ([["a", " "]], "entry 1: a turn without text"),
+    ],
+)
+def test_a_history_that_is_something_else_is_refused(history, said):
+    assert said in problem({"instruction": "q", "output": "a", "history": history})
+
+
+def test_columns_with_content_that_are_not_read_are_named_with_the_keys_of_turns():
+    row = talk(system="s", tools='[{"name": "f"}]', url="", score=0.5, extra=None, tags=[])
+    assert unread_columns(row) == {"tools", "score"}
+    turns = [
+        {"role": "user", "content": "q", "name": "Ann"},
+        {"role": "assistant", "content": "a", "reasoning_content": "r", "weight": 0, "x": None},
+    ]
+    assert unread_columns({"messages": turns, "prompt": "q"}) == {
+        "prompt", "messages[].name", "messages[].reasoning_content", "messages[].weight",
+    }  # fmt: skip
+    pair = {"instruction": "q", "input": "x", "context": "y", "output": "a", "history": []}
+    assert unread_columns(pair) == {"context"}
+    assert unread_columns({**pair, "input": ""}) == set()
+
+
+@pytest.mark.parametrize("content", ["Let me look.", None])
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_a_call_beside_the_text_of_a_turn_is_refused(key, content):
+    call = {"role": "assistant", "content": content, key: [{"name": "weather"}]}
+    message = problem(talk({"role": "user", "content": "?"}, call))
+    assert f"'messages' turn 4: '{key}' is not read; write the call as text" in message
+    assert parsed(talk({"role": "user", "content": "?"}, {**call, key: []} | {"content": "b"}))
+
+
+@pytest.mark.parametrize("content", ["", " \n", None])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_turn_without_text_is_refused_and_never_joined_to_its_neighbour(place, content):
+    turns = [("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d")]
+    turns[place] = (turns[place][0], content)
+    assert f"'messages' turn {place + 1} has no text" in problem(turns_of(*turns))
+    # What is dropped anyway may be empty.
+    kept = ("assistant", content), ("user", "a"), ("assistant", "c"), ("user", content)
+    assert parsed(turns_of(*kept)).response == "c"
+
+
+def test_text_parts_of_a_content_are_read_and_others_refused():
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]
+    assert parsed({"messages": turns}).instruction == "What is this?"
+    parts.append({"type": "image_url", "image_url": {"url": "cat.png"}})
+    assert "a part that is not text" in problem({"messages": turns})
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_no_answers(value):
+    assert "not a finite number" in problem({"prompt": "q", "completion": value})
+
+
+def test_a_conversation_of_thousands_of_turns_of_one_role_is_joined_in_linear_time():
+    turns = [("user", "q" * 100)] * 50_000 + [("assistant", "a")]
+    assert len(parsed(turns_of(*turns)).instruction) == 50_000 * 102 - 2

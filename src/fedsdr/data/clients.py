@@ -1,14 +1,16 @@
 """What each client holds: files, folders, hub and embedded sets -> `ClientData`."""
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedsdr.config import DataConfig
-from fedsdr.data.formats import example_from_row
+from fedsdr.data.formats import example_from_row, unread_columns
 from fedsdr.data.hub import hub_name, read_hub_rows
 from fedsdr.data.partition import PARTITIONERS, Partitioner
 from fedsdr.data.readers import READERS, place, read_rows
@@ -17,18 +19,20 @@ from fedsdr.errors import UserError, choose, nearest
 from fedsdr.types import ClientData, Example
 
 EMBEDDED = "embedded:five-domains"
-Read = Callable[[], list[Example]]  # nothing is read before it is known to be needed
+MAX_NAME = 200  # characters of a client's name: it names files, whose names have at most 255
+Read = Callable[[], list[Example]]  # called only for the clients that are needed
 
 
 def load_clients(data: DataConfig) -> list[ClientData]:
     """Return what every client holds, sorted by client id, `rewritten` empty.
 
     Either `clients`: a folder with one file a client, `embedded:five-domains`, or a list of files
-    and `hub:ORG/NAME[:config][@split]` names. Or `source`: the same, put together and dealt by
-    the partitioner to client-00, client-01, ...; rows of one prompt go to one client, so that
-    no client's test rows are another's training rows, and a row without a category takes the
-    name of its source where there are several. `include` names the clients to keep (empty: all).
-    UserError, one line, for all that the user can mend.
+    and `hub:ORG/NAME[:config][@split]` names. Or `source`: the same, pooled and dealt by the
+    partitioner to client-00, client-01, ... Rows of one prompt go to one client, so that no
+    client's test rows are another's training rows. With several sources, a row without a category
+    takes the name of its source. `include` names the clients to keep (empty: all).
+    Columns that are not read are named in a warning, once a file. UserError, one line, for what the
+    user can fix.
     """
     if bool(data.clients) == bool(data.source):
         which = "only one" if data.clients else "one"
@@ -47,9 +51,9 @@ def load_clients(data: DataConfig) -> list[ClientData]:
 
 
 def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
-    """Return what the site called `name` holds, split as by `load_clients`; nothing else is read.
+    """Return what the site called `name` holds, split as by `load_clients`, and read nothing else.
 
-    `path` is one file or hub name, whatever its own name; or a folder or embedded set, of which
+    `path` is one file or hub data set, whatever its own name; or a folder or embedded set, of which
     the part called `name` is taken.
     """
     reads = _reads(path, "data.clients", data.seed)
@@ -62,9 +66,9 @@ def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
 
 
 def _client(name: str, examples: Sequence[Example], data: DataConfig) -> ClientData:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        allowed = "letters, digits and ._- with no dot in front"
-        raise UserError(f"client name {name!r} cannot name a folder; use {allowed}")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or len(name) > MAX_NAME:
+        allowed = f"at most {MAX_NAME} letters, digits and ._- with no dot in front"
+        raise UserError(f"client name {shorten(name)!r} cannot name a folder; use {allowed}")
     train, test = split(
         _with_unique_ids(examples),
         data.test_fraction,
@@ -77,9 +81,11 @@ def _client(name: str, examples: Sequence[Example], data: DataConfig) -> ClientD
 
 
 def _with_unique_ids(examples: Iterable[Example]) -> list[Example]:
-    """Call the second example of one id `id-2`, the third `id-3`, past the names in use."""
+    """Call the second example of one id `id-2`, the third `id-3`, past the ids in use."""
     examples = list(examples)
     taken = {example.id for example in examples}
+    if len(taken) == len(examples):
+        return examples
     copies: Counter[str] = Counter()
     unique = []
     for example in examples:
@@ -139,20 +145,43 @@ def _named(spec: str, key: str, seed: int) -> list[tuple[str, str, Read]]:
     if spec.startswith("hub:"):
         return [(hub_name(spec), spec, partial(_read_hub, spec))]
     path = Path(spec)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in READERS)
-        files = [p for p in files if not p.name.startswith(".")]
-        if not files:
-            raise UserError(f"{key}: no {', '.join(READERS)} file in the folder {path}")
-        return [(file.stem, str(file), partial(_read_file, file)) for file in files]
-    if not path.exists():
+    try:
+        folder = path.is_dir()
+        files = sorted(path.iterdir()) if folder else [path]
+        missing = not path.exists()
+    except OSError as error:  # a name that is too long, a folder without the right to read
+        raise UserError(f"{key}: {shorten(spec)}: {error.strerror}") from error
+    if missing:
         raise UserError(f"{key}: no such file or folder: {path}")
-    return [(path.stem, str(path), partial(_read_file, path))]
+    if folder:  # what is no regular file is refused when it is read
+        files = [p for p in files if p.suffix.lower() in READERS and not p.name.startswith(".")]
+    if not files:
+        raise UserError(f"{key}: no {', '.join(READERS)} file in the folder {path}")
+    return [(file.stem, str(file), partial(_read_file, file)) for file in files]
 
 
 def _read_file(path: Path) -> list[Example]:
-    return [example_from_row(row, place(path, number)) for number, row in read_rows(path)]
+    rows = ((place(path, number), row) for number, row in read_rows(path))
+    return _read_examples(rows, str(path))
 
 
 def _read_hub(spec: str) -> list[Example]:
-    return [example_from_row(row, f"{spec}, row {number}") for number, row in read_hub_rows(spec)]
+    return _read_examples(((f"{spec}, row {n}", row) for n, row in read_hub_rows(spec)), spec)
+
+
+def _read_examples(rows: Iterable[tuple[str, dict[str, Any]]], origin: str) -> list[Example]:
+    """Read rows with their places, and warn of the columns that are not read."""
+    examples: list[Example] = []
+    unread: Counter[str] = Counter()
+    for where, row in rows:
+        examples.append(example_from_row(row, where))
+        unread.update(unread_columns(row))
+    if unread:
+        columns = ", ".join(f"{name} ({count} rows)" for name, count in sorted(unread.items()))
+        warnings.warn(f"{origin}: columns that are not read: {columns}", stacklevel=2)
+    return examples
+
+
+def shorten(text: str) -> str:
+    """Return at most 100 characters of a text for a message."""
+    return text if len(text) <= 100 else f"{text[:100]}..."

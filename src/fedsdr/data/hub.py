@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from fedsdr.data.readers import arrow_rows
 from fedsdr.errors import UserError
 
 _NAME = re.compile(
@@ -28,13 +29,17 @@ def read_hub_rows(spec: str) -> Iterator[tuple[int, dict[str, Any]]]:
     except ImportError:
         raise UserError(f"{spec}: needs datasets: pip install -e '.[hub]'") from None
     try:
-        rows = datasets.load_dataset(
+        loaded = datasets.load_dataset(
             f"{parts['org']}/{parts['name']}", parts["config"], split=parts["split"] or "train"
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{spec}: cannot be loaded: {reason}") from error
-    yield from enumerate(rows, 1)
+    number = 0
+    for table in loaded.with_format("arrow").iter(batch_size=1000):
+        for row in arrow_rows(table, spec):
+            number += 1
+            yield number, row
 
 
 def _parts(spec: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The held-out split of one client, made before anything else looks at its rows."""
+"""The held-out split of one client, made before anything else sees its rows."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example
 
-Prompt = tuple[tuple[str, ...], ...]  # the turns up to a user message, stripped
+Prompt = bytes  # a hash of the turns up to a user message, each without outer white space
 
 
 def split(
@@ -21,12 +22,11 @@ def split(
 ) -> tuple[list[Example], list[Example]]:
     """Return (train, test), each in the file's order.
 
-    Test gets round(test_fraction * n) rows, fewer where groups of one prompt (`prompt_groups`),
-    which stay together, do not fit; at least one row if test_fraction > 0 and there are two
-    groups. Duplicates are kept: they are the weight that the data give. The caps then choose
-    rows at random (0: all); a larger cap keeps the rows of a smaller one. Depends on the rows,
-    `seed` and `client` alone, so that a site gets the same split alone as among others.
-    UserError, naming the client, when no training row is left.
+    Test gets round(test_fraction * n) rows, or fewer, since groups of one prompt (`prompt_groups`)
+    stay together; at least one row if test_fraction > 0 and there are two groups. Duplicates are
+    kept: they are weights. The caps then choose rows at random (0: all); a larger cap keeps the
+    rows of a smaller one. The split depends on the rows, `seed` and `client` alone, so that a site
+    gets the same one alone and among others. UserError when no training row is left.
     """
     if not examples:
         raise UserError(f"client '{client}' has no rows; give it data or leave it out")
@@ -43,18 +43,17 @@ def split(
 
 
 def prompt_groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Return the indices that must stay on one side, each group by its first row's place.
+    """Return the groups of indices that must stay on one side, in the order of their first rows.
 
-    Rows belong together when they have the same prompt (history, instruction, input, each without
-    outer white space), so exact duplicates do; and when one row's prompt begins the other's
-    conversation, as where a conversation is also given turn by turn.
+    Rows belong together when they have the same prompt (history, instruction and input, each
+    without outer white space), and when one row's prompt is the beginning of the other's
+    conversation, as in data that also hold each conversation turn by turn.
     """
     prompts = [_prompts(example) for example in examples]
     final = {chain[-1] for chain in prompts}
     groups: dict[Prompt, list[int]] = {}
     for index, chain in enumerate(prompts):
-        # The shortest beginning that is a row's own prompt names the group: all rows that begin
-        # with it find the same one.
+        # All rows that begin with one prompt find the same shortest beginning.
         first = next(prompt for prompt in chain if prompt in final)
         groups.setdefault(first, []).append(index)
     return list(groups.values())
@@ -62,10 +61,14 @@ def prompt_groups(examples: Sequence[Example]) -> list[list[int]]:
 
 def _prompts(example: Example) -> list[Prompt]:
     """Return what comes before each assistant turn, the shortest first."""
-    turns = [(turn.role, turn.content.strip()) for turn in example.history]
     # Joined as the template joins them: the model sees no border between the two.
-    turns.append(("user", f"{example.instruction.strip()}\n\n{example.input.strip()}".strip()))
-    return [tuple(turns[: i + 1]) for i, turn in enumerate(turns) if turn[0] == "user"]
+    asked = f"{example.instruction.strip()}\n\n{example.input.strip()}".strip()
+    prompts, state = [], hashlib.blake2b(digest_size=16)
+    for role, content in (*((t.role, t.content.strip()) for t in example.history), ("user", asked)):
+        state.update(f"{role} {len(content)} {content}".encode())
+        if role == "user":
+            prompts.append(state.digest())
+    return prompts
 
 
 def _held_out(groups: list[list[int]], wanted: int, seed: int, client: str) -> list[int]:
