@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedsdr.runs.run_plan import announced_by, plan_of
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +22,7 @@ from fedsdr.runs.export import export_model
 from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
 from fedsdr.runs.run import run_experiment, run_rounds
 from fedsdr.runs.run_folder import open_run
+from fedsdr.runs.run_plan import announced_by, plan_of
 from fedsdr.training.methods import METHODS
 
 
