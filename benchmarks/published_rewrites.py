@@ -1,9 +1,9 @@
-"""Measure rewrites that others published, by the words alone: `fedsdr diagnose` without a run.
+"""Measure published rewrites by their words alone: `fedsdr diagnose` without a run.
 
     python benchmarks/published_rewrites.py RAW.jsonl=REWRITTEN.json ...
 
-Each pair of files is a client. Both have rows with instruction, input and output, as .json or
-.jsonl; rows are joined on instruction and input. Tokens are those of the embedded model.
+Each pair of files is a client. Both hold rows with instruction, input and output, as .json or
+.jsonl, which are joined on instruction and input. Tokens are those of the embedded model.
 """
 
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from fedsdr.config import ModelConfig
 from fedsdr.models.base_model import EMBEDDED, load_base
-from fedsdr.research.diagnose.diagnose_run import alignment_of
-from fedsdr.research.diagnose.rewrite_signs import Pair, kept_and_lost
+from fedsdr.research.diagnose.alignment import alignment_of
+from fedsdr.research.diagnose.rewrite_signs import Pair, signs_of
 from fedsdr.research.diagnose.summary import markdown_of, tables_of
 
 
 def answers(path: Path) -> dict[tuple[str, str], str]:
-    """Return the output of each (instruction, input); of equal ones the first."""
+    """Return the output of each (instruction, input), the first if there are several."""
     text = path.read_text(encoding="utf-8")
     rows = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
     found: dict[tuple[str, str], str] = {}
@@ -38,7 +38,7 @@ def main() -> None:
     tokenizer = load_base(ModelConfig(name=EMBEDDED)).tokenizer
     found = {
         "text": alignment_of(texts[0], texts[1], tokenizer, seed=0),
-        "rewrites": {name: kept_and_lost(of, seed=0) for name, of in pairs.items()},
+        "rewrites": {name: signs_of(of, seed=0) for name, of in pairs.items()},
     }
     print(markdown_of("published rewrites", tables_of(found)))
 

@@ -12,8 +12,6 @@ FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rgl
 LONG_FILES = {"config.py", "models/generation.py"}
 LONG_FUNCTIONS = {
     "cli/data.py data",
-    "cli/judge.py judge",
-    "teachers/openai_endpoint.py openai_generate",
     "teachers/openvino.py openvino_generate",
 }
 SHARED_NAMES = {"tables.py"}

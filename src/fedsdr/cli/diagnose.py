@@ -1,4 +1,4 @@
-"""fedsdr diagnose: alignment of the clients and the rewrite paradox, in numbers and a picture."""
+"""fedsdr diagnose: alignment of the clients and the Rewrite Paradox, in numbers."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,16 @@ from fedsdr.cli.options import overrides, run_folder
 @run_folder
 @overrides
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Where diagnose.json goes; RUN if not given."
+    "--out", type=click.Path(path_type=Path), help="Where diagnose.json goes; default: RUN."
 )
 @click.option(
     "--only",
     multiple=True,
     metavar="PART",
-    help="text, map, rewrites, optimization, serving or aggregation; all if not given.",
+    help="text, rewrites, optimization, serving or aggregation; default: all.",
 )
 @click.option(
-    "--rows", default=32, show_default=True, help="Rows of a client to ask the model about."
+    "--rows", default=32, show_default=True, help="Rows of a client that the model reads, at most."
 )
 @click.option(
     "--steps", default=8, show_default=True, help="Optimizer steps before a loss transfer."
@@ -40,14 +40,13 @@ def diagnose(
 ) -> None:
     """Measure how aligned the clients are and what rewriting cost, raw against rewritten.
 
-    The run itself is not changed. What each number means: docs/diagnose.md.
+    The run is not changed. docs/diagnose.md explains each number.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_tables
+    from fedsdr.cli.table import print_explained
     from fedsdr.data.clients import load_clients
     from fedsdr.errors import UserError
     from fedsdr.files import write_atomically
-    from fedsdr.report.pictures import draw_landscape
     from fedsdr.research.diagnose.diagnose_run import diagnose as measure
     from fedsdr.research.diagnose.summary import markdown_of, tables_of
     from fedsdr.runs.run_folder import check_data, open_run
@@ -61,13 +60,9 @@ def diagnose(
     found = measure(
         site, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
     )
-    tables = tables_of(found)
-    folder = out or run
+    tables, folder = tables_of(found), out or run
     write_atomically(folder / "diagnose.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-    title = f"{found['method']} with {found['algorithm']}, {found['rounds']} rounds, diagnosed"
+    title = f"Diagnosis: {found['method']} with {found['algorithm']}, {found['rounds']} rounds"
     write_atomically(folder / "diagnose.md", markdown_of(title, tables))
-    print_tables(tables)
-    print(f"\nnumbers in {folder}: diagnose.json, diagnose.md")
-    if "raw" in found.get("map", {}):
-        draw_landscape(found["map"], folder / "map.png")
-        print(f"picture of the answers in {folder}: map.png")
+    print_explained(tables)
+    print(f"\nin {folder}: diagnose.json, diagnose.md")

@@ -13,12 +13,12 @@ from fedsdr.cli.options import overrides
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @overrides
 @click.option("--endpoint", required=True, metavar="URL", help="As in http://localhost:8000/v1.")
-@click.option("--model", required=True, help="The name that the endpoint knows the judge by.")
+@click.option("--model", required=True, help="The judge's name at the endpoint.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--of", default="global", show_default=True, help="global or client models.")
-@click.option("--base", is_flag=True, help="Let the base model of the first run compete too.")
-@click.option("--rows", default=20, show_default=True, help="Test rows of a client at most.")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of rows and of orders.")
+@click.option("--base", is_flag=True, help="Add the base model of the first run.")
+@click.option("--rows", default=20, show_default=True, help="Test rows per client, at most.")
+@click.option("--seed", default=0, show_default=True, help="Draws the rows and the orders.")
 @click.option(
     "--api-key-env",
     default="OPENAI_API_KEY",
@@ -43,25 +43,24 @@ def judge(
 ) -> None:
     """Ask any OpenAI-compatible endpoint which of the runs' models answers their test rows best.
 
-    The judge does not learn whose answers it reads and sees them in both orders. No result of any
-    other command needs it. What each number means: docs/judge.md.
+    The judge sees two answers at a time, in both orders, without the models' names. No other
+    command needs its verdicts. docs/judge.md explains each number.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_tables
+    from fedsdr.cli.table import print_explained
     from fedsdr.errors import UserError
-    from fedsdr.evaluation.results import to_markdown
     from fedsdr.files import write_atomically
-    from fedsdr.research.judge.judge_runs import DECODING
+    from fedsdr.research.diagnose.summary import markdown_of
+    from fedsdr.research.judge.judge_runs import check_endpoint
     from fedsdr.research.judge.judge_runs import judge as judge_runs
-    from fedsdr.research.judge.verdicts import notes_of, tables_of
+    from fedsdr.research.judge.verdicts import notes_of, table_of
     from fedsdr.teachers.openai_endpoint import openai_generate
-    from fedsdr.types import GenerationRequest, Turn
 
     if rows < 1:
         raise UserError(f"--rows: is {rows}; it must be at least 1")
     if not timeout > 0:
         raise UserError(f"--timeout: is {timeout}; it must be more than 0")
-    endpoint_with = partial(
+    ask = partial(
         openai_generate,
         endpoint,
         model,
@@ -71,27 +70,13 @@ def judge(
         setting="--endpoint",
         consent="add --allow-remote",
     )
-    # An endpoint that is down is told of before the answers take their time.
-    hello = GenerationRequest("hello", (Turn("user", "Say OK."),))
-    list(endpoint_with(attempts=2)([hello], DECODING))
+    check_endpoint(ask(attempts=2))
     found = judge_runs(
-        runs,
-        endpoint_with(),
-        out,
-        console_progress(),
-        judged_by=model,
-        model=of,
-        base=base,
-        rows=rows,
-        seed=seed,
-        overrides=set_,
-    )
-    tables, notes = tables_of(found), notes_of(found)
+        runs, ask(), out, console_progress(),
+        judged_by=model, model=of, base=base, rows=rows, seed=seed, overrides=set_,
+    )  # fmt: skip
+    tables, notes = [table_of(found)], notes_of(found)
     write_atomically(out / "judge.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-    parts = [
-        f"# The {of} models judged\n",
-        *(f"## {t}\n\n{to_markdown(rows)}" for t, rows in tables),
-    ]
-    write_atomically(out / "judge.md", "\n".join([*parts, *notes]) + "\n")
-    print_tables(tables, notes)
+    write_atomically(out / "judge.md", markdown_of(f"The {of} models judged", tables, notes))
+    print_explained(tables, notes)
     print(f"\nin {out}: judge.json, judge.md, verdicts.jsonl")

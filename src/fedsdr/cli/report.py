@@ -39,7 +39,8 @@ def page_of(folders: Sequence[Path]) -> str:
             )
         else:
             diagnosis = folder / "diagnose.json"
-            more = tables_of(read_json(diagnosis, HINT)) if diagnosis.is_file() else []
+            found = tables_of(read_json(diagnosis, HINT)) if diagnosis.is_file() else []
+            more = [(f"{title}. {meaning}", rows) for title, meaning, rows in found]
             sections.append(run_section(folder, more))
             runs.append(folder)
     if len(runs) > 1:

@@ -22,6 +22,16 @@ def print_tables(tables: Iterable[Table], notes: Iterable[str] = ()) -> None:
         wide_console().print(note, highlight=False, markup=False)
 
 
+def print_explained(
+    tables: Iterable[tuple[str, str, Sequence[Sequence[str]]]], notes: Iterable[str] = ()
+) -> None:
+    """Print tables of (title, meaning, rows), each below its meaning, and then the notes."""
+    for title, meaning, rows in tables:
+        wide_console().print(f"\n{meaning}", highlight=False, markup=False)
+        print_tables([(title, rows)])
+    print_tables([], notes)
+
+
 def print_results(results: Mapping[str, Any]) -> None:
     """Print scores and losses of base, global and client models, and the cost of the run."""
     if results["clients"]:

@@ -1,4 +1,4 @@
-"""Whether one text follows from another, by a sequence classifier that the user names."""
+"""Natural language inference: whether one text follows from another."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,11 +13,11 @@ Infer = Callable[[Sequence[tuple[str, str]]], list[str]]
 
 
 def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
-    """Load a Hugging Face model for natural language inference: a hub id or a folder.
+    """Load a Hugging Face sequence classifier for NLI: a hub id or a folder.
 
-    Its labels must be called entailment, neutral and contradiction (any case, whole or in part:
-    "ENTAILMENT", "entail"). The longer text of a pair is cut to the length that the model reads.
-    UserError when it cannot be loaded, from safetensors alone, or has other labels.
+    Its labels must begin with entail, neutral and contradict (any case). The longer text of a pair
+    is cut to the model's context, 512 tokens at most. UserError if the model cannot be loaded from
+    safetensors or has other labels.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -30,15 +30,18 @@ def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
         reason = " ".join(str(error).split())
         raise UserError(f"--nli: '{name}' cannot be loaded: {reason}") from None
     labels = {int(i): str(label) for i, label in model.config.id2label.items()}
-    relations = {i: _relation(label) for i, label in labels.items()}
+    relations = {
+        i: next((r for r in RELATIONS if label.lower().startswith(r[:6])), "")
+        for i, label in labels.items()
+    }
     if sorted(relations.values()) != sorted(RELATIONS):
         raise UserError(
             f"--nli: '{name}' has the labels {', '.join(labels.values())}; "
-            f"name a model that tells {', '.join(RELATIONS)}"
+            f"name a model with the labels {', '.join(RELATIONS)}"
         )
     model.to(device).eval()
-    reads = getattr(model.config, "max_position_embeddings", 512)
-    length = min(tokenizer.model_max_length, reads, 512)
+    context = getattr(model.config, "max_position_embeddings", 512)
+    length = min(tokenizer.model_max_length, context, 512)
 
     def infer(pairs: Sequence[tuple[str, str]]) -> list[str]:
         found: list[str] = []
@@ -58,11 +61,3 @@ def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
         return found
 
     return infer
-
-
-def _relation(label: str) -> str:
-    """The relation that a label of a model's configuration means, or '' for none."""
-    said = label.lower()
-    if said.startswith(("not", "non")):
-        return ""
-    return next((relation for relation in RELATIONS if relation[:6] in said), "")

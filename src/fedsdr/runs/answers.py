@@ -1,4 +1,4 @@
-"""What the models of a run answer to its test rows, as texts. They stay in the client's folder."""
+"""The answers of a run's models to its test rows, as text kept in the run folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from fedsdr.runs.run_folder import open_run, read_run
 from fedsdr.runs.served_models import Kind, serving_of
 from fedsdr.types import ClientData, Example, ServerState
 
-Answers = dict[str, dict[str, str]]  # client -> row id -> the answer
+Answers = dict[str, dict[str, str]]  # client -> row id -> answer
 
 
 def answers_of(
@@ -23,13 +23,14 @@ def answers_of(
     progress: Progress,
     overrides: Sequence[str] = (),
 ) -> Answers:
-    """Return the greedy answers to these rows that `fedsdr evaluate` scores, of this kind of model.
+    """Return the greedy answers of a model to these rows, which `fedsdr evaluate` scores.
 
-    They are kept in RUN/answers/MODEL/CLIENT.jsonl with what they depend on, so that none is made
-    twice.
+    They are kept in RUN/answers/MODEL/CLIENT.jsonl together with what they depend on, and are
+    generated only once.
     """
     config, state = read_run(run, overrides)
-    about = {
+    paths = {client: run / "answers" / model / f"{client}.jsonl" for client in rows}
+    depends_on = {
         client: {
             "round": state.round,
             "accepted": state.accepted.get(client, 0),
@@ -37,7 +38,7 @@ def answers_of(
         }
         for client in rows
     }
-    found = {client: _kept(_path(run, model, client), about[client]) for client in rows}
+    found = {client: _kept(paths[client], depends_on[client]) for client in rows}
     missing = {
         client: wanted
         for client, examples in rows.items()
@@ -47,30 +48,23 @@ def answers_of(
         site, state = open_run(run, overrides)
         count = sum(len(wanted) for wanted in missing.values())
         with progress.bar(f"answers of {run} ({model})", count) as advance:
-            for client in clients:
+            for client in (c for c in clients if c.client_id in missing):
                 name = client.client_id
-                if name not in missing:
-                    continue
                 found[name] |= _generate(site, state, client, model, missing[name])
                 lines = (
-                    json.dumps({"id": row, "answer": text, **about[name]}, ensure_ascii=False)
-                    + "\n"
+                    json.dumps({"id": row, "answer": text, **depends_on[name]}) + "\n"
                     for row, text in found[name].items()
                 )
-                write_atomically(_path(run, model, name), "".join(lines))
+                write_atomically(paths[name], "".join(lines))
                 advance(len(missing[name]))
     return {c: {row.id: found[c][row.id] for row in examples} for c, examples in rows.items()}
 
 
-def _path(run: Path, model: str, client: str) -> Path:
-    return run / "answers" / model / f"{client}.jsonl"
-
-
-def _kept(path: Path, about: Mapping[str, int]) -> dict[str, str]:
-    """The answers that were made before by the same model in the same way."""
+def _kept(path: Path, depends_on: Mapping[str, int]) -> dict[str, str]:
+    """Return the answers in the file that the same model gave in the same way."""
     if not path.exists():
         return {}
-    return {e["id"]: e["answer"] for e in json_lines(path) if about.items() <= e.items()}
+    return {e["id"]: e["answer"] for e in json_lines(path) if depends_on.items() <= e.items()}
 
 
 def _generate(

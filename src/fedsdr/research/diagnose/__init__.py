@@ -1,1 +1,1 @@
-"""How aligned the clients of a run are, and what rewriting and averaging cost, in numbers."""
+"""How aligned the clients of a run are, and what rewriting and averaging cost."""

@@ -1,7 +1,7 @@
-"""How alike the answers of clients are, before and after rewriting (paper, Table 1).
+"""How similar the clients' answers are, before and after rewriting (paper, Table 1).
 
-Every measure sees a client as one vector, the sum of the vectors of its rows, so that a bootstrap
-over rows draws weights and sums again.
+A client is one vector, the sum of the vectors of its rows, so a bootstrap over rows only has to
+draw row weights and sum again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,111 +10,103 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import TfidfVectorizer
+from scipy.spatial.distance import pdist
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
 
-Vector = NDArray[np.float64]
+Vectors = NDArray[np.float64]  # (clients, features)
 RowVectors = Mapping[str, Any]  # client -> sparse (rows, features)
+Pairwise = Callable[[Vectors], NDArray[np.float64]]  # one value per pair, as `combinations` orders
 
 
-def jensen_shannon(a: Vector, b: Vector) -> float:
-    """Return the Jensen-Shannon divergence of two count vectors, in bits: 0 the same, 1 disjoint.
+def divergences(vectors: Vectors) -> NDArray[np.float64]:
+    """Return the Jensen-Shannon divergence in bits of each pair of count vectors, from 0 to 1.
 
-    JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2 and logarithms of base 2. It is
-    the square of `scipy.spatial.distance.jensenshannon(p, q, base=2)`, which is the distance.
-    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+    JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2: the square of scipy's
+    distance. Reference: Lin, "Divergence measures based on the Shannon entropy", 1991.
     """
-    p, q = a / a.sum(), b / b.sum()
-    m = (p + q) / 2
-    terms = [x[x > 0] * np.log2(x[x > 0] / m[x > 0]) for x in (p, q)]
-    return max(0.0, float(terms[0].sum() + terms[1].sum()) / 2)
+    with np.errstate(invalid="ignore"):
+        distances = pdist(vectors, "jensenshannon")  # nats^(1/2); NaN for equal vectors
+    return np.nan_to_num(distances) ** 2 / np.log(2)
 
 
-def cosine(a: Vector, b: Vector) -> float:
-    """Return a.b / (|a| |b|), and 0 where one is zero."""
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else 0.0
+def cosines(vectors: Vectors) -> NDArray[np.float64]:
+    """Return the cosine of each pair of vectors; 0 if one of them is zero."""
+    return np.asarray(cosine_similarity(vectors)[np.triu_indices(len(vectors), 1)])
 
 
-def token_rows(
-    raw: Mapping[str, Sequence[Sequence[int]]], rewritten: Mapping[str, Sequence[Sequence[int]]]
-) -> tuple[RowVectors, RowVectors]:
-    """Return each client's token counts, a row a row, from the token ids of its rows."""
-    seen = {
-        token for kind in (raw, rewritten) for rows in kind.values() for r in rows for token in r
+def alignment_of(
+    raw: Mapping[str, Sequence[str]],
+    rewritten: Mapping[str, Sequence[str]],
+    tokenizer: Any,
+    seed: int,
+) -> dict[str, Any]:
+    """Return how similar the texts of the clients are, in tokens of `tokenizer` and in words.
+
+    TF-IDF is scikit-learn's, with words of any length and one idf for raw and rewritten texts.
+    """
+    tokens = [
+        {c: tokenizer(rows, add_special_tokens=False)["input_ids"] for c, rows in texts.items()}
+        for texts in (raw, rewritten)
+    ]
+    counts = row_vectors(CountVectorizer(analyzer=list, dtype=np.int64), *tokens)
+    tfidf = row_vectors(TfidfVectorizer(token_pattern=r"(?u)\b\w+\b"), raw, rewritten)
+    return {
+        "Jensen-Shannon divergence": compare(*counts, divergences, seed),
+        "Jensen-Shannon divergence at equal tokens": divergence_at_equal_tokens(*counts, seed),
+        "TF-IDF cosine": compare(*tfidf, cosines, seed),
     }
-    columns = {token: i for i, token in enumerate(sorted(seen))}
-
-    def counts(rows: Sequence[Sequence[int]]) -> csr_array:
-        at = [i for i, row in enumerate(rows) for _ in row]
-        ids = [columns[token] for row in rows for token in row]
-        return csr_array((np.ones(len(ids)), (at, ids)), shape=(len(rows), len(columns)))
-
-    first, second = ({c: counts(rows) for c, rows in kind.items()} for kind in (raw, rewritten))
-    return first, second
 
 
-def tfidf_rows(
-    raw: Mapping[str, Sequence[str]], rewritten: Mapping[str, Sequence[str]]
+def row_vectors(
+    vectorizer: CountVectorizer, raw: Mapping[str, Any], rewritten: Mapping[str, Any]
 ) -> tuple[RowVectors, RowVectors]:
-    """Return each client's TF-IDF vectors of its texts: one vocabulary and one idf for all of them.
-
-    scikit-learn's definition: word counts of a text times ln((1 + n) / (1 + df)) + 1, each text of
-    Euclidean length 1. Words are runs of letters and digits, lower case, of any length.
-    """
-    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
-    vectorizer.fit([text for kind in (raw, rewritten) for rows in kind.values() for text in rows])
+    """Fit a vectorizer to all rows, then return the vectors of each client's rows."""
+    vectorizer.fit([row for kind in (raw, rewritten) for rows in kind.values() for row in rows])
     first, second = (
-        {c: csr_array(vectorizer.transform(rows)) for c, rows in kind.items()}
+        {client: vectorizer.transform(rows) for client, rows in kind.items()}
         for kind in (raw, rewritten)
     )
     return first, second
 
 
 def compare(
-    raw: RowVectors,
-    rewritten: RowVectors,
-    measure: Callable[[Vector, Vector], float],
-    seed: int,
-    resamples: int = 300,
+    raw: RowVectors, rewritten: RowVectors, measure: Pairwise, seed: int, resamples: int = 300
 ) -> dict[str, Any]:
-    """Return a measure for every pair of clients and its mean over pairs, raw and rewritten.
+    """Return a measure of every pair of clients and its mean over pairs: raw, rewritten, change.
 
-    Intervals are 95 % bootstrap intervals over the rows of each client, the same rows drawn for raw
-    and rewritten, moved so that the mean of the draws is the value: a draw has fewer distinct rows
-    and words than the rows themselves, so that all its divergences are too large.
+    Intervals are 95 % bootstrap intervals over the rows of each client, with the same rows drawn
+    for raw and rewritten. They are shifted so that the mean of the draws equals the value: a draw
+    has fewer distinct rows than the data, which biases every divergence upwards.
     """
-    clients = list(raw)
-    pairs = list(combinations(clients, 2))
-    draw = np.random.default_rng(seed)
+    sizes = {client: rows.shape[0] for client, rows in raw.items()}
+    rng = np.random.default_rng(seed)
 
-    def measured(weights: Mapping[str, Vector]) -> Vector:
-        """(raw, rewritten, their difference) x (mean, pairs...)"""
-        values = []
-        for rows in (raw, rewritten):
-            vectors = {c: weights[c] @ rows[c] for c in clients}
-            each = [measure(vectors[a], vectors[b]) for a, b in pairs]
-            values.append([float(np.mean(each)), *each])
-        return np.array([*values, np.subtract(values[1], values[0])])
+    def measured(weights: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return an array (raw, rewritten, change) x (mean, pairs...)."""
+        values = [
+            measure(np.stack([weights[client] @ rows[client] for client in sizes]))
+            for rows in (raw, rewritten)
+        ]
+        both = np.array([[np.mean(pairs), *pairs] for pairs in values])
+        return np.stack([both[0], both[1], both[1] - both[0]])
 
-    sizes = {c: raw[c].shape[0] for c in clients}
-    point = measured({c: np.ones(n) for c, n in sizes.items()})
-    drawn = np.array([
-        measured({c: draw.multinomial(n, np.full(n, 1 / n)).astype(float)
-                  for c, n in sizes.items()})
+    point = measured({client: np.ones(n) for client, n in sizes.items()})
+    draws = np.array([
+        measured({client: rng.multinomial(n, np.full(n, 1 / n)) for client, n in sizes.items()})
         for _ in range(resamples)
     ])  # fmt: skip
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0) + point - drawn.mean(axis=0)
-    rows = [sum(sizes.values()), *(sizes[a] + sizes[b] for a, b in pairs)]
-    names = ["mean", *(f"{a} / {b}" for a, b in pairs)]
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0) + point - draws.mean(axis=0)
+    counts = {"mean": sum(sizes.values())}
+    counts |= {f"{a} / {b}": sizes[a] + sizes[b] for a, b in combinations(sizes, 2)}
     return {
         kind: {
             name: {
                 "value": float(point[i, j]),
                 "interval": [float(low[i, j]), float(high[i, j])],
-                "rows": rows[j],
+                "rows": rows,
             }
-            for j, name in enumerate(names)
+            for j, (name, rows) in enumerate(counts.items())
         }
         for i, kind in enumerate(("raw", "rewritten", "change"))
     }
@@ -123,27 +115,27 @@ def compare(
 def divergence_at_equal_tokens(
     raw: RowVectors, rewritten: RowVectors, seed: int, draws: int = 20
 ) -> dict[str, Any]:
-    """Return the mean divergence over pairs when every client has the same number of tokens.
+    """Return the mean divergence over pairs with the same number of tokens for every client.
 
-    Two samples of one distribution diverge the more the fewer tokens they have; rewrites are
-    longer, so they would look aligned by that alone. Here the tokens of every client and kind are
-    a random part, as large as the smallest of all, the mean over `draws` parts.
+    Two samples of one distribution diverge less the longer they are, so longer rewrites look
+    aligned by their length alone. Here the tokens of each client and kind are a random subset, as
+    large as the smallest of all; the mean over `draws` subsets.
     """
     rng = np.random.default_rng(seed)
     totals = {
-        kind: {c: np.asarray(x.sum(axis=0)).astype(np.int64) for c, x in rows.items()}
+        kind: [np.asarray(x.sum(axis=0)).ravel() for x in rows.values()]
         for kind, rows in (("raw", raw), ("rewritten", rewritten))
     }
-    tokens = min(int(x.sum()) for of_kind in totals.values() for x in of_kind.values())
+    tokens = min(int(counts.sum()) for clients in totals.values() for counts in clients)
     found: dict[str, Any] = {"tokens a client": tokens}
-    for kind, of_kind in totals.items():
-        values = []
+    for kind, clients in totals.items():
+        means = []
         for _ in range(draws):
-            parts = [
-                rng.multivariate_hypergeometric(x, tokens, method="marginals").astype(np.float64)
-                for x in of_kind.values()
+            subsets = [
+                rng.multivariate_hypergeometric(counts, tokens, method="marginals")
+                for counts in clients
             ]
-            values += [jensen_shannon(a, b) for a, b in combinations(parts, 2)]
+            means.append(divergences(np.stack(subsets).astype(np.float64)).mean())
         rows = sum(x.shape[0] for x in raw.values())
-        found[kind] = {"mean": {"value": float(np.mean(values)), "rows": rows}}
+        found[kind] = {"mean": {"value": float(np.mean(means)), "rows": rows}}
     return found

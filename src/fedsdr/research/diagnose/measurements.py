@@ -1,6 +1,6 @@
 """What `fedsdr diagnose` measures with the model: gradients, loss transfer, serving, one round.
 
-Nothing here writes into the run: the extra round works on a copy of the clients' folders.
+The run folder stays as it is: the extra round works on a copy of the clients' folders.
 """
 
 import dataclasses
@@ -36,24 +36,24 @@ from fedsdr.types import (
     TokenRow,
 )
 
-Rows = Mapping[str, Sequence[Example]]  # client -> the rows that are measured
-Prepare = Callable[[str], None]  # set the model for a client
+Rows = Mapping[str, Sequence[Example]]  # client -> rows
+Prepare = Callable[[str], None]  # sets the adapters for a client
 
 
 def sample_rows(seed: int, client_id: str, count: int, limit: int) -> list[int]:
-    """Return at most `limit` indices below `count`: a seeded choice, in order."""
+    """Return at most `limit` of the indices below `count`, drawn by the seed, in order."""
     rng = random.Random(seed_for(seed, "diagnose", client_id))
     return sorted(rng.sample(range(count), min(count, limit)))
 
 
-def start_at(site: Site) -> Prepare:
-    """Return what sets R as the run began with it: A random, B zero."""
+def set_initial(site: Site) -> Prepare:
+    """Return a function that sets the R that the run started from: A random, B zero."""
     start = site.model.initial(R, seed_for(site.config.seed, "start"))
     return lambda client_id: site.model.set(start)
 
 
-def end_at(site: Site, state: ServerState) -> Prepare:
-    """Return what sets the shared tensors of a state and the client's S, B_S = 0 if it has none."""
+def set_final(site: Site, state: ServerState) -> Prepare:
+    """Return a function that sets the shared tensors and the client's S (B_S = 0 if none)."""
 
     def prepare(client_id: str) -> None:
         site.model.set(state.shared)
@@ -68,8 +68,8 @@ def gradient_alignment(
 ) -> dict[str, Any]:
     """Return the cosines between the clients' gradients of the loss in R's factors.
 
-    `mean`: over pairs of clients. `within`: the mean over clients of the cosine between the two
-    halves of one client's rows: what clients that do not differ show with half as many rows.
+    `mean` is over pairs of clients. `within` is the cosine between two halves of one client's rows,
+    averaged over clients: what identical clients would show with half as many rows.
     """
     wholes, withins = [], []
     for client_id, examples in rows.items():
@@ -95,7 +95,7 @@ def gradient_alignment(
 def _gradient(
     site: Site, branches: tuple[Branch, ...], rows: Sequence[TokenRow]
 ) -> tuple[Tensors, int]:
-    """The gradient of the mean loss a supervised token, and how many they are."""
+    """Return the gradient of the mean loss per supervised token, and the number of tokens."""
     parameters = site.model.parameters(R)
     with site.model.using(*branches, trained=R):
         pack_tokens = site.config.train.pack_tokens
@@ -107,11 +107,11 @@ def _gradient(
 def loss_transfer(
     site: Site, trained: Rows, measured: Rows, prepare: Prepare, steps: int, advance: Advance
 ) -> dict[str, Any]:
-    """Return how `steps` optimizer steps of R alone on one client change the loss on another.
+    """Return how `steps` optimizer steps of R alone on one client change the loss of another.
 
-    matrix[i][j] = loss on j's rows after training on i - loss before, in nats a token; each
-    training starts anew, with the run's own settings but batches of at most 8 rows and no dropout.
-    `mean` is over i != j; `percent` is the mean of the changes divided by the losses before.
+    matrix[i][j] is the loss on j's rows after training on i minus that before, in nats a token.
+    Each training starts from `prepare` with the run's settings, at most 8 rows a batch, no dropout.
+    `mean` is over i != j; `percent` is the mean of the changes relative to the losses before.
     """
     settings = client_settings(site.config)
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, 8))
@@ -145,13 +145,13 @@ def loss_transfer(
 
 
 def mean_loss(site: Site, examples: Sequence[Example], branches: tuple[Branch, ...]) -> float:
-    """Return the loss in nats a supervised token with these branches in the forward."""
+    """Return the loss in nats per supervised token with these branches in the forward."""
     with site.model.using(*branches):
         return _mean(site.losses(examples))
 
 
 def _mean(losses: Sequence[tuple[float, int]]) -> float:
-    """Nats a token; NaN where every row was cut before its answer."""
+    """Return nats per token; NaN if every row was cut before its answer."""
     tokens = sum(tokens for _, tokens in losses)
     return sum(loss for loss, _ in losses) / tokens if tokens else math.nan
 
@@ -161,11 +161,11 @@ def serving_losses(
 ) -> dict[str, dict[str, float]]:
     """Return, for each client, the loss of its rows under base, R alone, S alone and R+S.
 
-    The branches are those of the last whole round; "S, round N" is the S of a round that the client
-    still keeps. R of an earlier round is not kept. Under feddpa R+S is its mixture.
+    The branches are those of the last complete round; "S, round N" is the S of an earlier round
+    that the client still has. For feddpa, R+S is its mixture.
     """
     found: dict[str, dict[str, float]] = {}
-    method, prepare = site.method, end_at(site, state)
+    method, prepare = site.method, set_final(site, state)
     for client in clients:
         prepare(client.client_id)
         examples = rows[client.client_id]
@@ -183,7 +183,7 @@ def serving_losses(
 def _losses_by_model(
     site: Site, client: ClientData, examples: Sequence[Example]
 ) -> dict[str, float]:
-    """The loss under R, S and R+S, as they are set now: of those that the method has."""
+    """Return the loss under those of R, S and R+S that the method has, as they are set now."""
     method = site.method
     has = {*method.sent, *method.private}
     found = {}
@@ -199,16 +199,16 @@ def _losses_by_model(
 def extra_round(
     site: Site, clients: Sequence[ClientData], state: ServerState, rows: Rows, advance: Advance
 ) -> dict[str, Any]:
-    """Run one more round with every client, in a copy of the folder, and keep only its numbers.
+    """Run one more round with every client in a copy of the folder; return only numbers.
 
-    Returns what averaging does to the updates, and the losses of each client just before and just
-    after it: its own R alone and beside its S, and the new global R alone and beside the same S.
+    They are what averaging does to the updates, and each client's losses before and after it: with
+    its own R and with the new global R, each alone and beside its S.
     """
     by_id = {client.client_id: client for client in clients}
     plan = dataclasses.replace(
         plan_of(site.config, announced_by(clients)), clients_per_round=0, min_updates=1
     )
-    # The next round after all that a client did, the training after the last round included.
+    # Personalization after the last round counts as a round of the client's own.
     state = dataclasses.replace(state, round=max([state.round, *state.accepted.values()]))
     updates: list[ClientUpdate] = []
     losses: dict[str, dict[str, float]] = {}
@@ -234,7 +234,7 @@ def extra_round(
 
         after, _ = run_round(state, plan, lambda tasks: map(train, tasks))
         for client_id in losses:
-            end_at(copy, after)(client_id)
+            set_final(copy, after)(client_id)
             measure(client_id, "new global")
     return {"losses": losses, **_what_averaging_does(state.shared, updates)}
 

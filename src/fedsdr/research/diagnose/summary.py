@@ -1,30 +1,41 @@
-"""diagnose.json as tables: a title and rows of text, the first of them the header."""
+"""diagnose.json as tables, each with one line that says what it means and what is better."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsdr.evaluation.results import to_markdown
 
-Table = tuple[str, list[list[str]]]
 OVERALL = ("all made", "all used")  # groups of rewrites beside those of each client
 
 
+class Table(NamedTuple):
+    """A table as text; the first row is the header."""
+
+    title: str
+    meaning: str
+    rows: Sequence[Sequence[str]]
+
+
 def tables_of(found: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of the parts that were measured. After a number stands its interval and,
-    in brackets, how many rows it is on, unless a column says so."""
+    """Return the tables of the parts in diagnose.json.
+
+    A cell is a value, its 95 % interval in square brackets and, in round brackets, the number of
+    rows behind it, unless a column gives that number.
+    """
     tables: list[Table] = []
     for name, build in _TABLES.items():
         part = found.get(name, {})
         if "not measured" in part:
-            tables.append((name, [["", ""], ["not measured", part["not measured"]]]))
+            rows = [["", ""], ["not measured", part["not measured"]]]
+            tables.append(Table(name, "This part does not apply to the run.", rows))
         elif part:
             tables += build(part)
     return tables
 
 
 def json_numbers(value: Any) -> Any:
-    """Return the same with None for every number that JSON cannot hold."""
+    """Return `value` with None in place of every number that JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: json_numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -32,29 +43,43 @@ def json_numbers(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def markdown_of(title: str, tables: Sequence[Table]) -> str:
-    """Return the tables as one Markdown page."""
-    parts = [f"# {title}\n", "Each number is explained in docs/diagnose.md.\n"]
-    return "\n".join(parts + [f"## {name}\n\n{to_markdown(rows)}" for name, rows in tables])
+def markdown_of(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
+    """Return the tables and the notes as one Markdown page."""
+    parts = [
+        f"# {title}",
+        *(f"## {t.title}\n\n{t.meaning}\n\n{to_markdown(t.rows)}" for t in tables),
+    ]
+    return "\n\n".join([*parts, *(f"- {note}" for note in notes)]) + "\n"
+
+
+def digits(value: float | None) -> str:
+    """Return a number with three significant digits; '' for None."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def cell(entry: Mapping[str, Any] | None, with_interval: bool = True) -> str:
+    """Return value, interval and rows of an entry, as in `0.412 [0.398, 0.431] (120)`."""
+    if not entry or entry.get("value") is None:
+        return ""
+    ends = entry.get("interval") if with_interval else None
+    interval = f" [{digits(ends[0])}, {digits(ends[1])}]" if ends else ""
+    return f"{digits(entry['value'])}{interval} ({entry['rows']})"
 
 
 def _text(part: Mapping[str, Any]) -> list[Table]:
     kinds = ("raw", "rewritten", "change")
-    overall = [["mean over pairs of clients", *kinds]]
+    rows = [["mean over pairs of clients", *kinds]]
     for measure, entry in part.items():
         tokens = entry.get("tokens a client")
         name = f"{measure} ({tokens} a client)" if tokens else measure
-        overall.append([name, *(_number(entry.get(kind, {}).get("mean")) for kind in kinds)])
-    whole = {name: entry for name, entry in part.items() if "change" in entry}
-    columns = [(name, kind) for name in whole for kind in kinds[:2]]
-    first = next(iter(whole.values()))["raw"]
-    pairs = [
-        [pair, *(_plain(whole[name][kind][pair]["value"]) for name, kind in columns)]
-        for pair in first
-        if pair != "mean"
-    ]
-    header = ["pair", *(f"{name}, {kind}" for name, kind in columns)]
-    return [("Alignment of text", overall), ("Each pair of clients", [header, *pairs])]
+        rows.append([name, *(cell(entry.get(kind, {}).get("mean")) for kind in kinds)])
+    meaning = (
+        "Similarity of the clients' answers. A lower divergence and a higher cosine after "
+        "rewriting mean better aligned clients; a fall that is absent at equal tokens is length."
+    )
+    return [Table("Alignment of text", meaning, rows)]
 
 
 def _rewrites(part: Mapping[str, Any]) -> list[Table]:
@@ -62,72 +87,96 @@ def _rewrites(part: Mapping[str, Any]) -> list[Table]:
     rows = [
         [
             name,
-            *(
-                _number(group.get(name), group_name in OVERALL)
-                for group_name, group in part.items()
-            ),
+            *(cell(group.get(name), group_name in OVERALL) for group_name, group in part.items()),
         ]
         for name in names
-        if any("not measured" in g[name] or g[name]["rows"] for g in part.values() if name in g)
+        if any(group.get(name, {}).get("rows") for group in part.values())
     ]
-    return [("Raw answers against rewrites", [["", *part], *rows])]
+    meaning = (
+        "What rewriting keeps and loses. Better: a length ratio near 1, 'kept' and entailment near "
+        "1, fillers and template phrases no more frequent than in the raw answer, the rest near 0."
+    )
+    return [Table("Raw answers against rewrites", meaning, [["", *part], *rows])]
 
 
 def _optimization(part: Mapping[str, Any]) -> list[Table]:
     cosines = [
-        [name, _plain(x["mean"]), _plain(x["within"]), str(x["rows"])]
+        [name, digits(x["mean"]), digits(x["within"]), str(x["rows"])]
         for name, x in part["gradient cosine"].items()
     ]
     transfers = [
-        [name, _plain(x["mean"]), _plain(x["percent"], 2), str(x["rows"])]
+        [name, digits(x["mean"]), digits(x["percent"]), str(x["rows"])]
         for name, x in part["loss transfer"].items()
     ]
     return [
-        (
+        Table(
             "Gradient cosine of R",
+            "Higher between clients: what one client learns suits the others. The cosine within a "
+            "client, on half as many rows, is about the most that so few rows allow.",
             [["", "between clients", "within a client", "rows"], *cosines],
         ),
-        (
+        Table(
             "Loss transfer between clients",
-            [["", "change, nats a token", "change, %", "rows"], *transfers],
+            "Change of one client's loss after training on another. Below 0: training on one "
+            "client helps the others.",
+            [["", "change, nats per token", "change, %", "rows"], *transfers],
         ),
     ]
 
 
-def _losses(title: str, of: str, losses: Mapping[str, Any], rows: Mapping[str, int]) -> Table:
-    columns = list(dict.fromkeys(name for of_client in losses.values() for name in of_client))
+def _loss_table(
+    title: str, meaning: str, of: str, losses: Mapping[str, Any], rows: Mapping[str, int]
+) -> Table:
+    models = list(dict.fromkeys(name for client in losses.values() for name in client))
     body = [
-        [client, str(rows[client]), *(_plain(of_client.get(name)) for name in columns)]
-        for client, of_client in losses.items()
+        [client, str(rows[client]), *(digits(found.get(model)) for model in models)]
+        for client, found in losses.items()
     ]
     means = []
-    for name in columns:
-        values = [x[name] for x in losses.values() if x.get(name) is not None]
-        means.append(_plain(sum(values) / len(values)) if len(values) == len(losses) else "")
+    for model in models:
+        values = [x[model] for x in losses.values() if x.get(model) is not None]
+        means.append(digits(sum(values) / len(values)) if len(values) == len(losses) else "")
     total = ["mean", str(sum(rows[client] for client in losses)), *means]
-    return (f"{title} (nats a token)", [["client", f"{of} rows", *columns], *body, total])
+    meaning = f"Nats per token; lower is better. {meaning}"
+    return Table(title, meaning, [["client", f"{of} rows", *models], *body, total])
 
 
 def _serving(part: Mapping[str, Any]) -> list[Table]:
-    return [_losses("Loss by branch", part["of"], part["losses"], part["rows"])]
+    meaning = (
+        "R alone is the global model, R+S a client's own. R is trained beside S: where R alone is "
+        "much worse than R+S, the global model depends on an S that it is served without."
+    )
+    return [_loss_table("Loss by branch", meaning, part["of"], part["losses"], part["rows"])]
 
 
 def _aggregation(part: Mapping[str, Any]) -> list[Table]:
-    clients, norms = str(len(part["norm of updates"])), part["norm of updates"]
     numbers = {
-        "error of averaging A and B, of the mean of BA": part["product error"],
+        "error of averaging A and B instead of BA": part["product error"],
         "the same, of the worst module": part["product error, largest of a module"],
         "cosine between updates, mean over pairs": part["cosine of updates"]["mean"],
-        "norm of the mean update": part["norm of the mean"],
-        "mean norm of the updates": part["mean of the norms"],
-        **{f"norm of the update of {client}": value for client, value in norms.items()},
+        "norm of the mean update / mean norm of the updates": _ratio(
+            part["norm of the mean"], part["mean of the norms"]
+        ),
     }
-    rows = [[name, _plain(value), clients] for name, value in numbers.items()]
-    title = f"Averaging, in one more round on {part['rows']} training rows"
     return [
-        (title, [["", "value", "clients"], *rows]),
-        _losses("Loss before and after averaging", part["of"], part["losses"], part["loss rows"]),
+        Table(
+            f"Averaging, in one more round on {part['rows']} training rows",
+            "Error: 0 is exact. A cosine near 0 and a ratio far below 1 mean that the clients' "
+            "updates cancel.",
+            [["", "value"], *([name, digits(value)] for name, value in numbers.items())],
+        ),
+        _loss_table(
+            "Loss before and after averaging",
+            "A new global model above 'own' is what averaging costs the client.",
+            part["of"],
+            part["losses"],
+            part["loss rows"],
+        ),
     ]
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
 
 
 _TABLES = {
@@ -137,20 +186,3 @@ _TABLES = {
     "serving": _serving,
     "aggregation": _aggregation,
 }
-
-
-def _number(entry: Mapping[str, Any] | None, with_interval: bool = True) -> str:
-    """0.412 [0.398, 0.431] (120): value, interval, rows."""
-    if entry is None:
-        return ""
-    if "not measured" in entry:
-        return f"not measured: {entry['not measured']}"
-    if entry["value"] is None:
-        return f"({entry['rows']})"
-    ends = entry.get("interval") if with_interval else None
-    interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
-    return f"{entry['value']:.3f}{interval} ({entry['rows']})"
-
-
-def _plain(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

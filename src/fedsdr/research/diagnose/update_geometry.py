@@ -1,4 +1,4 @@
-"""How alike what clients learn is: cosines between named tensors, and means off the diagonal."""
+"""Cosines between named tensors: how similar the clients' gradients and updates are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,7 @@ from fedsdr.tensors import Tensors, norm
 
 
 def cosine_of(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float | None:
-    """Return the cosine over all elements of two trees of the same names, in fp64; None where one
-    of them is zero or empty."""
+    """Return the cosine over all elements in fp64; None if one of them is zero or empty."""
     norms = norm(a) * norm(b)
     if not norms:
         return None
@@ -17,12 +16,12 @@ def cosine_of(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> f
 
 
 def cosines(trees: Sequence[Tensors]) -> list[list[float | None]]:
-    """Return the matrix of cosines between all of them."""
+    """Return the matrix of all pairwise cosines."""
     return [[cosine_of(a, b) for b in trees] for a in trees]
 
 
 def off_diagonal(matrix: Sequence[Sequence[float | None]]) -> float | None:
-    """Return the mean of the values that are there off the diagonal; None of none."""
+    """Return the mean of the known values off the diagonal; None if there are none."""
     values = [
         value
         for i, row in enumerate(matrix)

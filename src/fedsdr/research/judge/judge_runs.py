@@ -1,8 +1,7 @@
-"""Runs before a judge: their answers, its verdicts, kept as they come, and the standings."""
+"""Judging runs: their answers, the judge's replies, kept as they arrive, and the win rates."""
 
 import hashlib
 import json
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,27 @@ from fedsdr.errors import UserError, choose
 from fedsdr.files import disk_errors_named
 from fedsdr.progress import Progress
 from fedsdr.research.diagnose.measurements import sample_rows
-from fedsdr.research.judge.verdicts import ballots_of, question_of, standings, verdict_of
+from fedsdr.research.judge.verdicts import (
+    Ballot,
+    Verdict,
+    ballots_of,
+    question_of,
+    standings,
+    verdict_of,
+)
 from fedsdr.runs.answers import Answers, answers_of
 from fedsdr.runs.run_folder import check_data, read_run
 from fedsdr.runs.served_models import Kind
-from fedsdr.types import ClientData, Decoding, Example, Generate, GenerationRequest
+from fedsdr.types import ClientData, Decoding, Example, Generate, GenerationRequest, Turn
 
-JUDGED: dict[str, Kind] = {"global": "global", "client": "client"}  # by what --of names
-# Verdicts are short; what else there may be room for is a model that thinks aloud first.
+JUDGED: dict[str, Kind] = {"global": "global", "client": "client"}  # choices of --of
+# A verdict is short; the rest of the limit is for models that think aloud first.
 DECODING = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=1024)
+
+
+def check_endpoint(ask: Generate) -> None:
+    """Send one short request, so that an endpoint that is down fails before the slow part."""
+    list(ask([GenerationRequest("check", (Turn("user", "Say OK."),))], DECODING))
 
 
 def judge(
@@ -36,60 +47,56 @@ def judge(
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Judge `model` (global or client) of the runs, and with `base` the first one's base model.
+    """Return the content of judge.json: the runs' models, compared by the judge `ask`.
 
-    `ask` is the judge `judged_by`. At most `rows` test rows of a client, a seeded choice. Every
-    reply is appended to OUT/verdicts.jsonl, and what is there is not asked again. UserError for
-    runs whose test rows differ, and when no reply could be read.
+    `model` is "global" or "client"; `base` adds the base model of the first run; `rows` bounds the
+    test rows of a client, drawn by `seed`. Each reply is appended to OUT/verdicts.jsonl and never
+    requested again. UserError if the runs' test rows differ or no reply is readable.
     """
-    contestants = _contestants(runs, choose(model, JUDGED, "--of"), base)
+    models = _models(runs, choose(model, JUDGED, "--of"), base)
     clients = {run: _clients(run, overrides) for run in runs}
-    first = clients[runs[0]]
+    tests = {run: {c.client_id: c.test for c in of_run} for run, of_run in clients.items()}
     for run in runs:
-        tests = [{c.client_id: c.test for c in of} for of in (first, clients[run])]
-        if tests[0] != tests[1]:
+        if tests[run] != tests[runs[0]]:
             raise UserError(
                 f"{run}: its test rows are not those of {runs[0]}; judge runs of the same data "
                 "(and data.seed, data.test_fraction, data.max_test_examples)"
             )
     chosen = {
-        c.client_id: [c.test[i] for i in sample_rows(seed, c.client_id, len(c.test), rows)]
-        for c in first
-        if c.test
+        client: [test[i] for i in sample_rows(seed, client, len(test), rows)]
+        for client, test in tests[runs[0]].items()
+        if test
     }
     if not chosen:
         raise UserError(f"{runs[0]}: no test rows to judge (data.test_fraction)")
     answers = {
-        name: answers_of(run, of, clients[run], chosen, progress, overrides)
-        for name, (run, of) in contestants.items()
+        name: answers_of(run, kind, clients[run], chosen, progress, overrides)
+        for name, (run, kind) in models.items()
     }
     votes = _votes(chosen, answers, ask, out / "verdicts.jsonl", progress, judged_by, seed)
-    found = standings(votes, list(contestants))
+    found = standings(votes, list(models))
     if found["unreadable"] == found["asked"]:
         raise UserError(
-            f"{judged_by}: none of its {found['asked']} replies is the JSON that was asked for "
-            f"(they are in {out / 'verdicts.jsonl'}); name another --model"
+            f"{judged_by}: none of its {found['asked']} replies is the requested JSON "
+            f"(see {out / 'verdicts.jsonl'}); name another --model"
         )
     about = {"judge": judged_by, "model": model, "seed": seed, "rows a client at most": rows}
     return about | {"clients": {c: len(of) for c, of in chosen.items()}, **found}
 
 
-def _contestants(runs: Sequence[Path], model: Kind, base: bool) -> dict[str, tuple[Path, Kind]]:
-    """Name -> run and model: the name of its folder, or its whole path where two share one."""
+def _models(runs: Sequence[Path], kind: Kind, base: bool) -> dict[str, tuple[Path, Kind]]:
+    """Return name -> (run, kind). The name is the folder's, or its path if two folders share it."""
     names = [run.resolve().name for run in runs]
     found = {
-        name if names.count(name) == 1 and name != "base" else str(run): (run, model)
+        name if names.count(name) == 1 and name != "base" else str(run): (run, kind)
         for name, run in zip(names, runs, strict=True)
     }
     if len(found) < len(runs):
         raise UserError("RUN: the same run is named twice")
     if base:
         found["base"] = (runs[0], "base")
-    if not 2 <= len(found) <= len(string.ascii_uppercase):
-        raise UserError(
-            f"RUN: {len(found)} models to judge; name 2 to {len(string.ascii_uppercase)} runs, "
-            "or one with --base"
-        )
+    if len(found) < 2:
+        raise UserError("RUN: only one model to judge; name at least two runs, or one with --base")
     return found
 
 
@@ -108,21 +115,20 @@ def _votes(
     progress: Progress,
     judged_by: str,
     seed: int,
-) -> list[Any]:
-    """Return every ballot with its verdict; None where the reply is none."""
+) -> list[tuple[Ballot, Verdict | None]]:
+    """Return every ballot with its verdict, None if the reply is unreadable."""
     by_id = {(client, row.id): row for client, of in rows.items() for row in of}
     ballots, requests = {}, {}
     for ballot in ballots_of(rows, list(answers), seed):
         texts = [answers[name][ballot.client][ballot.row] for name in ballot.order]
         turns = question_of(ballot, by_id[ballot.client, ballot.row], texts)
-        asked = repr((judged_by, turns, DECODING, ballot))
-        key = hashlib.sha256(asked.encode()).hexdigest()
+        key = hashlib.sha256(repr((judged_by, turns, DECODING, ballot)).encode()).hexdigest()
         ballots[key], requests[key] = ballot, GenerationRequest(key, turns)
-    replies = _replies(path)
+    replies = _kept_replies(path)
     left = [request for key, request in requests.items() if key not in replies]
     if len(left) < len(requests):
-        progress.log(f"{len(requests) - len(left)} verdicts of {len(requests)} are there already")
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # its last line, by a kill
+        progress.log(f"{len(requests) - len(left)} of {len(requests)} verdicts are there already")
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a kill cut the last line
     with disk_errors_named(path), progress.bar("asking the judge", len(left)) as advance:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -131,22 +137,22 @@ def _votes(
                 ballot = ballots[reply.id]
                 line = {"key": reply.id, "client": ballot.client, "row": ballot.row,
                         "order": ballot.order, "reply": reply.text}  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line) + "\n")
                 file.flush()
                 replies[reply.id] = reply.text
                 advance(1)
     return [(ballot, verdict_of(replies[key], ballot)) for key, ballot in ballots.items()]
 
 
-def _replies(path: Path) -> dict[str, str]:
-    """The replies of before; a line that a kill has torn is left out."""
+def _kept_replies(path: Path) -> dict[str, str]:
+    """Return key -> reply of earlier calls, without a line that a kill has cut."""
     if not path.exists():
         return {}
     found = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
-            found[entry["key"]] = entry["reply"]
-        except (ValueError, LookupError, TypeError):
+            found[entry["key"]] = str(entry["reply"])
+        except (ValueError, LookupError, TypeError, RecursionError):
             continue
     return found

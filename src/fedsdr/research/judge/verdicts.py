@@ -1,8 +1,6 @@
-"""A blind judge between models: who is shown in which order, what it said, and who stands where.
+"""A blind judge between models: the questions, its verdicts and the win rates.
 
-Each pair of answers is shown in both orders, and so are all answers together where there are more
-than two. A pair gives a win rate, all together a winner's share: the two are never mixed, since a
-model that is everybody's second wins pairs and no share.
+Two answers to a row are shown at a time, in both orders.
 """
 
 import json
@@ -18,7 +16,7 @@ from typing import Any
 
 from fedsdr.data.chat_templates import prompts_of
 from fedsdr.research.compare.differences import mean_over_clients, stratified_interval
-from fedsdr.research.diagnose.summary import Table
+from fedsdr.research.diagnose.summary import Table, digits
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example, Turn
 
@@ -33,7 +31,7 @@ Verdict = Mapping[str, str]  # criterion -> the winner, or TIE
 
 @dataclass(frozen=True)
 class Ballot:
-    """One question to the judge: whose answers to which row it sees, the first as A."""
+    """One question to the judge: the row, and whose answers it sees as A and B."""
 
     client: str
     row: str
@@ -41,64 +39,57 @@ class Ballot:
 
     @property
     def labels(self) -> dict[str, str]:
-        """A -> whose answer that is."""
+        """Label -> model, as in {"A": "fedsdr", "B": "plain"}."""
         return dict(zip(string.ascii_uppercase, self.order, strict=False))
 
 
 def ballots_of(
-    rows: Mapping[str, Sequence[Example]], contestants: Sequence[str], seed: int
+    rows: Mapping[str, Sequence[Example]], models: Sequence[str], seed: int
 ) -> list[Ballot]:
-    """Return the ballots of every row: each pair, and all where there are more than two.
-
-    Each group of contestants stands in an order drawn by the seed, and in the reverse of it.
-    """
-    groups: list[tuple[str, ...]] = [*combinations(contestants, 2)]
-    if len(contestants) > 2:
-        groups.append(tuple(contestants))
+    """Return two ballots for each row and pair of models: an order drawn by the seed, reversed."""
     found = []
     for client, examples in rows.items():
         for row in examples:
-            for group in groups:
-                drawn = random.Random(seed_for(seed, "judge", client, row.id, *group))
-                order = tuple(drawn.sample(group, len(group)))
+            for pair in combinations(models, 2):
+                drawn = random.Random(seed_for(seed, "judge", client, row.id, *pair))
+                order = tuple(drawn.sample(pair, 2))
                 found += [Ballot(client, row.id, order), Ballot(client, row.id, order[::-1])]
     return found
 
 
 def question_of(ballot: Ballot, row: Example, answers: Sequence[str]) -> tuple[Turn, ...]:
-    """Return what the judge reads. `answers` are in the order of the ballot; no name is shown."""
-    labels = list(ballot.labels)
+    """Return the judge's prompt: answers in the order of the ballot, without the models' names."""
     shown = (
         f"<answer {label}>\n{text}\n</answer {label}>"
-        for label, text in zip(labels, answers, strict=True)
+        for label, text in zip(ballot.labels, answers, strict=True)
     )
     parts = {
         "criteria": "\n".join(f"- {name}: {what}" for name, what in RUBRIC["criteria"].items()),
         "conversation": "\n\n".join(f"{t.role}: {t.content}" for t in prompts_of(row)[-1]),
         "reference": row.response,
         "answers": "\n\n".join(shown),
-        "labels": ", ".join(labels),
+        "labels": ", ".join(ballot.labels),
         "form": json.dumps(dict.fromkeys(CRITERIA, "...")),
     }
 
-    def filled(template: str) -> str:  # in one pass: what is filled in may hold braces too
+    def filled(template: str) -> str:  # in one pass: the parts may hold braces themselves
         return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template).strip()
 
     return Turn("system", filled(RUBRIC["system"])), Turn("user", filled(RUBRIC["user"]))
 
 
 def verdict_of(reply: str, ballot: Ballot) -> Verdict | None:
-    """Return the winners of the last JSON object in `reply` that names one by every criterion.
+    """Return the winners in the last JSON object of `reply` that names one for every criterion.
 
-    None when there is none: such a reply is no tie, and is counted by itself.
+    None if there is no such object: it is counted as unreadable, not as a tie.
     """
     names = {label.lower(): name for label, name in ballot.labels.items()} | {TIE: TIE}
     for start in reversed([found.start() for found in re.finditer(r"\{", reply)]):
         try:
-            said, _ = json.JSONDecoder().raw_decode(reply, start)
+            parsed, _ = json.JSONDecoder().raw_decode(reply, start)
         except (ValueError, RecursionError):
             continue
-        words = [str(said.get(criterion)).strip(" .\n").lower() for criterion in CRITERIA]
+        words = [str(parsed.get(criterion)).strip(" .\n").lower() for criterion in CRITERIA]
         winners = [names.get(word.removeprefix("answer ")) for word in words]
         if all(winners):
             return {c: str(winner) for c, winner in zip(CRITERIA, winners, strict=True)}
@@ -106,134 +97,101 @@ def verdict_of(reply: str, ballot: Ballot) -> Verdict | None:
 
 
 def standings(
-    votes: Sequence[tuple[Ballot, Verdict | None]], contestants: Sequence[str]
+    votes: Sequence[tuple[Ballot, Verdict | None]], models: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what judge.json holds of the votes.
+    """Return the content of judge.json that follows from the votes.
 
-    pairs: for "a / b", by criterion, the win rate of a: the mean of 1 for a vote for a, 1/2 for a
-    tie, 0 for b, over both orders and the rows of each client, then over clients. A row is a win
-    when the two orders together favour a, a tie when they favour neither. winners: the share of
-    votes for each contestant, and for a tie, when all are shown. Intervals are 95 % bootstrap
-    intervals over the rows of each client. Rows where one order gave no verdict are left out.
+    pairs: for "a / b" and each criterion, the win rate of a: 1 for a vote for a, 1/2 for a tie, 0
+    for b, averaged over both orders, then over a client's rows, then over clients, with its 95 %
+    bootstrap interval over rows. A row is a win if the two orders together favour a, a tie if they
+    favour neither. Rows with an unreadable verdict in either order are left out of their pair.
     """
-    groups: dict[tuple[str, str, frozenset[str]], list[tuple[Ballot, Verdict | None]]] = {}
+    by_row: dict[frozenset[str], dict[tuple[str, str], list[Verdict | None]]] = {}
     for ballot, verdict in votes:
-        key = (ballot.client, ballot.row, frozenset(ballot.order))
-        groups.setdefault(key, []).append((ballot, verdict))
-    whole: dict[frozenset[str], dict[tuple[str, str], list[Verdict]]] = {}
-    for (client, row, who), of_row in groups.items():
-        verdicts = [verdict for _, verdict in of_row if verdict]
-        if len(verdicts) == 2:
-            whole.setdefault(who, {})[client, row] = verdicts
-    pairs = {}
-    for a, b in combinations(contestants, 2):
-        rows = whole.get(frozenset((a, b)), {})
-        pairs[f"{a} / {b}"] = {c: _win_rate(a, rows, c) for c in CRITERIA}
-    winners = {}
-    if len(contestants) > 2:
-        rows = whole.get(frozenset(contestants), {})
-        winners = {
-            name: {c: _mean(_shares(name, rows, c)) for c in CRITERIA}
-            for name in (*contestants, TIE)
-        }
+        rows = by_row.setdefault(frozenset(ballot.order), {})
+        rows.setdefault((ballot.client, ballot.row), []).append(verdict)
+    readable = {
+        pair: {at: [v for v in both if v] for at, both in rows.items() if all(both)}
+        for pair, rows in by_row.items()
+    }
+    same = [
+        first["overall"] == second["overall"]
+        for rows in readable.values()
+        for first, second in rows.values()
+    ]
+    firsts = [
+        verdict["overall"] == ballot.order[0]
+        for ballot, verdict in votes
+        if verdict and verdict["overall"] != TIE
+    ]
     return {
-        "pairs": pairs,
-        "winners": winners,
+        "pairs": {
+            f"{a} / {b}": {
+                c: _win_rate(a, readable.get(frozenset((a, b)), {}), c) for c in CRITERIA
+            }
+            for a, b in combinations(models, 2)
+        },
         "asked": len(votes),
         "unreadable": sum(verdict is None for _, verdict in votes),
-        **_habits(
-            votes, [v for who, rows in whole.items() if len(who) == 2 for v in rows.values()]
-        ),
+        "same verdict in both orders": sum(same) / len(same) if same else None,
+        "winner was the first shown": sum(firsts) / len(firsts) if firsts else None,
     }
 
 
-Rows = Mapping[tuple[str, str], Sequence[Verdict]]  # (client, row) -> the verdicts of both orders
-
-
-def _win_rate(name: str, rows: Rows, criterion: str) -> dict[str, Any]:
+def _win_rate(
+    model: str, rows: Mapping[tuple[str, str], Sequence[Verdict]], criterion: str
+) -> dict[str, Any]:
     points = {
-        at: sum({name: 1.0, TIE: 0.5}.get(v[criterion], 0.0) for v in verdicts) / 2
-        for at, verdicts in rows.items()
+        at: sum({model: 1.0, TIE: 0.5}.get(verdict[criterion], 0.0) for verdict in both) / 2
+        for at, both in rows.items()
     }
+    values: dict[str, dict[str, tuple[float, float]]] = {}
+    for (client, row), value in points.items():
+        values.setdefault(client, {})[row] = (value, 1.0)
     return {
-        **_mean(points),
+        "value": mean_over_clients(values) if values else None,
+        "interval": stratified_interval(values) if values else None,
+        "rows": len(points),
         "wins": sum(p > 0.5 for p in points.values()),
         "ties": sum(p == 0.5 for p in points.values()),
         "losses": sum(p < 0.5 for p in points.values()),
     }
 
 
-def _shares(name: str, rows: Rows, criterion: str) -> dict[tuple[str, str], float]:
-    return {at: sum(v[criterion] == name for v in verdicts) / 2 for at, verdicts in rows.items()}
+def table_of(found: Mapping[str, Any]) -> Table:
+    """Return the win rates of judge.json as a table."""
+    counts = ("wins", "ties", "losses")
+    rows = [["", *CRITERIA, *(f"{count}, overall" for count in counts), "rows"]]
+    for pair, rates in found["pairs"].items():
+        overall = (str(rates["overall"][name]) for name in (*counts, "rows"))
+        rows.append([pair, *(_text(rates[criterion]) for criterion in CRITERIA), *overall])
+    meaning = (
+        "Above 0.5 the first model wins, and a tie counts half. If the interval includes 0.5, the "
+        "judge does not separate the two."
+    )
+    return Table("Win rate of the first of two models", meaning, rows)
 
 
-def _mean(of_rows: Mapping[tuple[str, str], float]) -> dict[str, Any]:
-    values: dict[str, dict[str, tuple[float, float]]] = {}
-    for (client, row), value in of_rows.items():
-        values.setdefault(client, {})[row] = (value, 1.0)
-    return {
-        "value": mean_over_clients(values) if values else None,
-        "interval": stratified_interval(values) if values else None,
-        "rows": len(of_rows),
-    }
-
-
-def _habits(
-    votes: Sequence[tuple[Ballot, Verdict | None]], pairs: Sequence[Sequence[Verdict]]
-) -> dict[str, float | None]:
-    """How far the judge can be trusted: what it says overall when the order is turned round."""
-    firsts = [
-        verdict["overall"] == ballot.order[0]
-        for ballot, verdict in votes
-        if len(ballot.order) == 2 and verdict and verdict["overall"] != TIE
-    ]
-    same = [first["overall"] == second["overall"] for first, second in pairs]
-    return {
-        "same verdict in both orders": sum(same) / len(same) if same else None,
-        "winner was the first shown": sum(firsts) / len(firsts) if firsts else None,
-    }
-
-
-def tables_of(found: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of judge.json: win rates of pairs, and shares of all where there are."""
-    overall = ("wins", "ties", "losses", "rows")
-    header = ["", *CRITERIA, *(f"{word}, overall" if word != "rows" else word for word in overall)]
-    body = [
-        [pair, *(_text(of[c]) for c in CRITERIA), *(str(of["overall"][word]) for word in overall)]
-        for pair, of in found["pairs"].items()
-    ]
-    tables: list[Table] = [("Pairs: win rate of the first, a tie is half", [header, *body])]
-    if found["winners"]:
-        shares = [
-            [name, *(_text(of[c]) for c in CRITERIA), str(of["overall"]["rows"])]
-            for name, of in found["winners"].items()
-        ]
-        title = "All at once: share of votes as the winner"
-        tables.append((title, [["", *CRITERIA, "rows"], *shares]))
-    return tables
-
-
-def _text(entry: Mapping[str, Any]) -> str:
-    if entry["value"] is None:
+def _text(rate: Mapping[str, Any]) -> str:
+    if rate["value"] is None:
         return "no verdict"
-    if entry["interval"] is None:  # a client with one row
-        return f"{entry['value']:.3f}"
-    low, high = entry["interval"]
-    return f"{entry['value']:.3f} [{low:.3f}, {high:.3f}]"
+    interval = rate["interval"]  # None if a client has one row
+    ends = f" [{digits(interval[0])}, {digits(interval[1])}]" if interval else ""
+    return digits(rate["value"]) + ends
 
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines that the tables are read with."""
+    """Return the notes on how the judge was asked and how far it can be trusted."""
     same, first = found["same verdict in both orders"], found["winner was the first shown"]
     rows, clients = sum(found["clients"].values()), len(found["clients"])
     notes = [
         f"judge {found['judge']}, blind, both orders; {rows} test rows of {clients} clients, "
         "every client counts once; [95 % interval over test rows]",
-        f"{found['unreadable']} of {found['asked']} replies were no verdict; "
-        "their rows are left out of that comparison",
+        f"{found['unreadable']} of {found['asked']} replies were unreadable; "
+        "their rows are left out of that pair",
     ]
     if same is not None:
-        notes.append(f"turned round, {same:.0%} of the pairs of answers got the same verdict")
+        notes.append(f"{same:.0%} of the pairs got the same verdict in both orders (best: 100 %)")
     if first is not None:
-        notes.append(f"the winner of a pair was the first shown in {first:.0%} (no bias: 50 %)")
+        notes.append(f"the winner was shown first in {first:.0%} of the votes (unbiased: 50 %)")
     return notes

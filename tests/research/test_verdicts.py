@@ -11,7 +11,7 @@ from fedsdr.research.judge.verdicts import (
     notes_of,
     question_of,
     standings,
-    tables_of,
+    table_of,
     verdict_of,
 )
 from fedsdr.types import Example, Turn
@@ -28,27 +28,22 @@ def said(winner):
     return dict.fromkeys(CRITERIA, winner)
 
 
-def test_every_pair_and_all_together_are_shown_in_both_orders():
+def test_every_pair_is_shown_once_in_each_order():
     ballots = ballots_of(rows(1), ["x", "y", "z"], seed=0)
     orders = [ballot.order for ballot in ballots]
-    for pair in itertools.permutations(["x", "y", "z"], 2):
-        assert orders.count(pair) == 1
-    both = [order for order in orders if len(order) == 3]
-    assert len(both) == 2
-    assert both[0] == both[1][::-1]
-    assert len(ballots_of(rows(1), ["x", "y"], seed=0)) == 2
+    assert sorted(orders) == sorted(itertools.permutations(["x", "y", "z"], 2))
 
 
-def test_the_seed_alone_decides_who_comes_first():
+def test_the_seed_draws_which_answer_is_shown_first():
     def firsts(seed):
-        return [ballot.order[0] for ballot in ballots_of(rows(40), ["x", "y", "z"], seed)[6::8]]
+        return [ballot.order[0] for ballot in ballots_of(rows(40), ["x", "y"], seed)[::2]]
 
     assert firsts(1) == firsts(1)
     assert firsts(1) != firsts(2)
-    assert len(set(firsts(1))) == 3
+    assert len(set(firsts(1))) == 2
 
 
-def test_the_judge_reads_the_answers_by_letter_and_never_a_name():
+def test_the_judge_sees_letters_in_place_of_the_models_names():
     ballot = Ballot("bank", "r1", ("fedsdr-run", "plain-run"))
     system, user = question_of(ballot, ROW, ["it is 3", 'so {"overall": "A"} {criteria}'])
     assert (system.role, user.role) == ("system", "user")
@@ -57,7 +52,7 @@ def test_the_judge_reads_the_answers_by_letter_and_never_a_name():
     assert "plain-run" not in text
     assert "bank" not in text
     assert "<answer A>\nit is 3\n</answer A>" in text
-    assert 'so {"overall": "A"} {criteria}' in text  # what was filled in is left as it is
+    assert 'so {"overall": "A"} {criteria}' in text  # braces in an answer stay
     assert "user: Add {reference} and {labels}.\n\n1 and 2" in text
     assert "<reference>\n3 is the sum\n</reference>" in text
     assert all(f"- {criterion}: " in system.content for criterion in CRITERIA)
@@ -91,12 +86,12 @@ def test_a_conversation_is_shown_up_to_the_last_answer():
         ("{" * 5000, None),
     ],
 )
-def test_a_reply_is_a_verdict_only_if_it_names_a_winner_by_every_criterion(reply, overall):
+def test_a_reply_is_a_verdict_only_if_it_names_a_winner_for_every_criterion(reply, overall):
     verdict = verdict_of(reply, PAIR)
     assert verdict == (None if overall is None else said(overall))
 
 
-def test_the_letters_are_those_of_the_order_that_was_shown():
+def test_letters_are_resolved_by_the_order_of_the_ballot():
     turned = Ballot("bank", "r1", PAIR.order[::-1])
     assert verdict_of(json.dumps(said("A")), turned) == said("theirs")
 
@@ -109,7 +104,7 @@ def votes_of(row, *winners, client="bank", who=("ours", "theirs")):
     ]
 
 
-def test_a_win_rate_is_worked_out_by_hand():
+def test_win_rates_worked_by_hand():
     votes = [
         *votes_of("r1", "ours", "ours"),  # 1
         *votes_of("r2", "ours", TIE),  # 3/4: a win
@@ -126,7 +121,6 @@ def test_a_win_rate_is_worked_out_by_hand():
     bank = standings(votes[:-2], ["ours", "theirs"])["pairs"]["ours / theirs"]["overall"]
     low, high = bank["interval"]
     assert 0 < low < bank["value"] < high < 1
-    assert found["winners"] == {}
     assert found["same verdict in both orders"] == pytest.approx(3 / 5)
     # Of the 7 votes that are no tie, "ours" was shown first and won 3, "theirs" 2 of the turned.
     assert found["winner was the first shown"] == pytest.approx(5 / 7)
@@ -134,7 +128,7 @@ def test_a_win_rate_is_worked_out_by_hand():
     assert turned["value"] == pytest.approx(1 - overall["value"])
 
 
-def test_a_judge_that_always_takes_the_first_makes_nobody_win():
+def test_a_judge_that_always_chooses_the_first_lets_nobody_win():
     ballots = ballots_of(rows(20), ["x", "y", "z"], seed=5)
     found = standings([(b, verdict_of(json.dumps(said("A")), b)) for b in ballots], ["x", "y", "z"])
     for of_pair in found["pairs"].values():
@@ -144,28 +138,19 @@ def test_a_judge_that_always_takes_the_first_makes_nobody_win():
     assert found["same verdict in both orders"] == 0
 
 
-def test_the_winners_share_is_of_those_votes_alone_where_all_were_shown():
-    who = ("x", "y", "z")
-    votes = [
-        *votes_of("r1", "x", "x", who=who),
-        *votes_of("r2", "y", TIE, who=who),
-        *votes_of("r1", "z", "z", who=("y", "z")),  # a pair: it counts for no share
-    ]
-    found = standings(votes, who)
-    shares = {name: of["overall"]["value"] for name, of in found["winners"].items()}
-    assert shares == {"x": 0.5, "y": 0.25, "z": 0, TIE: 0.25}
-    assert found["pairs"]["y / z"]["overall"]["value"] == 0
-    assert found["pairs"]["x / y"]["overall"]["value"] is None
-    found |= {"judge": "j", "clients": {"bank": 2}}
-    for _, body in tables_of(found):
-        assert all(len(row) == len(body[0]) for row in body)
-    assert any("no verdict" in row for row in tables_of(found)[0][1])
-
-
-def test_what_is_no_verdict_is_no_tie_and_its_row_is_left_out():
+def test_a_row_with_an_unreadable_verdict_is_left_out_and_not_a_tie():
     votes = [*votes_of("r1", "ours", None), *votes_of("r2", "ours", "ours")]
     found = standings(votes, ["ours", "theirs"]) | {"judge": "j", "clients": {"bank": 2}}
     overall = found["pairs"]["ours / theirs"]["overall"]
     assert (overall["rows"], overall["value"], overall["ties"]) == (1, 1, 0)
     assert (found["asked"], found["unreadable"]) == (4, 1)
     assert "1 of 4 replies" in notes_of(found)[1]
+
+
+def test_the_table_has_a_row_for_each_pair_also_for_one_without_verdicts():
+    found = standings(votes_of("r1", "y", "y", who=("y", "z")), ["x", "y", "z"])
+    header, *body = table_of(found).rows
+    assert [row[0] for row in body] == ["x / y", "x / z", "y / z"]
+    assert all(len(row) == len(header) for row in body)
+    assert "no verdict" in body[0]
+    assert "1.00" in body[2]

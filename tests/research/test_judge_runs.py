@@ -12,7 +12,6 @@ from fedsdr.evaluation.metrics import metric_for
 from fedsdr.progress import SILENT
 from fedsdr.research.judge.judge_runs import judge
 from fedsdr.research.judge.verdicts import CRITERIA
-from fedsdr.runs import answers
 from fedsdr.runs.answers import answers_of
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.run_folder import open_run
@@ -85,8 +84,8 @@ def test_the_judge_reads_what_the_models_answer_and_the_standings_are_its_words(
         assert code == 0, err
         asked = len(seen.calls)
         assert fedsdr("judge", *arguments, "--out", tmp_path)[0] == 0
-        assert len(seen.calls) == asked + 1  # nothing is asked twice but whether it is there
-    assert asked == 1 + 6 * (3 * 2 + 2)
+        assert len(seen.calls) == asked + 1  # only the check of the endpoint is repeated
+    assert asked == 1 + 6 * 3 * 2
     whole = "".join(json.dumps(body["messages"]) for _, body in seen.calls)
     assert not re.search(r"plain|dual|base|bank\b(?! question)", whole)
     found = json.loads((tmp_path / "judge.json").read_text())
@@ -97,9 +96,8 @@ def test_the_judge_reads_what_the_models_answer_and_the_standings_are_its_words(
     assert overall["wins"] == sum(len(ours[at]) > len(theirs[at]) for at in ours)
     assert overall["losses"] == sum(len(ours[at]) < len(theirs[at]) for at in ours)
     assert found["same verdict in both orders"] == 1
-    assert sum(x["overall"]["value"] for x in found["winners"].values()) == pytest.approx(1)
     assert "plain / base" in text
-    assert "All at once" in (tmp_path / "judge.md").read_text()
+    assert "plain / base" in (tmp_path / "judge.md").read_text()
 
 
 @pytest.mark.parametrize("model", ["base", "global", "client"])
@@ -117,11 +115,18 @@ def test_the_answers_are_those_that_evaluate_scores(model, runs):
         assert sum(own) / len(own) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_an_answer_may_hold_what_some_take_for_the_end_of_a_line(runs, tmp_path, monkeypatch):
-    real = answers._generate
-    monkeypatch.setattr(
-        answers, "_generate", lambda *a: dict.fromkeys(real(*a), "one\u2028two\x85three")
-    )
+def test_answers_and_replies_may_hold_unicode_line_separators(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    clients = load_clients(open_run(run)[0].config.data)
+    rows = {c.client_id: c.test for c in clients}
+    answers_of(run, "global", clients, rows, SILENT)
+    kept = run / "answers/global/bank.jsonl"
+    first, second = map(json.loads, kept.read_text().splitlines())
+    first["answer"] = "one\u2028two\x85three"
+    kept.write_text(json.dumps(first, ensure_ascii=False) + "\n")  # the second is generated again
+    found = answers_of(run, "global", clients, rows, SILENT)["bank"]
+    assert found == {first["id"]: first["answer"], second["id"]: second["answer"]}
+    assert answers_of(run, "global", clients, rows, SILENT)["bank"] == found
     asked = []
 
     def ask(requests, decoding):
@@ -130,13 +135,11 @@ def test_an_answer_may_hold_what_some_take_for_the_end_of_a_line(runs, tmp_path,
             reply = json.dumps(dict.fromkeys(CRITERIA, "A")) + " \u2028"
             yield Generation(request.id, reply, True, 1, 1)
 
-    run = shutil.copytree(runs[0], tmp_path / "run")
-    shutil.rmtree(run / "answers", ignore_errors=True)
-    found = [
+    once, again = (
         judge([run], ask, tmp_path / "out", SILENT, judged_by="m", base=True) for _ in range(2)
-    ]
-    assert found[0] == found[1]
-    assert len(asked) == found[0]["asked"]  # nothing is asked twice
+    )
+    assert once == again
+    assert len(asked) == once["asked"]  # nothing is asked twice
 
 
 def test_replies_that_are_no_json_are_counted_and_a_500_is_asked_again(runs, tmp_path, fedsdr):
@@ -217,7 +220,7 @@ def test_an_endpoint_that_goes_down_halfway_loses_no_verdict(runs, tmp_path, fed
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plain"], "1 models to judge"),
+        (["plain"], "only one model to judge"),
         (["plain", "plain"], "the same run is named twice"),
         (["plain", "nowhere"], "not a run folder"),
         (["plain", "dual-raw", "--of", "globl"], "did you mean 'global'"),
