@@ -14,7 +14,7 @@ LONG_FUNCTIONS = {
     "cli/data.py data",
     "teachers/openvino.py openvino_generate",
 }
-SHARED_NAMES = {"tables.py"}
+SHARED_NAMES: set[str] = set()
 TOTAL_LINES = 16_200  # to shrink to 13,000
 
 

@@ -5,18 +5,18 @@ import gzip
 import json
 from pathlib import Path
 
-from fedsdr.research.suites.layouts import MEDICAL
+from fedsdr.research.suites.catalogue import MEDICAL
 
 
 def write_suites(folder: Path) -> Path:
     """Write all suites into `folder` and return it."""
-    for subject in ("tiny_sums", *MEDICAL):
+    for subject in ("abstract_algebra", *MEDICAL):
         for split, count in (("dev", 6), ("test", 4)):
             rows = [[f"{split} {i}+{i}?", 0, 2 * i, 9, "no, none", "B"] for i in range(count)]
             _csv(folder / "mmlu" / "data" / split / f"{subject}_{split}.csv", rows)
     bbh = folder / "bbh" / "bbh"
     bbh.mkdir(parents=True)
-    for task in ("negation", "order"):
+    for task in ("boolean_expressions", "word_sorting"):
         examples = [{"input": f"not {i}", "target": f"{-i}"} for i in range(7)]
         (bbh / f"{task}.json").write_text(json.dumps({"canary": "x", "examples": examples}))
     header = "PCTID;BatchID;Premise;QCC;CorrectAnswer;Answer1;Answer2;PossibleAnswer3"

@@ -1,15 +1,19 @@
-"""Suites: the prompts, written out by hand as InstructEval and the harness make them."""
+"""Suites: the files of a folder as tasks of the harness, and one line for what is wrong in them."""
 
+import gzip
 import json
 import random
+import shutil
 
 import pytest
 from tiny_suites import write_suites
 
+pytest.importorskip("lm_eval")
+
 from fedsdr.errors import UserError
-from fedsdr.research.suites.catalogue import SUITES, chosen_suites, read_suites, starts_with
-from fedsdr.research.suites.questions import Question, limited, prompt_of
-from fedsdr.research.suites.tables import tables_of
+from fedsdr.research.suites.catalogue import MEDICAL, SUITES, choose_suites
+from fedsdr.research.suites.harness import load_tasks
+from fedsdr.research.suites.tables import saved_suites, tables_of
 
 
 @pytest.fixture(scope="module")
@@ -17,128 +21,99 @@ def folder(tmp_path_factory):
     return write_suites(tmp_path_factory.mktemp("suites"))
 
 
-def whole(question):
-    return prompt_of(question, lambda prompt: True)[0]
+def tasks_of(name, folder):
+    return load_tasks(name, SUITES[name], folder, unsafe=True)
 
 
-def test_mmlu_has_five_shots_of_dev_and_the_subject_after_two_spaces(folder):
-    questions = SUITES["mmlu"].read(folder)
-    assert len(questions) == 4 * 7
-    asked = next(q for q in questions if q.id == "tiny_sums/3")
+def prompt(task, number=0):
+    return task.fewshot_context(task.eval_docs[number], num_fewshot=task.config.num_fewshot)
+
+
+def test_mmlu_is_the_harness_task_of_each_subject_with_five_shots_of_dev(folder):
+    tasks = tasks_of("mmlu", folder)
+    assert tasks.keys() == {f"mmlu_{s}" for s in ("abstract_algebra", *MEDICAL)}
+    task = tasks["mmlu_abstract_algebra"]
     shots = "".join(
         f"dev {i}+{i}?\nA. 0\nB. {2 * i}\nC. 9\nD. no, none\nAnswer: B\n\n" for i in range(5)
     )
-    assert whole(asked) == (
-        "The following are multiple choice questions (with answers) about  tiny sums.\n\n"
+    assert prompt(task, 3) == (
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
         f"{shots}test 3+3?\nA. 0\nB. 6\nC. 9\nD. no, none\nAnswer:"
     )
-    assert (asked.answer, asked.choices) == ("B", ("A", "B", "C", "D"))
+    assert task.doc_to_target(task.eval_docs[3]) == "B"
+    assert tasks_of("mmlu-med", folder).keys() == {f"mmlu_{subject}" for subject in MEDICAL}
 
 
-def test_mmlu_med_is_the_six_medical_subjects(folder):
-    assert {q.group for q in SUITES["mmlu-med"].read(folder)} == {
-        "anatomy", "clinical_knowledge", "college_biology", "college_medicine",
-        "medical_genetics", "professional_medicine",
-    }  # fmt: skip
-
-
-def test_bbh_asks_directly_with_the_first_three_examples_of_its_task(folder):
-    questions = SUITES["bbh"].read(folder)
-    assert len(questions) == 2 * 4
-    assert whole(questions[0]) == (
-        "not 0\nAnswer: 0\n\nnot 1\nAnswer: -1\n\nnot 2\nAnswer: -2\n\nnot 3\nAnswer:"
+def test_bbh_is_asked_directly_after_the_three_examples_of_the_harness(folder):
+    task = tasks_of("bbh", folder)["bbh_fewshot_boolean_expressions"]
+    assert len(task.eval_docs) == 7
+    assert prompt(task) == (
+        "Evaluate the result of a random Boolean expression.\n\n"
+        "Q: not ( ( not not True ) ) is\nA: False\n\n"
+        "Q: True and False and not True and True is\nA: False\n\n"
+        "Q: not not ( not ( False ) ) is\nA: True\n\nQ: not 0\nA:"
     )
-    assert questions[0].answer == "-3"
 
 
-def test_crass_shuffles_the_options_of_all_questions_by_one_generator_of_seed_0(folder):
-    questions = SUITES["crass"].read(folder)
-    random.seed(0)  # as InstructEval does
-    for number, question in enumerate(questions, 1):
+def test_crass_shuffles_its_options_by_one_generator_and_has_the_three_shots_of_its_paper(folder):
+    task = tasks_of("crass", folder)["crass"]
+    random.seed(0)  # as instruct-eval does
+    for number in range(5):
         options = ["He sat.", "He ran.", "No."]
         random.shuffle(options)
-        right = "ABC"[options.index("He sat.")]
         lines = "".join(f"\n{letter}. {o}" for letter, o in zip("ABC", options, strict=True))
-        assert question.text == f"A man runs. What if he sat {number}?{lines}\nAnswer:"
-        assert question.answer == right
-    prompt = whole(questions[0])
-    assert prompt.startswith(
-        "A feather falls from a skyscraper. What would have happened if a comp"
-    )
-    assert prompt.count("\nAnswer:") == 4
-    assert prompt.count("\n\n") == 3
+        text = prompt(task, number)
+        assert text.endswith(f"\n\nA man runs. What if he sat {number + 1}?{lines}\nAnswer:")
+        doc = task.eval_docs[number]
+        assert task.doc_to_target(doc) == "ABC"[options.index("He sat.")]
+        assert task.doc_to_choice(doc) == ["A", "B", "C"]
+    assert text.startswith("A feather falls from a skyscraper. What would have happened if a comp")
+    assert text.count("\nAnswer: ") == 3
+    assert "Answer: C\n\nA lightning" in text
 
 
-def test_drop_keeps_questions_of_one_answer_and_no_passage_of_a_shot(folder):
-    questions = SUITES["drop"].read(folder)
-    random.seed(0)
-    chosen = random.sample(range(1, 9), k=3)  # question 0 has two answers
-    assert [q.id for q in questions] == [f"q{i}" for i in range(1, 9) if i not in chosen]
-    shots = "".join(f"{i} men. How many?\nAnswer: {i}\n\n" for i in chosen)
-    rest = questions[0].id.removeprefix("q")
-    assert whole(questions[0]) == f"{shots}{rest} men. How many?\nAnswer:"
+def test_drop_has_shots_of_three_passages_which_are_not_asked_about(folder):
+    task = tasks_of("drop", folder)["drop"]
+    shots = "".join(f"{i} men. How many?\nAnswer: {i}\n\n" for i in range(3))
+    assert prompt(task) == f"{shots}3 men. How many?\nAnswer:"
+    assert [doc["passage"] for doc in task.eval_docs] == [f"{i} men." for i in range(3, 9)]
 
 
 def test_the_other_prompts_are_those_of_the_harness(folder):
-    gsm8k = SUITES["gsm8k"].read(folder)
-    assert len(gsm8k) == 3
-    assert whole(gsm8k[0]).startswith("Question: 0 and 0?\nAnswer: Add.\n#### 0\n\nQuestion: 1 ")
-    assert whole(gsm8k[0]).endswith("#### 8\n\nQuestion: 5 and 5?\nAnswer:")
-    score = SUITES["gsm8k"].score
-    assert [score(gsm8k[0], said) for said in ("5 + 5 is 10.", " 1.0\n#### 11", "")] == [1, 0, 0]
-    medqa = SUITES["medqa"].read(folder)[0]
-    assert whole(medqa) == ("Question: 0 ill?\nA. rest\nB. run\nC. eat\nD. read\nE. wait\nAnswer:")
-    assert medqa.answer == "E"
-    pubmedqa = SUITES["pubmedqa"].read(folder)[0]
-    assert whole(pubmedqa) == "Abstract: We saw.\nIt is.\nQuestion: Is it?\nAnswer:"
-    truthful = SUITES["truthfulqa"].read(folder)[0]
-    assert whole(truthful).startswith(
-        "Q: What is human life expectancy in the United States?\nA: Hu"
-    )
-    assert whole(truthful).endswith("held in Barcelona, Spain.\n\nQ: Is it?\nA:")
-    assert truthful.choices == ("It is", "Yes", "No", "Never", "Maybe")
-    assert truthful.right == 2
-    fpb = SUITES["fpb"].read(folder)[0]
-    assert (fpb.answer, fpb.choices) == ("positive", ("negative", "neutral", "positive"))
+    gsm8k = tasks_of("gsm8k", folder)["gsm8k"]
+    assert len(gsm8k.eval_docs) == 3
+    text = prompt(gsm8k)
+    assert text.startswith("Question: 0 and 0?\nAnswer: Add.\n#### 0\n\nQuestion: 1 and 1?")
+    assert text.endswith("#### 8\n\nQuestion: 5 and 5?\nAnswer:")
+    medqa = tasks_of("medqa", folder)["medqa"]
+    assert prompt(medqa) == "Question: 0 ill?\nA. rest\nB. run\nC. eat\nD. read\nE. wait\nAnswer:"
+    assert medqa.doc_to_choice(medqa.eval_docs[0]) == ["A", "B", "C", "D", "E"]
+    assert medqa.doc_to_target(medqa.eval_docs[0]) == "E"
+    pubmedqa = tasks_of("pubmedqa", folder)["pubmedqa"]
+    assert prompt(pubmedqa) == "Abstract: We saw.\nIt is.\nQuestion: Is it?\nAnswer:"
+    truthful = tasks_of("truthfulqa", folder)["truthfulqa_mc2"]
+    assert prompt(truthful).endswith("held in Barcelona, Spain.\n\nQ: Is it?\nA:")
+    assert truthful.doc_to_choice(truthful.eval_docs[0]) == ["It is", "Yes", "No", "Never", "Maybe"]
+    assert prompt(tasks_of("humaneval", folder)["humaneval"]) == "def add0(x):\n"
+    fpb = tasks_of("fpb", folder)["fpb"]
+    assert prompt(fpb).endswith("negative, neutral or positive?\nSales rose .\nAnswer:")
+    assert fpb.doc_to_target(fpb.eval_docs[0]) == "positive"
 
 
-def test_the_prompts_equal_those_of_the_harness_where_it_is_installed(folder):
-    yaml = pytest.importorskip("yaml")
-    tasks = pytest.importorskip("lm_eval.tasks")
-    from pathlib import Path
+def test_our_file_of_medqa_asks_as_the_harness_does(folder):
+    from lm_eval.tasks.medqa.preprocess_medqa import doc_to_text
 
-    from lm_eval.utils import apply_template
-
-    root = Path(tasks.__file__).parent
-    text = (root / "truthfulqa" / "truthfulqa_mc1.yaml").read_text()
-    template = yaml.safe_load(text)["doc_to_text"]
-    truthful = SUITES["truthfulqa"].read(folder)[0]
-    assert apply_template(template, {"question": "Is it?"}).strip() == whole(truthful)
-    text = (root / "mmlu" / "default" / "_default_template_yaml").read_text()
-    row = {"question": "test 3+3?", "choices": ["0", "6", "9", "no, none"]}
-    asked = next(q for q in SUITES["mmlu"].read(folder) if q.id == "tiny_sums/3")
-    assert apply_template(yaml.safe_load(text)["doc_to_text"], row) == asked.text
+    medqa = tasks_of("medqa", folder)["medqa"]
+    four = {**medqa.eval_docs[0], "options": ["rest", "run", "eat", "read"]}
+    theirs = {f"ending{i}": option for i, option in enumerate(four["options"])}
+    assert medqa.doc_to_text(four) == doc_to_text({"sent1": four["question"], **theirs})
 
 
-def test_as_many_shots_are_kept_as_fit_the_last_ones_leave_first():
-    question = Question("q", "g", "text", "a", head="head ", shots=("one ", "two ", "three "))
-    assert prompt_of(question, lambda p: True) == ("head one two three text", 3)
-    assert prompt_of(question, lambda p: len(p) <= 18) == ("head one two text", 2)
-    assert prompt_of(question, lambda p: False) == ("head text", 0)
-
-
-def test_a_limit_takes_one_question_of_each_group_in_turn():
-    questions = [Question(f"{g}{i}", g, "", "") for g, n in (("a", 5), ("b", 1), ("c", 3))
-                 for i in range(n)]  # fmt: skip
-    assert [q.id for q in limited(questions, 5)] == ["a0", "a1", "b0", "c0", "c1"]
-    assert limited(questions, 0) == questions
-    assert limited(questions, 99) == questions
-
-
-def test_an_answer_counts_when_it_starts_with_the_expected_text():
-    question = Question("q", "g", "", "False")
-    said = ["False", "  False, because", "\n\nFalse", "It is False", ""]
-    assert [starts_with(question, text) for text in said] == [1, 1, 1, 0, 0]
+def test_braces_in_a_question_are_text_and_no_template(tmp_path):
+    folder = write_suites(tmp_path / "suites")
+    row = {"text": "{{ 1 + 1 }} {% if %}", "label": "neutral"}
+    (folder / "financial_phrasebank/test.jsonl").write_text(json.dumps(row) + "\n")
+    assert "{{ 1 + 1 }} {% if %}" in prompt(tasks_of("fpb", folder)["fpb"])
 
 
 @pytest.mark.parametrize(
@@ -149,110 +124,103 @@ def test_an_answer_counts_when_it_starts_with_the_expected_text():
         ("mmlu,humaneval", "humaneval runs code.*--allow-code-execution"),
     ],
 )
-def test_what_is_wrong_with_the_names_is_said(names, words):
+def test_a_wrong_list_of_suites_is_one_line(names, words):
     with pytest.raises(UserError, match=words):
-        chosen_suites(names, allow_code_execution=False)
+        choose_suites(names, allow_code=False)
 
 
-BROKEN = {
-    "mmlu": ("mmlu/data/test/tiny_sums_test.csv", "question,A,B\n", "6 columns.*row 1 has 3"),
-    "bbh": ("bbh/bbh/order.json", '{"rows": []}', "order.json: another layout.*'examples'"),
-    "crass": ("crass/CRASS_FTM_main_data_set.csv", "a;b\n1;2\n", "no 'CorrectAnswer'"),
-    "drop": ("drop/drop_dev.jsonl", '{"passage": "p"}\n', "another layout.*no 'query_id'"),
-    "gsm8k": ("gsm8k/test.jsonl", '{"question": \n', "line 1"),
-    "fpb": ("financial_phrasebank/test.jsonl", '{"text": "x", "label": "bad"}', "'bad' is none of"),
-    "medqa": ("medqa/test.jsonl", '{"question": 3}', "another layout"),
-    "pubmedqa": ("pubmedqa/test.jsonl", "[]\n", "must be an object"),
-    "truthfulqa": ("truthfulqa/TruthfulQA.csv", "Question\nwhat\n", "no 'Best Answer'"),
-    "humaneval": ("humaneval/HumanEval.jsonl.gz", "not gzip", "HumanEval.jsonl.gz"),
-}
+NEST = "[" * 100_000 + "]" * 100_000
+BROKEN = [
+    ("mmlu", "mmlu/data/test/anatomy_test.csv", "question,A,B\n", "C is None, not a text"),
+    ("mmlu", "mmlu/data/test/anatomy_test.csv", "q,1,2,3,4,answer\n", "'answer' is none of A, B"),
+    ("mmlu", "mmlu/data/dev/anatomy_dev.csv", "q,1,2,3,4,2\n" * 5, "'2' is none of A, B, C, D"),
+    ("mmlu", "mmlu/data/dev/anatomy_dev.csv", "q,1,2,3,4,A\n", "fewer than 5 worked examples"),
+    ("mmlu", "mmlu/data/test/sums_test.csv", "q,1,2,3,4,A\n", "no file dev/sums_dev.csv there"),
+    ("bbh", "bbh/bbh/word_sorting.json", '{"rows": []}', "word_sorting.json:.*no 'examples'"),
+    ("bbh", "bbh/bbh/word_sorting.json", NEST, "word_sorting.json:.*recursion"),
+    ("bbh", "bbh/bbh/word_sorting.json", '{"examples": []}', "no question of bbh_fewshot_word_s"),
+    ("bbh", "bbh/bbh/negation.json", '{"examples": [{"input": "1", "target": "2"}]}',
+     "the harness has no task bbh_fewshot_negation"),
+    ("crass", "crass/CRASS_FTM_main_data_set.csv", "a;b\n1;2\n", "no 'Premise'"),
+    ("drop", "drop/drop_dev.jsonl", '{"passage": "p"}\n', "no 'question'"),
+    ("drop", "drop/drop_dev.jsonl", NEST, "drop_dev.jsonl, line 1"),
+    ("gsm8k", "gsm8k/test.jsonl", '{"question": \n', "line 1"),
+    ("gsm8k", "gsm8k/test.jsonl", '{"question": "q", "answer": 5}', "answer is 5, not a text"),
+    ("gsm8k", "gsm8k/test.jsonl", '{"question": "q", "answer": "5"}\n', "no question of gsm8k is"),
+    ("fpb", "financial_phrasebank/test.jsonl", '{"text": "x", "label": "bad"}', "'bad' is none of"),
+    ("medqa", "medqa/test.jsonl", '{"question": 3}', "layout is not that of docs/suites.md"),
+    ("pubmedqa", "pubmedqa/test.jsonl", "[]\n", "must be an object"),
+    ("pubmedqa", "pubmedqa/test.jsonl",
+     '{"question": "q", "contexts": "one text", "final_decision": "yes"}', "must be a list"),
+    ("truthfulqa", "truthfulqa/TruthfulQA.csv", "Question\nwhat\n", "no 'Best Answer'"),
+    ("humaneval", "humaneval/HumanEval.jsonl.gz", "not gzip", "HumanEval.jsonl.gz"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("part", "rows"), [("test", "q,1,2,3,4,answer\n"), ("dev", "q,1,2,3,4,2\n")]
-)
-def test_an_mmlu_file_with_a_header_or_numbers_for_letters_is_said(part, rows, tmp_path):
-    folder = write_suites(tmp_path / "suites")
-    (folder / f"mmlu/data/{part}/tiny_sums_{part}.csv").write_text(rows)
-    with pytest.raises(UserError, match=rf"tiny_sums_{part}.csv: another layout .*is none of A, B"):
-        read_suites({"mmlu": SUITES["mmlu"]}, folder)
+@pytest.mark.parametrize(("name", "file", "content", "words"), BROKEN)
+def test_a_broken_or_other_file_is_one_line(name, file, content, words, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "suites")
+    (copy / file).write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        tasks_of(name, copy)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 600
 
 
-def test_a_folder_with_nothing_left_to_ask_is_said_and_the_hub_is_not_asked(tmp_path):
-    folder = write_suites(tmp_path / "suites")
-    path = folder / "gsm8k/test.jsonl"
-    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:5]))
-    with pytest.raises(UserError, match="no question of gsm8k is left beside its examples"):
-        read_suites({"gsm8k": SUITES["gsm8k"]}, folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "row", "words"),
-    [
-        ("gsm8k", "gsm8k/test.jsonl", {"question": "q", "answer": 5}, "answer is 5, not a text"),
-        (
-            "pubmedqa",
-            "pubmedqa/test.jsonl",
-            {"id": 1, "question": "q", "contexts": "one text", "final_decision": "yes"},
-            "contexts is no list",
-        ),
-    ],
-)
-def test_a_value_of_another_kind_is_said(name, file, row, words, tmp_path):
-    folder = write_suites(tmp_path / "suites")
-    (folder / file).write_text(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=words):
-        read_suites({name: SUITES[name]}, folder)
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_another_layout_is_said_with_the_file_and_what_it_lacks(name, tmp_path):
-    file, content, words = BROKEN[name]
-    folder = write_suites(tmp_path / "suites")
-    (folder / file).write_text(content)
-    with pytest.raises(UserError, match=words):
-        read_suites({name: SUITES[name]}, folder)
+def test_a_compressed_file_that_is_cut_short_is_one_line(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "suites")
+    path = copy / "humaneval/HumanEval.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * 100_000)[:-20])
+    with pytest.raises(UserError, match=r"HumanEval\.jsonl\.gz"):
+        tasks_of("humaneval", copy)
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_missing_data_is_said(name, tmp_path):
-    with pytest.raises(UserError, match=r"--suite-data: .*(no such file|no file|cannot be read)"):
-        read_suites({name: SUITES[name]}, tmp_path)
+def test_missing_data_is_one_line(name, tmp_path):
+    with pytest.raises(UserError, match=r"--suite-data: .*(no file|cannot be read)"):
+        tasks_of(name, tmp_path)
 
 
 def test_suites_that_the_harness_lacks_need_a_folder(tmp_path):
     for name in ("crass", "fpb", "humaneval"):
         with pytest.raises(UserError, match=f"{name} is read from a folder; give --suite-data"):
-            read_suites({name: SUITES[name]}, None)
-    assert read_suites({"mmlu": SUITES["mmlu"]}, None) == {"mmlu": ()}
-    with pytest.raises(UserError, match="no such folder"):
-        read_suites({"mmlu": SUITES["mmlu"]}, tmp_path / "none")
+            tasks_of(name, None)
+    with pytest.raises(UserError, match=r"none.*no file"):
+        tasks_of("mmlu", tmp_path / "none")
 
 
-def test_the_tables_never_have_global_and_client_models_in_one_column():
+def test_without_a_folder_the_hub_is_asked_and_its_silence_is_one_line(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach\nthe Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    for name in ("mmlu", "drop", "truthfulqa"):
+        with pytest.raises(UserError, match=rf"{name} cannot be loaded .*reach the Hub.*--suite-d"):
+            tasks_of(name, None)
+
+
+def test_the_tables_never_have_global_and_client_models_in_one_table():
     def entry(mean, seconds=1.0):
         return {"metrics": {"acc": {"mean": mean, "stderr": 0.01}}, "seconds": seconds}
 
-    suite = {"shots": 5, "fewest_shots": 3, "how": "so", "num_questions": 9,
+    suite = {"shots": 5, "cut_prompts": 3, "how": "so", "num_questions": 9,
              "models": {"base": entry(0.25), "global": entry(0.5)},
              "clients": {"bank": entry(0.75), "clinic": entry(1.0, 2.0)}}  # fmt: skip
     models, clients = tables_of({"mmlu": suite}).values()
     assert models == [
-        ["suite", "how", "metric", "questions", "base", "global", "seconds"],
-        [
-            "mmlu",
-            "5-shot (long questions 3), so",
-            "acc",
-            "9",
-            "0.250 ± 0.010",
-            "0.500 ± 0.010",
-            "5",
-        ],
+        ["suite", "shots", "questions", "metric", "base", "global", "seconds"],
+        ["mmlu", "5", "9 (3 prompts cut)", "acc", "0.250 ± 0.010", "0.500 ± 0.010", "2"],
     ]
     assert clients == [
-        ["client", "mmlu acc"],
-        ["bank", "0.750 ± 0.010"],
-        ["clinic", "1.000 ± 0.010"],
+        ["suite", "shots", "questions", "metric", "bank", "clinic", "seconds"],
+        ["mmlu", "5", "9 (3 prompts cut)", "acc", "0.750 ± 0.010", "1.000 ± 0.010", "3"],
     ]
-    suite["clients"] = {}
-    assert len(tables_of({"mmlu": suite})) == 1
+    assert len(tables_of({"mmlu": suite | {"clients": {}}})) == 1
+
+
+@pytest.mark.parametrize("content", ["[[", NEST, '{"mmlu": {"ids": []}}', '{"mmlu": 3}'])
+def test_a_broken_file_of_results_is_one_line(content, tmp_path):
+    assert saved_suites(tmp_path) == {}
+    (tmp_path / "suites.json").write_text(content)
+    with pytest.raises(UserError, match=r"suites\.json: broken"):
+        saved_suites(tmp_path)

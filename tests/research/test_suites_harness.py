@@ -1,152 +1,105 @@
-"""The harness over made-up models whose answers are known: scores worked by hand."""
+"""Suites over made-up models whose answers are known: scores worked by hand."""
 
 import math
-from statistics import stdev
-from types import SimpleNamespace
 
 import pytest
+from tiny_suites import write_suites
 
-from fedsdr.errors import UserError
-from fedsdr.research.suites import harness
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.model import LM
+
 from fedsdr.research.suites.catalogue import SUITES
-from fedsdr.research.suites.harness import ModelFunctions, run_suite, task_of
-from fedsdr.research.suites.questions import Question
+from fedsdr.research.suites.harness import ask, load_tasks
 
 
-def model(said=None, words=None, longest=2048):
-    """A model whose tokens are characters: `said(prompt, continuation)` is (log-likelihood, whether
-    greedy), `words(prompt)` what it generates."""
+class Said(LM):
+    """`likelihood(context, continuation)` in nats; `words(context)` are what it generates."""
 
-    def likelihoods(pairs):
-        return [said("".join(map(chr, context)), "".join(map(chr, c))) for context, c in pairs]
+    def __init__(self, likelihood=None, words=None):
+        super().__init__()
+        self.likelihood, self.words, self.asked = likelihood, words, []
 
-    return ModelFunctions(
-        encode=lambda text: [ord(letter) for letter in text],
-        end_token=0,
-        longest=longest,
-        likelihoods=likelihoods,
-        complete=lambda prompts, until, tokens: [words(prompt) for prompt in prompts],
-    )
+    def loglikelihood(self, requests, disable_tqdm=False):
+        self.asked += [request.args for request in requests]
+        return [(self.likelihood(*request.args), False) for request in requests]
 
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        raise NotImplementedError
 
-def letters(answers):
-    return [
-        Question(f"q{i}", f"s{i % 2}", f"{i}?\nAnswer:", answer, choices=("A", "B"))
-        for i, answer in enumerate(answers)
-    ]
+    def generate_until(self, requests, disable_tqdm=False):
+        self.asked += [request.args for request in requests]
+        return [self.words(request.args[0]) for request in requests]
 
 
-def test_the_likeliest_letter_counts_and_whether_greedy_says_it():
-    # A is always likelier; greedy decoding says it in questions 0 and 1 alone.
-    def said(prompt, continuation):
-        return (-1.0, prompt[0] in "01") if continuation == " A" else (-2.0, False)
-
-    found = run_suite("mmlu", SUITES["mmlu"], letters("AABA"), 0, model(said))
-    assert found.ids == ("q0", "q1", "q2", "q3")
-    assert found.scores == {"acc": (1, 1, 0, 1), "exact_match": (1, 1, 0, 0)}
-    summary = found.summary()
-    assert summary["acc"]["mean"] == 0.75
-    assert summary["acc"]["stderr"] == pytest.approx(stdev([1, 1, 0, 1]) / 2)
-    one = run_suite("mmlu", SUITES["mmlu"], letters("A"), 0, model(said)).summary()
-    assert one["acc"] == {"mean": 1.0}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_suites(tmp_path_factory.mktemp("suites"))
 
 
-def test_a_limit_is_of_the_suite_and_takes_each_subject_in_turn():
-    found = run_suite("mmlu", SUITES["mmlu"], letters("AAAAAA"), 3, model(lambda p, c: (0.0, True)))
-    assert found.ids == ("q0", "q1", "q2")
+@pytest.fixture(scope="module")
+def tasks(folder):
+    return {name: load_tasks(name, SUITES[name], folder, unsafe=True) for name in SUITES}
 
 
-def test_truthfulqa_compares_the_best_answer_and_the_share_of_true_ones():
-    likelihoods = {" best": 0.2, " true": 0.3, " false": 0.25, " wrong": 0.05}
-    question = Question(
-        "q", "g", "Q: ?\nA:", "best", choices=("best", "true", "false", "wrong"), right=2
-    )
-
-    def said(prompt, continuation):
-        return math.log(likelihoods[continuation]), False
-
-    found = run_suite("truthfulqa", SUITES["truthfulqa"], [question], 0, model(said))
-    assert found.scores["mc1"] == (0.0,)  # 0.2 < 0.25
-    assert found.scores["mc2"] == (pytest.approx(0.5 / 0.8),)
-    likelihoods[" best"] = 0.26
-    assert run_suite("truthfulqa", SUITES["truthfulqa"], [question], 0, model(said)).scores[
-        "mc1"
-    ] == (1,)
+def test_the_likeliest_choice_counts(tasks):
+    # " positive" is always likeliest; the two labels of the file are positive and neutral.
+    model = Said(lambda context, label: {" positive": -1.0, " neutral": -1.5}.get(label, -2.0))
+    ids, scores = ask(model, SUITES["fpb"], tasks["fpb"], 0)
+    assert ids == ["fpb/0", "fpb/1"]
+    assert scores == {"acc": [1, 0]}
 
 
-def test_answers_in_words_are_generated_as_the_suite_says():
-    asked = {}
-
-    def complete(prompts, until, tokens):
-        asked.update(prompts=prompts, until=until, tokens=tokens)
-        return [" 7, as I said", "It is 8"]
-
-    functions = ModelFunctions(lambda text: [1] * len(text), 0, 2048, None, complete)
-    questions = [Question("a", "t", "x?\nAnswer:", "7"), Question("b", "t", "y?\nAnswer:", "8")]
-    found = run_suite("bbh", SUITES["bbh"], questions, 0, functions)
-    assert found.scores == {"starts_with": (1.0, 0.0)}
-    assert list(asked["prompts"]) == ["x?\nAnswer:", "y?\nAnswer:"]
-    assert (list(asked["until"]), asked["tokens"]) == (["\n\n"], 32)
-
-
-def test_braces_in_a_question_are_text_and_no_template():
-    def said(prompt, continuation):
-        assert prompt == "{{ 1 + 1 }} {% if %}\nAnswer:"
-        return (-1.0, False)
-
-    question = Question("q", "g", "{{ 1 + 1 }} {% if %}\nAnswer:", "A", choices=("A", "B"))
-    assert run_suite("crass", SUITES["crass"], [question], 0, model(said)).scores["acc"] == (1.0,)
+def test_a_limit_is_of_the_suite_and_takes_its_tasks_in_turn(tasks):
+    model = Said(lambda context, letter: 0.0 if letter == " B" else -1.0)
+    ids, scores = ask(model, SUITES["mmlu-med"], tasks["mmlu-med"], 8)
+    assert ids == [
+        "mmlu_anatomy/0", "mmlu_anatomy/1", "mmlu_clinical_knowledge/0",
+        "mmlu_clinical_knowledge/1", "mmlu_college_biology/0", "mmlu_college_medicine/0",
+        "mmlu_medical_genetics/0", "mmlu_professional_medicine/0",
+    ]  # fmt: skip
+    assert scores == {"acc": [1] * 8}
+    assert len(model.asked) == 8 * 4
+    ids, _ = ask(model, SUITES["mmlu-med"], tasks["mmlu-med"], 0)
+    assert len(ids) == 6 * 4
 
 
-def test_too_long_a_context_loses_its_beginning():
-    seen = []
-
-    def said(prompt, continuation):
-        seen.append((prompt, continuation))
-        return (-1.0, False)
-
-    question = Question("q", "g", "0123456789", "A", choices=("A", "BBB"))
-    run_suite("crass", SUITES["crass"], [question], 0, model(said, longest=8))
-    assert seen == [("456789", " A"), ("6789", " BBB")]
+def test_truthfulqa_is_the_share_of_probability_on_true_answers(tasks):
+    likely = {" It is": 0.2, " Yes": 0.3, " No": 0.25, " Never": 0.04, " Maybe": 0.01, " It was": 1}
+    model = Said(lambda context, answer: math.log(likely[answer]))
+    _, scores = ask(model, SUITES["truthfulqa"], tasks["truthfulqa"], 0)
+    assert scores["acc"] == pytest.approx([0.5 / 0.8, 1 / 1.25])
 
 
-def test_without_a_folder_the_tasks_of_the_harness_are_pooled_over_questions(monkeypatch):
-    def said(prompt, continuation):
-        return (-1.0, True) if continuation == " A" else (-2.0, False)
-
-    functions = model(said)
-    parts = {
-        name: task_of(name, SUITES["medqa"], letters(answers), functions)[0]
-        for name, answers in (("one", "AAAB"), ("two", "BB"))
-    }
-    hub = SimpleNamespace(load=lambda names: {"tasks": parts})
-    monkeypatch.setattr(harness, "TaskManager", lambda: hub)
-    found = run_suite("medqa", SUITES["medqa"], (), 0, functions)
-    assert found.scores == {"acc": (1, 1, 1, 0, 0, 0)}
-    assert found.ids == ("one/0", "one/1", "one/2", "one/3", "two/0", "two/1")
-    assert run_suite("medqa", SUITES["medqa"], (), 3, functions).ids == (
-        "one/0", "one/1", "two/0", "two/1")  # fmt: skip
+def test_bbh_counts_an_answer_that_is_the_expected_text_but_for_space_around_it(tasks):
+    said = {"not 0": " 0\n", "not 1": "-1.", "not 2": "-2"}
+    model = Said(words=lambda prompt: said.get(prompt.split("\nA:")[-2].split("Q: ")[-1], ""))
+    ids, scores = ask(model, SUITES["bbh"], tasks["bbh"], 6)
+    assert ids == [f"bbh_fewshot_{t}/{i}" for t in ("boolean_expressions", "word_sorting")
+                   for i in range(3)]  # fmt: skip
+    assert scores == {"exact_match": [1, 0, 1] * 2}
+    assert model.asked[0][1]["until"] == ["</s>", "Q", "\n\n"]
 
 
-def test_two_tasks_of_the_same_questions_are_two_measures_of_each(monkeypatch):
-    functions = model(lambda prompt, continuation: (-1.0, False))
-    parts = {
-        name: task_of(name, SUITES["medqa"], letters("AB"), functions)[0]
-        for name in SUITES["truthfulqa"].hub
-    }
-    monkeypatch.setattr(
-        harness, "TaskManager", lambda: SimpleNamespace(load=lambda names: {"tasks": parts})
-    )
-    found = run_suite("truthfulqa", SUITES["truthfulqa"], (), 0, functions)
-    assert found.scores.keys() == {"mc1", "mc2"}
-    assert found.ids == ("0", "1")
-    assert [len(values) for values in found.scores.values()] == [2, 2]
+def test_gsm8k_reads_the_last_number_and_the_strict_answer(tasks):
+    said = ["So 5 + 5 is 10.", "Add.\n#### 12", "I do not know"]
+    model = Said(words=lambda prompt: said[len(model.asked) - 3 + order.index(prompt)])
+    order = [task.fewshot_context(doc, num_fewshot=5) for task in tasks["gsm8k"].values()
+             for doc in task.eval_docs]  # fmt: skip
+    _, scores = ask(model, SUITES["gsm8k"], tasks["gsm8k"], 0)
+    assert list(scores) == ["exact_match (flexible-extract)", "exact_match (strict-match)"]
+    assert list(scores.values()) == [[1, 1, 0], [0, 1, 0]]
 
 
-def test_a_hub_that_cannot_be_reached_is_said_in_one_line(monkeypatch):
-    def unreachable(names):
-        raise ConnectionError("Couldn't reach\nthe Hub")
+def test_drop_scores_words_and_takes_each_of_several_answers(tasks):
+    model = Said(words=lambda prompt: " the 3 men" if "\n\n3 men." in prompt else " 4")
+    _, scores = ask(model, SUITES["drop"], tasks["drop"], 2)
+    assert scores["em"] == [0, 1]
+    assert scores["f1"] == pytest.approx([0.67, 1], abs=0.005)  # {3, men} and {3}: 2 (1/2) / (3/2)
 
-    monkeypatch.setattr(harness, "TaskManager", lambda: SimpleNamespace(load=unreachable))
-    with pytest.raises(UserError, match=r"mmlu cannot be loaded .*reach the Hub.*--suite-data"):
-        run_suite("mmlu", SUITES["mmlu"], (), 0, model())
+
+def test_humaneval_passes_with_its_own_solution_and_fails_with_another(tasks):
+    model = Said(words=lambda prompt: "    return x + 1\n")  # of add1, not of add0
+    _, scores = ask(model, SUITES["humaneval"], tasks["humaneval"], 0)
+    assert scores == {"pass@1": [0, 1]}
+    assert model.asked[0][1]["max_gen_toks"] == 1024

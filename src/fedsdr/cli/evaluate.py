@@ -1,6 +1,7 @@
 """fedsdr evaluate: measure the models of a finished or stopped run again, or on public suites."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -22,22 +23,30 @@ from fedsdr.errors import UserError
     type=click.Path(path_type=Path),
     help="Folder of the test sets (docs/suites.md); the hub if not given.",
 )
-@click.option("--allow-code-execution", is_flag=True, help="Run the code that humaneval asks for.")
+@click.option(
+    "--allow-code-execution",
+    "code",
+    flag_value="sandboxed",
+    help="Run the code of humaneval, in bubblewrap.",
+)
+@click.option(
+    "--unsafe-code", "code", flag_value="unsafe", help="Run it without a sandbox where that fails."
+)
 def evaluate(
     run: Path,
     set_: tuple[str, ...],
     suite: str | None,
     limit: int | None,
     suite_data: Path | None,
-    allow_code_execution: bool,
+    code: str | None,
 ) -> None:
     """Measure base, global and every client on their test rows, and write results.json; with
     --suite, on public benchmarks, and write suites.json."""
     if suite is not None:
-        _on_suites(run, set_, suite, limit, suite_data, allow_code_execution)
+        _on_suites(run, set_, suite, limit or 0, suite_data, code)
         return
-    if limit or suite_data or allow_code_execution:
-        raise UserError("--limit, --suite-data and --allow-code-execution are of --suite; add it")
+    if limit or suite_data or code:
+        raise UserError("--limit, --suite-data, --allow-code-execution, --unsafe-code need --suite")
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.data.clients import load_clients
@@ -54,29 +63,27 @@ def evaluate(
 
 
 def _on_suites(
-    run: Path,
-    set_: tuple[str, ...],
-    names: str,
-    limit: int | None,
-    folder: Path | None,
-    allow_code_execution: bool,
+    run: Path, set_: tuple[str, ...], names: str, limit: int, folder: Path | None, code: str | None
 ) -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; read when tqdm is loaded
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is loaded
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from fedsdr.extras import is_installed
-    from fedsdr.research.suites.catalogue import chosen_suites, read_suites
+    from fedsdr.research.suites.catalogue import choose_suites
 
-    # All that can be wrong with what was typed is found before a model is loaded.
-    suites = chosen_suites(names.lower(), allow_code_execution)
-    questions = read_suites(suites, folder)
+    # All that can be wrong with the command is found before a model is loaded.
+    suites = choose_suites(names.lower(), code is not None)
     if not is_installed("lm_eval"):
         raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")
 
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_tables
+    from fedsdr.research.suites.harness import load_tasks
     from fedsdr.research.suites.run_suites import run_suites
     from fedsdr.research.suites.tables import tables_of
     from fedsdr.runs.run_folder import open_run
 
+    loaded = {n: (s, load_tasks(n, s, folder, code == "unsafe")) for n, s in suites.items()}
     site, state = open_run(run, set_)
-    results = run_suites(site, state, suites, questions, limit or 0, console_progress())
+    source = "local files" if folder else "the hub"
+    results = run_suites(site, state, loaded, source, limit, console_progress())
     print_tables(tables_of(results).items())

@@ -1,73 +1,74 @@
-"""lm-evaluation-harness over a model that is already loaded: its LM class, our tasks, its numbers.
+"""lm-evaluation-harness over the loaded two-branch model: its tasks, its prompts, its metrics.
 
-`datasets` and `lm_eval` are imported here and nowhere else in this room.
+`lm_eval` and `datasets` are imported here and nowhere else in this room.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import datasets
-import lm_eval
-import numpy as np
+import lm_eval.tasks
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import mean_stderr
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.tasks import TaskManager
+from lm_eval.api.model import LM, TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 
 from fedsdr.errors import UserError
+from fedsdr.models.continuations import score_continuations
+from fedsdr.models.generation import transformers_generate
 from fedsdr.research.suites.catalogue import Suite
-from fedsdr.research.suites.questions import Question, limited, prompt_of
+from fedsdr.research.suites.local_files import Row
+from fedsdr.research.suites.sandbox import passes, sandbox_prefix
+from fedsdr.runs.client_runtime import Site
+from fedsdr.types import Decoding, GenerationRequest, Turn
 
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class ModelFunctions:
-    """The model under test as functions, with its forward as it is when they are called."""
-
-    encode: Callable[[str], list[int]]
-    end_token: int  # what stands before a text that has no context
-    longest: int  # tokens of a prompt
-    likelihoods: Callable[[Sequence[Pair]], list[tuple[float, bool]]]
-    complete: Callable[[Sequence[str], Sequence[str], int], list[str]]  # prompts, until, tokens
+VERSION = version("lm_eval")
+# The harness's folders that hold our tasks: to index all of them takes many seconds.
+FOLDERS = ("mmlu/default", "bbh/fewshot", "gsm8k", "medqa", "pubmedqa", "truthfulqa")
 
 
-class FunctionsLM(TemplateLM):
-    """The harness's view of `ModelFunctions`. (It asks for a class of its own kind.)"""
+class TwoBranchLM(TemplateLM):
+    """A site's model as the harness calls it, with the branches that are in its forward by then.
 
-    def __init__(self, model: ModelFunctions) -> None:
+    Texts are encoded as in the harness's HFLM, without the chat template. A context that does not
+    fit the model's window loses its beginning; `cut` are those that did.
+    """
+
+    def __init__(self, site: Site) -> None:
         super().__init__()
-        self.model = model
+        self.site, self.tokenizer = site, site.base.tokenizer
+        self.max_length = resolve_max_length(site.model.model.config, self.tokenizer)
+        self.cut: set[tuple[int, ...]] = set()
 
     @property
     def eot_token_id(self) -> int:
-        return self.model.end_token
+        return int(self.tokenizer.eos_token_id)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: object
     ) -> list[int]:
-        return self.model.encode(string)
+        return list(
+            self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False)
+        )
+
+    def _fitting(self, context: list[int], new_tokens: int) -> list[int]:
+        kept = context[-max(1, self.max_length - new_tokens) :]
+        if len(kept) < len(context):
+            self.cut.add(tuple(context))
+        return kept
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
-        longest = self.model.longest
-        pairs = []
-        for _, context, continuation in requests:
-            kept = max(1, longest - len(continuation))  # too long a context loses its beginning
-            pairs.append((tuple(context[-kept:]), tuple(continuation)))
-        return self.model.likelihoods(pairs)
-
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return scores
+        pairs = [
+            (tuple(self._fitting(context, len(continuation))), tuple(continuation))
+            for _, context, continuation in requests
+        ]
+        return score_continuations(self.site.model.model, pairs)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -75,167 +76,106 @@ class FunctionsLM(TemplateLM):
         raise NotImplementedError("no suite asks for the likelihood of whole texts")
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        answers = [""] * len(requests)
-        alike: dict[tuple[tuple[str, ...], int], list[int]] = {}
-        for i, request in enumerate(requests):
-            asked = normalize_gen_kwargs(request.args[1])
-            alike.setdefault((tuple(asked["until"]), asked["max_gen_toks"]), []).append(i)
-        for (until, tokens), members in alike.items():
-            prompts = [requests[i].args[0] for i in members]
-            for i, text in zip(members, self.model.complete(prompts, until, tokens), strict=True):
-                answers[i] = text
-        return answers
+        asked = normalize_gen_kwargs(requests[0].args[1])  # the tasks of a suite generate alike
+        tokens = min(asked["max_gen_toks"], self.max_length // 2)  # half a small window for prompts
+        generate = transformers_generate(
+            self.site.model.model,
+            self.tokenizer,
+            lambda turns: self._fitting(self.tok_encode(turns[0].content), tokens),
+            sorted({self.tokenizer.eos_token_id, *self.site.renderer.stop_token_ids} - {None}),
+            self.site.config.evaluation.batch_size,
+            asked["until"],
+        )
+        prompts = [
+            GenerationRequest(str(i), (Turn("user", request.args[0]),))
+            for i, request in enumerate(requests)
+        ]
+        greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=tokens)
+        texts = {answer.id: answer.text for answer in generate(prompts, greedy)}
+        return [texts[prompt.id] for prompt in prompts]
 
 
-@dataclass(frozen=True)
-class SuiteScores:
-    """One model on one suite: a score for each question, by metric, in one order."""
+def load_tasks(
+    name: str, suite: Suite, folder: Path | None, unsafe: bool = False
+) -> dict[str, Any]:
+    """Return the harness's tasks of a suite by name, over files in a folder, or over data from the
+    hub. Generated code runs in bubblewrap or, where that fails and `unsafe`, without a sandbox.
 
-    ids: tuple[str, ...]
-    shots: int  # the fewest that a prompt had
-    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Return mean and standard error (the harness's: s / sqrt(n)) of each metric.
-
-        The error of a single question is not defined, and left out.
-        """
-        return {
-            metric: {"mean": float(np.mean(values))}
-            | ({"stderr": float(mean_stderr(values))} if len(values) > 1 else {})
-            for metric, values in self.scores.items()
-        }
-
-
-def run_suite(
-    name: str, suite: Suite, questions: Sequence[Question], limit: int, model: ModelFunctions
-) -> SuiteScores:
-    """Ask a model the questions, or the harness's own tasks where there are none; `limit` of them
-    in all (0: every one), spread over subjects."""
-    with _quiet():
-        if not questions:
-            return _run_hub(name, suite, limit, model)
-        asked = limited(questions, limit)
-        task, shots = task_of(name, suite, asked, model)
-        rows = samples(FunctionsLM(model), [task])
-    scores = {m: tuple(float(row[m]) for row in rows) for m in suite.metrics}
-    return SuiteScores(tuple(q.id for q in asked), shots, scores)
-
-
-def task_of(
-    name: str, suite: Suite, asked: Sequence[Question], model: ModelFunctions
-) -> tuple[ConfigurableTask, int]:
-    """Return the harness's task of these questions, and the fewest shots that a prompt has."""
-    room = model.longest - min(suite.max_new_tokens, model.longest // 2)
-    prompts = [prompt_of(q, lambda text: len(model.encode(text)) <= room) for q in asked]
-    task = _task(name, suite, asked, [prompt for prompt, _ in prompts])
-    return task, min(shots for _, shots in prompts)
+    UserError for files that are missing or laid out differently, and where the hub or the sandbox
+    fails.
+    """
+    if not folder and not suite.hub:
+        raise UserError(f"--suite: {name} is read from a folder; give --suite-data DIR")
+    rows = suite.read(folder) if folder else {}
+    changes: dict[str, Any] = {"num_fewshot": suite.shots, **suite.changes}
+    if suite.runs_code:
+        changes["process_results"] = partial(_pass_at_1, sandbox_prefix(unsafe))
+    root = Path(lm_eval.tasks.__file__).parent
+    paths = [*(root / path for path in FOLDERS), Path(__file__).with_name("tasks")]
+    manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=paths)
+    known = manager.all_subtasks
+    names = list(rows) or [n for n in known if any(fnmatch(n, pattern) for pattern in suite.hub)]
+    if unknown := set(names) - set(known):
+        raise UserError(f"--suite-data: {folder}: the harness has no task {min(unknown)}")
+    local = {task: _local(task, splits, suite.shots) for task, splits in rows.items()}
+    wanted = [{"task": task, **changes, **local.get(task, {})} for task in names]
+    try:
+        tasks: dict[str, Any] = manager.load([{"group": name, "task": wanted}])["tasks"]
+    except Exception as error:  # each way of not reaching the hub has a class of its own
+        reason = " ".join(str(error).split())[:200]
+        hint = "check its files" if folder else "give --suite-data DIR"
+        raise UserError(f"--suite: {name} cannot be loaded ({reason}); {hint}") from error
+    for task in tasks.values():
+        _check_answers(task)
+    return tasks
 
 
-def samples(lm: TemplateLM, tasks: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
-    """Return what the harness says of each question, task after task: a score for each metric,
-    and in "filtered_resps" what the model said of each choice."""
-    named = {task.task_name: task for task in tasks}
-    wanted: Any = {"tasks": named, "groups": {}, "group_map": {}}
-    results: Any = lm_eval.evaluate(lm, wanted, limit=limit, bootstrap_iters=0)
-    return [row | {"task": name} for name in named for row in results["samples"][name]]
-
-
-def _task(
-    name: str, suite: Suite, asked: Sequence[Question], prompts: Sequence[str]
-) -> ConfigurableTask:
-    """Return a task of the harness that asks ready-made prompts."""
-
-    def of(doc: Mapping[str, Any]) -> Question:
-        return asked[doc["number"]]
+def _local(task: str, splits: Mapping[str, list[Row]], shots: int) -> dict[str, Any]:
+    """Return the configuration of a task that reads these rows. UserError for too few of them."""
+    *examples, asked = splits.values()
+    if not asked:
+        raise UserError(f"--suite-data: no question of {task} is left to ask")
+    if any(len(rows) < shots for rows in examples):
+        raise UserError(f"--suite-data: {task} has fewer than {shots} worked examples")
 
     def dataset(**_: object) -> dict[str, datasets.Dataset]:
-        rows = [{"number": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
-        return {"test": datasets.Dataset.from_list(rows)}
+        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
-    def in_words(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-        assert suite.score is not None
-        return {suite.metrics[0]: suite.score(of(doc), results[0])}
-
-    def truthful(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-        # The log-likelihoods of true answers come first, and the best answer first of them.
-        said = np.array([likelihood for likelihood, _ in results])
-        true, false = said[: of(doc).right], said[of(doc).right :]
-        shares = np.exp(said - said.max())
-        return {
-            "mc1": float(not len(false) or said[0] > false.max()),
-            "mc2": float(shares[: len(true)].sum() / shares.sum()),
-        }
-
-    config: dict[str, Any] = {
-        "task": name,
-        "custom_dataset": dataset,
-        "test_split": "test",
-        "num_fewshot": 0,  # the shots are in the prompt
-        "doc_to_text": lambda doc: doc["prompt"],
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in suite.metrics
-        ],
-    }
-    if suite.score:
-        config |= {
-            "output_type": "generate_until",
-            "doc_to_target": lambda doc: of(doc).answer,
-            "generation_kwargs": {
-                "until": list(suite.until),
-                "max_gen_toks": suite.max_new_tokens,
-                "do_sample": False,
-            },
-            "process_results": in_words,
-        }
-    else:
-        config |= {
-            "output_type": "multiple_choice",
-            "doc_to_choice": lambda doc: list(of(doc).choices),
-            "doc_to_target": lambda doc: of(doc).choices.index(of(doc).answer),
-        }
-        if suite.metrics == ("mc1", "mc2"):
-            config["process_results"] = truthful
-    return ConfigurableTask(config=config)
+    return {"custom_dataset": dataset, "process_docs": None}
 
 
-def _run_hub(name: str, suite: Suite, limit: int, model: ModelFunctions) -> SuiteScores:
-    """Run the harness's own tasks, with its prompts, from the Hugging Face hub."""
-    try:
-        loaded: Any = TaskManager().load(list(suite.hub))
-    except Exception as error:  # each way of not reaching the hub has an exception of its own
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--suite: {name} cannot be loaded from the hub ({reason}); give --suite-data DIR"
-        ) from error
-    tasks = list(loaded["tasks"].values())
-    for task in tasks:
-        task.set_config("num_fewshot", suite.shots)
-        task.set_fewshot_seed(0)
-    each = -(-limit // len(tasks)) if limit else None
-    rows = samples(FunctionsLM(model), tasks, each)
-    scores: dict[str, list[float]] = {}
-    ids: dict[str, None] = {}
-    # TruthfulQA's two measures are two tasks of the same questions.
-    one_each = len(suite.hub) == len(suite.metrics) > 1
-    measure_of = dict(zip(suite.hub, suite.metrics, strict=True)) if one_each else {}
-    for row in rows:
-        ids[f"{row['doc_id']}" if one_each else f"{row['task']}/{row['doc_id']}"] = None
+def _check_answers(task: Any) -> None:
+    """UserError where the right answer of a multiple choice is none of the choices, which the
+    harness would count as wrong."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    examples = task.fewshot_docs() if task.config.num_fewshot else ()
+    for doc in [*examples, *task.eval_docs]:
+        right, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
+        if right not in choices and right not in range(len(choices)):
+            listed = ", ".join(choices)
+            raise UserError(f"--suite: {task.task_name}: answer {right!r} is none of {listed}")
+
+
+def _pass_at_1(prefix: tuple[str, ...], doc: Row, answers: list[str]) -> dict[str, float]:
+    program = f"{doc['prompt']}{answers[0]}\n{doc['test']}\ncheck({doc['entry_point']})"
+    return {"pass@1": float(passes(program, prefix))}
+
+
+def ask(
+    lm: LM, suite: Suite, tasks: Mapping[str, Any], limit: int
+) -> tuple[list[str], dict[str, list[float]]]:
+    """Ask a model the questions of a suite, at most `limit` of them (0: all), from its tasks in
+    turn. Return the ids of the questions, and by metric a score for each."""
+    turns = sorted((i, name) for name, task in tasks.items() for i in range(len(task.eval_docs)))
+    counts = Counter(name for _, name in turns[: limit or None])
+    first: Any = {name: range(count) for name, count in counts.items()}
+    found: Any = lm_eval.evaluate(
+        lm, {"tasks": {name: tasks[name] for name in counts}}, samples=first, bootstrap_iters=0
+    )
+    scores: dict[str, list[float]] = {suite.metric: []}
+    for row in (row for name in counts for row in found["samples"][name]):
         for metric in row["metrics"]:
             label = metric if row["filter"] == "none" else f"{metric} ({row['filter']})"
-            label = measure_of.get(row["task"], label)
             scores.setdefault(label, []).append(float(row[metric]))
-    return SuiteScores(tuple(ids), suite.shots, {m: tuple(v) for m, v in scores.items()})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the harness says while it works out of our output; its errors remain."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    return [f"{name}/{i}" for name, count in counts.items() for i in range(count)], scores

