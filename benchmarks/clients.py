@@ -1,19 +1,18 @@
-"""What many clients cost: memory, changing from one to the next, and the server's work.
+"""Cost of many clients: memory, switching between clients, and the server's work per update.
 
     python benchmarks/clients.py [--quick] [--out clients.json]
 
-Three parts, each in a process of its own that this small one starts, so that peaks are separate:
+Each part runs in its own process, so that memory peaks are separate:
 
 - memory: a whole run (rounds, checkpoints, evaluation) of a tiny random model with 8, 40 and 400
-  clients that hold 16 rows each; goal: peaks within 5 %.
-- change: what is done between two clients (load S, set R and S, read both back, save S) with the
-  adapters of a 135M model, against one client's training beside it; goal: under 1 %.
-- server: one round of 1,000 updates with the same adapters, besides producing the updates; goal:
-  under 2 ms a client. "additions" is the part that no code can save: reading the update and
-  adding it to fp64 sums, here in one pass over one flat tensor.
+  clients of 16 rows each; goal: peaks within 5 %.
+- change: switching clients (load S, set R and S, read both back, save S) with the adapters of a
+  135M model, relative to training one client; goal: under 1 %.
+- server: one round of 1,000 updates with the same adapters, without producing them; goal: under
+  2 ms per client. "additions" is a lower bound: reading the update and adding it to fp64 sums, in
+  one pass over a flat tensor.
 
-Seconds are CPU seconds of the one thread used where that is said, else wall time. Ratios are within
-one process; the seconds are this machine's.
+Times are wall time, unless called CPU time (of one thread).
 """
 
 import argparse
@@ -52,7 +51,7 @@ def write_client(path: Path, number: int) -> None:
 
 
 def write_tiny_model(folder: Path) -> None:
-    """Write a two-layer Llama with random weights and a tokenizer of bytes."""
+    """Write a two-layer Llama with random weights and a byte tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -82,7 +81,7 @@ def write_tiny_model(folder: Path) -> None:
 
 
 def study_of(clients: int, rounds: int, folder: Path) -> Path:
-    """Write a tiny model, the clients' rows and a configuration; return the latter's path."""
+    """Write a tiny model, client rows and a configuration; return the configuration's path."""
     (folder / "data").mkdir()
     for i in range(clients):
         write_client(folder / "data" / f"client-{i:04d}.jsonl", i)
@@ -107,7 +106,7 @@ def study_of(clients: int, rounds: int, folder: Path) -> Path:
 
 
 def memory(clients: int, quick: bool) -> dict[str, Any]:
-    """Run a whole federation of `clients` and return its peak and its seconds."""
+    """Run a federation of `clients` clients; return its peak memory and its time."""
     from transformers.utils import logging
 
     from fedsdr.config import load_config
@@ -124,12 +123,14 @@ def memory(clients: int, quick: bool) -> dict[str, Any]:
 
 
 def model_of_135m(quick: bool) -> Any:
-    """Return a random model of SmolLM2-135M's shape (quick: with a tenth of the layers and a small
-    vocabulary) with rank-8 branches on q_proj and v_proj."""
+    """Return a random model of SmolLM2-135M's shape with rank-8 branches on q_proj and v_proj.
+
+    With `quick`, it has a tenth of the layers and a small vocabulary.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fedsdr.models.base_model import choose_dtype
+    from fedsdr.models.base_model import DTYPES, choose_dtype
     from fedsdr.models.packing import prepare
     from fedsdr.models.two_branch import BranchedModel
 
@@ -143,13 +144,14 @@ def model_of_135m(quick: bool) -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(config).to(choose_dtype("auto", torch.device("cpu"))).eval()
+    dtype = DTYPES[choose_dtype("auto", torch.device("cpu"))]
+    model: Any = LlamaForCausalLM(config).to(dtype).eval()
     prepare(model.requires_grad_(False))
     return BranchedModel(model, rank=8, alpha=16, target_modules=["q_proj", "v_proj"])
 
 
 def change(quick: bool) -> dict[str, Any]:
-    """Return the seconds of changing client, of one client's training, and the share."""
+    """Return the time of switching clients, of training one client, and their ratio."""
     from fedsdr.training.client_store import ClientStore, Kept
     from fedsdr.training.client_update import client_update
     from fedsdr.training.local_training import ClientRows
@@ -176,7 +178,7 @@ def change(quick: bool) -> dict[str, Any]:
         def train() -> None:
             client_update(ClientTask(1, "c", 0, shared, {}, settings), rows, model, store)
 
-        train()  # the first pass through a model is slower
+        train()  # warm-up
         changing = statistics.median(seconds_of(once) for _ in range(5 if quick else 30))
         training = statistics.median(seconds_of(train) for _ in range(1 if quick else 3))
     return {
@@ -189,14 +191,14 @@ def change(quick: bool) -> dict[str, Any]:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Return the wall seconds of one call."""
+    """Return the wall time of one call in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def server(quick: bool) -> list[dict[str, Any]]:
-    """Return milliseconds a client of one round at the server, for every form of the update."""
+    """Return the server's milliseconds per client of one round, for every update_dtype."""
     import torch
 
     from fedsdr.algorithms import server_optimizer
@@ -211,7 +213,7 @@ def server(quick: bool) -> list[dict[str, Any]]:
              for n in range(30) for kind, out in (("q", 576), ("v", 192))}  # fmt: skip
     shared = {f"{name}.lora_A": torch.zeros(8, 576) for name in sizes}
     shared |= {f"{name}.lora_B": torch.zeros(out, 8) for name, out in sizes.items()}
-    # A few different updates in turn: each has left the cache when it comes again.
+    # Several updates in turn, so that none is still in the CPU's cache when used again.
     pool = [{n: torch.randn_like(x) for n, x in shared.items()} for _ in range(8)]
     flat = [torch.cat([x.reshape(-1) for x in update.values()]) for update in pool]
     total = flat[0].double()
@@ -253,8 +255,10 @@ def server(quick: bool) -> list[dict[str, Any]]:
 
 
 def in_own_process(part: str, *arguments: str) -> Any:
-    """Run one part in a new process. This one imports nothing heavy: what it holds when the other
-    starts would count in the other's peak."""
+    """Run one part in a new process.
+
+    This process imports nothing large, since its memory at the fork would count in the peak.
+    """
     done = subprocess.run(
         [sys.executable, __file__, "--part", part, *arguments],
         stdout=subprocess.PIPE, text=True, check=True,
@@ -263,10 +267,10 @@ def in_own_process(part: str, *arguments: str) -> Any:
 
 
 def main() -> None:
-    """Run all parts and print them."""
+    """Run all parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--out", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--quick", action="store_true", help="small sizes, as a smoke test")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -278,19 +282,19 @@ def main() -> None:
     quick = ["--quick"] if given.quick else []
     counts = (2, 4) if given.quick else (8, 40, 400)
     figures: dict[str, Any] = {"quick": given.quick, "memory": []}
-    print("| clients | peak MB | against the fewest | seconds a client and round |")
+    print("| clients | peak MB | relative to the fewest | seconds per client and round |")
     print("| --: | --: | --: | --: |")
     for n in counts:
         row = in_own_process("memory", "--clients", str(n), *quick)
         figures["memory"].append(row)
-        against = row["peak_mb"] / figures["memory"][0]["peak_mb"]
+        relative = row["peak_mb"] / figures["memory"][0]["peak_mb"]
         each = row["seconds"] / n / (1 if given.quick else 2)
-        print(f"| {n} | {row['peak_mb']:.0f} | {against:.3f} | {each:.3f} |", flush=True)
+        print(f"| {n} | {row['peak_mb']:.0f} | {relative:.3f} | {each:.3f} |", flush=True)
     row = figures["change"] = in_own_process("change", *quick)
-    print(f"\nchanging client {row['change_ms']:.1f} ms, its training ({row['rows']} rows of "
-          f"{row['tokens_a_row']} tokens, two stages, one epoch) {row['train_ms']:.0f} ms: "
+    print(f"\nswitching clients {row['change_ms']:.1f} ms, training one ({row['rows']} rows of "
+          f"{row['tokens_a_row']} tokens, two phases, one epoch) {row['train_ms']:.0f} ms: "
           f"{row['share']:.2%}\n", flush=True)  # fmt: skip
-    print("| update | KB up | server, CPU ms a client | of it additions | wall ms | growth MB |")
+    print("| update | KB up | server, CPU ms per client | additions | wall ms | growth MB |")
     print("| :-- | --: | --: | --: | --: | --: |")
     figures["server"] = in_own_process("server", *quick)
     for row in figures["server"]:

@@ -1,11 +1,11 @@
-"""Our training step against PEFT's on the same rows: how far apart are losses and gradients?
+"""Difference of losses and gradients between our training step and PEFT's on the same rows.
 
     python benchmarks/gradients.py [--rows 4] [--tokens 48] [--dtypes fp32,bf16]
 
-PEFT has two adapters active on the model as transformers runs it, row by row, with the loss on
-whole logits; ours packs the rows. Both branches have the same random factors, R is trained. The
-distance of gradients is ||ours - PEFT's|| / ||PEFT's||, over all factors and for the worst of
-them. In bf16 both are also compared with PEFT in fp32: two roundings differ, and neither is right.
+PEFT has two active adapters on the plain transformers model and runs row by row; ours packs the
+rows. Both have the same random factors, and R is trained. The distance of gradients is
+||ours - PEFT's|| / ||PEFT's||, over all factors and for the worst factor. In bf16 both are also
+compared with PEFT in fp32, since both round.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Gradients = dict[str, Tensor]
 
 
 def real_rows(count: int, length: int) -> list[TokenRow]:
-    """Return rows of the embedded clients in turn, each cut to `length` tokens."""
+    """Return rows of the embedded clients in turn, the last `length` tokens of each."""
     renderer = render_for(load_base(ModelConfig(name=EMBEDDED)).tokenizer)
     clients = load_clients(DataConfig(clients="embedded:five-domains", test_fraction=0.0))
     encoded = [[renderer.encode(row, 4096) for row in c.raw[:count]] for c in clients]
@@ -42,14 +42,14 @@ def real_rows(count: int, length: int) -> list[TokenRow]:
 
 
 def factors(model: BranchedModel) -> Tensors:
-    """Return random factors of both branches, none of them zero."""
+    """Return random non-zero factors of both branches."""
     start = model.initial("R", 1) | model.initial("S", 2)
     draw = torch.Generator().manual_seed(3)
     return {name: v + 0.02 * torch.randn(v.shape, generator=draw) for name, v in start.items()}
 
 
 def our_step(dtype: str, rows: list[TokenRow]) -> tuple[float, Gradients, Tensors]:
-    """Return the loss, the gradients of R and the factors that they are at."""
+    """Return the loss, the gradients of R, and the factors used."""
     base = load_base(ModelConfig(name=EMBEDDED, device="cpu", dtype=dtype))  # type: ignore[arg-type]
     model = BranchedModel(base.model, rank=RANK, alpha=ALPHA, target_modules=TARGETS)
     start = factors(model)
@@ -62,7 +62,7 @@ def our_step(dtype: str, rows: list[TokenRow]) -> tuple[float, Gradients, Tensor
 
 
 def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, Gradients]:
-    """Return the same of PEFT's two adapters, one row at a time."""
+    """Return the loss and the gradients of PEFT with two active adapters, one row at a time."""
     gguf = load_base(ModelConfig(name=EMBEDDED)).gguf
     assert gguf is not None
     base = AutoModelForCausalLM.from_pretrained(
@@ -91,9 +91,9 @@ def peft_step(dtype: str, rows: list[TokenRow], start: Tensors) -> tuple[float, 
 
 
 def distances(ours: Gradients, theirs: Gradients) -> tuple[float, float]:
-    """Return ||a - b|| / ||b|| over all factors, and of the worst one."""
+    """Return ||a - b|| / ||b|| over all factors, and for the worst factor."""
     if ours.keys() != theirs.keys():
-        raise ValueError(f"other factors: {sorted(ours)[:2]}, {sorted(theirs)[:2]}")
+        raise ValueError(f"factors differ: {sorted(ours)[:2]}, {sorted(theirs)[:2]}")
     each = {n: ((ours[n] - theirs[n]).norm() ** 2, theirs[n].norm() ** 2) for n in ours}
     apart, whole = (sum(float(pair[i]) for pair in each.values()) for i in (0, 1))
     return (apart / whole) ** 0.5, max(float(a / b) ** 0.5 for a, b in each.values())
@@ -102,12 +102,12 @@ def distances(ours: Gradients, theirs: Gradients) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=48, help="the last so many of each row")
+    parser.add_argument("--tokens", type=int, default=48, help="last tokens of each row")
     parser.add_argument("--dtypes", default="fp32,bf16")
     given = parser.parse_args()
     rows = real_rows(given.rows, given.tokens)
     print(f"{len(rows)} rows, {sum(len(r.tokens) for r in rows)} tokens, {torch.__version__}")
-    print("| dtype | compared | loss, relative | gradients | worst factor |")
+    print("| dtype | comparison | loss | gradients | worst factor |")
     print("|---|---|--:|--:|--:|")
     exact: tuple[float, Gradients] | None = None
     for dtype in given.dtypes.split(","):

@@ -1,11 +1,11 @@
-"""Measured peak memory of a training step against the estimate: `python benchmarks/memory.py`.
+"""Measured peak memory of a training step, compared with the estimate: `benchmarks/memory.py`.
 
-Every configuration runs in a process of its own: it loads the model, makes one short step, and
-then two optimizer steps of one full pack each. Measured is what these two add at their peak: the
-resident set on a CPU (Linux), the bytes allocated on CUDA. Estimated is `MemoryEstimate.step`.
+Every configuration runs in its own process: load the model, one short warm-up step, then two
+optimizer steps of one full pack each. Measured is the peak that these two add: resident memory on
+a CPU (Linux), allocated bytes on CUDA. Estimated is `MemoryEstimate.step`.
 
-So that the resident set is what is alive, glibc is told to give freed blocks back at once.
-`--heap` leaves it alone: that adds the holes of its heap, as in a real run on a CPU.
+glibc is configured to return freed blocks at once, so that resident memory is live memory;
+`--heap` disables that and includes heap fragmentation, as in a real run on a CPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NO_HOLES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def measure(case: dict) -> dict:
-    """Return a case with its estimated and measured bytes (in the child process)."""
+    """Return the case with its estimated and measured bytes (runs in the child process)."""
     import torch
 
     from fedsdr.config import Config, LoraConfig, ModelConfig, TrainConfig
@@ -67,13 +67,13 @@ def measure(case: dict) -> dict:
 
 
 def reset_peak(device) -> int:
-    """Forget the peak so far and return the bytes in use now."""
+    """Reset the peak and return the bytes in use."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    ctypes.CDLL(None).malloc_trim(0)  # small blocks that the short step left in the heap
+    ctypes.CDLL(None).malloc_trim(0)  # free small blocks of the warm-up step
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--quantize", default="none", help="none, 8bit or 4bit (CUDA)")
-    parser.add_argument("--packs", default="512,1024,2048", help="their sizes in tokens")
-    parser.add_argument("--heap", action="store_true", help="count the holes of the heap too")
+    parser.add_argument("--packs", default="512,1024,2048", help="pack sizes in tokens")
+    parser.add_argument("--heap", action="store_true", help="include heap fragmentation")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -132,7 +132,7 @@ def main() -> None:
         )
     worst = max(abs(r["ratio"] - 1) for r in results)
     print(
-        f"{results[0]['device']}, {results[0]['dtype']}: the estimate is off by {worst:.1%} at most"
+        f"{results[0]['device']}, {results[0]['dtype']}: largest error of the estimate {worst:.1%}"
     )
     if options.out:
         options.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""Rewriting: ours against transformers' own `generate` and openvino-genai, on real prompts.
+"""Generation speed on real rewriting prompts: fedsdr, transformers' `generate`, openvino-genai.
 
     python benchmarks/rewrite.py [--quick] [--out FILE.json]
 
-All engines get the same model and the same prompts (the rewriting prompts of embedded real data),
-greedy, with the same bound on new tokens, one after the other in each repeat. A ratio compares two
-engines within one repeat; the table has its median, smallest and largest over the repeats.
+All engines get the same model, prompts (rewriting prompts of the embedded data) and limit on new
+tokens, with greedy decoding, and run alternately. A ratio compares two engines within one repeat;
+the table shows its median, minimum and maximum over the repeats.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PLAIN = {"generate, dynamic cache": "dynamic", "generate, static cache": "static
 
 
 def rewriting_requests(count: int, clients: str) -> list[GenerationRequest]:
-    """Return what rewriting asks for the first rows of each client, taken in turn."""
+    """Return the rewriting requests of the first rows of each client, in turn."""
     prompts, columns = load_prompts(), []
     for client in load_clients(DataConfig(clients=clients)):
         kind = kind_of([row.response for row in client.raw])
@@ -53,7 +53,7 @@ def rewriting_requests(count: int, clients: str) -> list[GenerationRequest]:
 
 
 def plain_generate(base: Base, renderer: Renderer, cache: str) -> Generate:
-    """Return a `Generate` over transformers' `generate`: left padding, batches as they come."""
+    """Return a `Generate` over transformers' `generate` with left padding."""
     model: Any = base.model
     pad = renderer.stop_token_ids[0]
 
@@ -84,7 +84,7 @@ def plain_generate(base: Base, renderer: Renderer, cache: str) -> Generate:
 
 
 def our_generate(base: Base, renderer: Renderer) -> Generate:
-    """Return our own layer over the same model."""
+    """Return fedsdr's generation over the same model."""
     made = transformers_generate(
         base.model, base.tokenizer, renderer.prompt, renderer.stop_token_ids, BATCH
     )
@@ -98,8 +98,8 @@ def our_generate(base: Base, renderer: Renderer) -> Generate:
 
 def openvino_on_cpu(base: Base, renderer: Renderer, copies: Path) -> Generate:
     """Return openvino-genai on an fp16 copy of the model's .gguf file."""
-    from fedsdr.teachers.gguf_copy import write_fp16_copy
     from fedsdr.teachers.openvino import openvino_generate
+    from fedsdr.teachers.openvino_conversion import write_fp16_copy
 
     assert base.gguf is not None
     copy = copies / f"{base.gguf.stem}-{base.fingerprint[:12]}-fp16.gguf"
@@ -116,13 +116,13 @@ def measure(
     decoding: Decoding,
     repeats: int,
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, Generation]]]:
-    """Return the new tokens a second of each repeat, and the answers of the last one."""
+    """Return the new tokens per second of each repeat, and the answers of the last repeat."""
     speeds: dict[str, list[float]] = {name: [] for name in engines}
     answers: dict[str, dict[str, Generation]] = {}
-    for generate in engines.values():  # what is made at the first call is not measured
+    for generate in engines.values():  # warm-up
         list(generate(requests[:2], Decoding(temperature=0.0, max_new_tokens=2)))
     for repeat in range(1, repeats + 1):
-        # Every other repeat backwards: what drifts favours none.
+        # Alternate the order, so that drift favours no engine.
         for name in list(engines)[:: 1 if repeat % 2 else -1]:
             began = time.perf_counter()
             got = list(engines[name](requests, decoding))
@@ -136,9 +136,9 @@ def measure(
 def compare(
     speeds: dict[str, list[float]], answers: dict[str, dict[str, Generation]]
 ) -> list[dict[str, Any]]:
-    """Return one row an engine: its speed, its ratio to the faster `generate`, equal answers.
+    """Return a row per engine: its speed, the ratio to the faster `generate`, equal answers.
 
-    The faster cache is the one with the higher median; "equal" counts texts equal to its own.
+    The faster `generate` has the higher median; "equal" counts texts equal to its texts.
     """
     plain = max(PLAIN, key=lambda name: statistics.median(speeds[name]))
     rows = []
@@ -168,19 +168,19 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--clients", default="embedded:five-domains", help="a folder of data")
-    parser.add_argument("--out", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--clients", default="embedded:five-domains", help="folder with data")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
     given = parser.parse_args()
     if given.quick:
         given.prompts, given.max_new_tokens, given.repeats = 4, 8, 1
 
     torch.set_num_threads(given.threads)
-    if hasattr(os, "sched_setaffinity"):  # OpenVINO has threads of its own: the same cores for all
+    if hasattr(os, "sched_setaffinity"):  # the same cores for OpenVINO's own threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-given.threads :])
     base = load_base(ModelConfig(name=EMBEDDED, device="cpu"))
     renderer = render_for(base.tokenizer)
     engines = {name: plain_generate(base, renderer, cache) for name, cache in PLAIN.items()}
-    engines["ours, plain transformers"] = our_generate(base, renderer)
+    engines["fedsdr"] = our_generate(base, renderer)
     if is_installed("openvino_genai"):
         engines["openvino-genai"] = openvino_on_cpu(base, renderer, cache_folder() / "models")
     requests = rewriting_requests(given.prompts, given.clients)
@@ -195,7 +195,7 @@ def main() -> None:
         f"at most {given.max_new_tokens} new, batch {BATCH}, {dtype}, {given.threads} threads, "
         f"{capability}, {given.repeats} repeats; ratios against {rows[0]['against']}"
     )
-    print("| engine | new tokens | tokens/s | ratio | smallest | largest | equal texts |")
+    print("| engine | new tokens | tokens/s | ratio | min | max | equal texts |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         print(

@@ -1,10 +1,10 @@
-"""What many virtual clients cost in Flower's simulation: memory of all processes, and time.
+"""Memory and time of many virtual clients in Flower's simulation, compared with one process.
 
     python benchmarks/simulation.py [--clients 1000] [--rounds 2] [--parallel 1]
 
-A tiny random model and 16 rows a client, dual-raw, as in clients.py, beside the same run in one
-process, whose files of R and S must be equal. Memory is the largest sum, over all processes that
-the run has started, of their proportional set sizes (Linux: what they share counts once).
+A tiny random model and 16 rows per client, method dual-raw, as in clients.py. The files of R and S
+must equal those of the run in one process. Memory is the peak of the sum of proportional set sizes
+(Linux, shared pages counted once) over all processes of the run.
 """
 
 import argparse
@@ -23,14 +23,14 @@ MARK = "FEDSDR_BENCHMARK"
 
 
 def memory_mb(mark: str) -> float:
-    """Return the sum of the sizes of all processes with this mark in their environment."""
+    """Return the total memory of all processes with this mark in their environment."""
     total = 0
     for environment in Path("/proc").glob("[0-9]*/environ"):
         try:
             if f"{MARK}={mark}".encode() in environment.read_bytes():
                 sizes = environment.with_name("smaps_rollup").read_text()
                 total += int(re.search(r"^Pss:\s+(\d+)", sizes, re.MULTILINE)[1])
-        except (OSError, TypeError):  # it has ended meanwhile
+        except (OSError, TypeError):  # the process has ended
             continue
     return total / 1024
 
@@ -58,11 +58,11 @@ def measured(config: Path, out: Path, *options: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run both and print them."""
+    """Run both engines and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--parallel", type=int, default=1, help="clients that train at once")
+    parser.add_argument("--parallel", type=int, default=1, help="clients that train concurrently")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         config = study_of(given.clients, given.rounds, Path(name))
@@ -74,12 +74,12 @@ def main() -> None:
                 "--set", f"engine.parallel_clients={given.parallel}",
             ),
         }  # fmt: skip
-        learnt = [path.relative_to(one) for path in one.rglob("*.safetensors")]
-        for path in learnt:
+        adapters = [path.relative_to(one) for path in one.rglob("*.safetensors")]
+        for path in adapters:
             if (one / path).read_bytes() != (simulated / path).read_bytes():
-                raise AssertionError(f"{path} is another")
-    print(f"{given.clients} clients, {given.rounds} rounds; {len(learnt)} equal files\n")
-    print("| engine | seconds | seconds a client and round | peak MB of all processes |")
+                raise AssertionError(f"{path} differs")
+    print(f"{given.clients} clients, {given.rounds} rounds; {len(adapters)} equal files\n")
+    print("| engine | seconds | seconds per client and round | peak MB of all processes |")
     print("| :-- | --: | --: | --: |")
     for engine, (seconds, peak) in figures.items():
         each = seconds / given.clients / given.rounds

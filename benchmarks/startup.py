@@ -1,9 +1,9 @@
-"""How long the program takes to start, and the embedded model to load.
+"""Startup time of the program, and load time of the embedded model.
 
     python benchmarks/startup.py [--quick] [--out FILE.json]
 
-Every figure is the wall time of a new Python process. "Cold" converts the .gguf file into an empty
-cache; "warm" finds the converted copy there. The files themselves are in the system's cache.
+Times are wall times of new Python processes. "Cold" converts the .gguf file into an empty cache;
+"warm" finds the converted copy. Files are in the operating system's page cache.
 """
 
 import argparse
@@ -21,7 +21,7 @@ LOAD = (
     "from fedsdr.config import ModelConfig; from fedsdr.models.base_model import load_base; "
     "load_base(ModelConfig())"
 )
-STEPS = {  # what -> the code that a new process runs
+STEPS = {  # name -> code of the new process
     "python alone": "pass",
     "fedsdr --help": PROGRAM,
     "import torch": "import torch",
@@ -30,7 +30,7 @@ STEPS = {  # what -> the code that a new process runs
 
 
 def seconds(code: str, cache: Path, *arguments: str) -> float:
-    """Return how long a new process takes to run `code`; CalledProcessError when it fails."""
+    """Return the wall time of running `code` in a new process."""
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -44,7 +44,7 @@ def seconds(code: str, cache: Path, *arguments: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="once each, and no cold load")
+    parser.add_argument("--quick", action="store_true", help="one repeat, without the cold load")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
     given = parser.parse_args()
@@ -54,14 +54,14 @@ def main() -> None:
         cache = Path(folder)
         for name, code in STEPS.items():
             arguments = ("--help",) if code == PROGRAM else ()
-            seconds(code, cache, *arguments)  # reads the files from the disk
+            seconds(code, cache, *arguments)  # warm up the page cache
             figures[name] = [seconds(code, cache, *arguments) for _ in range(repeats)]
         if not given.quick:
             figures["load the embedded model, cold"] = [seconds(LOAD, cache)]
             figures["load the embedded model, warm"] = [
                 seconds(LOAD, cache) for _ in range(repeats)
             ]
-    print("| what | seconds (median) | smallest | largest | runs |")
+    print("| step | seconds (median) | min | max | runs |")
     print("|---|--:|--:|--:|--:|")
     for name, own in figures.items():
         print(

@@ -1,13 +1,13 @@
-"""One optimizer step: two branches here against one PEFT adapter in TRL's SFTTrainer.
+"""Time of one optimizer step: two branches in fedsdr, one PEFT adapter in TRL's SFTTrainer.
 
     python benchmarks/train_step.py [--data FOLDER] [--rows 16] [--repeats 3] [--out FILE.json]
 
-The same rows, loss mask, LoRA (r 8 on q and v, dropout 0.05), AdamW and rows a step in all of them,
-in turns in one process. SFTTrainer runs at its default for this machine and at its best honest
-setting: no gradient checkpointing, batches of like length, bf16 only where the CPU has it.
-`--data` is a folder with one file a client; without it the embedded five domains are taken.
-The floor is what the matrix products of our step take alone, each timed at its own shape and
-layout in the same run. Needs: pip install -e '.[bench]'
+All use the same rows, loss mask, LoRA (rank 8 on q and v, dropout 0.05), AdamW and batch size, and
+run alternately in one process. SFTTrainer runs with its defaults and with its fastest equivalent
+settings: no gradient checkpointing, batches of similar length, bf16 only where the hardware has it.
+`--data` is a folder with one file per client (default: the embedded five domains). The floor is the
+time of our step's matmuls alone, each timed at its shape and layout in the same run.
+Requires: pip install -e '.[bench]'
 """
 
 import argparse
@@ -52,14 +52,14 @@ Step = Callable[[], tuple[float, float]]  # -> loss, seconds
 
 
 def now() -> float:
-    """Return the time when all that was asked of the device is done."""
+    """Return the time after all queued work of the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def real_rows(site: Site, data: str, count: int, max_length: int) -> list[TokenRow]:
-    """Return as many rows of each client as of any other, `count` in all."""
+    """Return `count` rows, taken from the clients in turn."""
     clients = load_clients(DataConfig(clients=data, test_fraction=0.0))
     ways = [client.raw for client in clients]
     mixed = [rows[i] for i in range(-(-count // len(ways))) for rows in ways][:count]
@@ -67,7 +67,7 @@ def real_rows(site: Site, data: str, count: int, max_length: int) -> list[TokenR
 
 
 def our_step(site: Site, rows: Sequence[TokenRow]) -> Step:
-    """Return one step of R beside S."""
+    """Return a step that trains R with S in the forward."""
     settings = LocalSettings(batch_size=len(rows))
     start = site.model.initial("R", 0) | site.model.initial("S", 1)
 
@@ -90,7 +90,7 @@ def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
     from trl import SFTConfig, SFTTrainer
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """The seconds of the step alone, without what the trainer does before and after."""
+        """Measures the step alone, without the trainer's setup."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = now()
@@ -98,7 +98,7 @@ def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.seconds = now() - self.began
 
-    # A model of its own, with transformers' attention, norms and head: what a user of TRL has.
+    # A new model with transformers' attention, norms and head, as in TRL.
     base = site.model.model
     folder = str(base.config._name_or_path)
     own = type(base).from_pretrained(folder, dtype=torch.float32)
@@ -142,7 +142,7 @@ def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
 
 
 class Products(TorchDispatchMode):
-    """Counts every matrix product by operation, shapes and layouts."""
+    """Counts every matmul by operation, shapes and layouts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Products(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Layout:
-    """All of a tensor but its numbers."""
+    """Shape, strides, dtype and device of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -177,7 +177,7 @@ def _tensor(of: Layout) -> torch.Tensor:
 
 
 def floor_seconds(step: Step, repeats: int) -> float:
-    """Return the seconds of the step's matrix products alone."""
+    """Return the time of the step's matmuls alone."""
     with Products() as products:
         step()
     total = 0.0
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--skip-default", action="store_true", help="only TRL's best setting")
+    parser.add_argument("--skip-default", action="store_true", help="only TRL's fastest settings")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -218,10 +218,10 @@ def main() -> None:
     }
     contenders = {
         "fedsdr, two branches": our_step(site, rows),
-        "SFTTrainer, best honest setting": trl_step(site, rows, **best),
+        "SFTTrainer, fastest equivalent settings": trl_step(site, rows, **best),
     }
     if not options.skip_default:
-        contenders["SFTTrainer, default but fp32" if not fast_bf16 else "SFTTrainer, default"] = (
+        contenders["SFTTrainer, defaults in fp32" if not fast_bf16 else "SFTTrainer, defaults"] = (
             trl_step(site, rows, **({} if fast_bf16 else {"bf16": False}))
         )
     losses = {name: step()[0] for name, step in contenders.items()}  # and warm up
@@ -235,7 +235,7 @@ def main() -> None:
     print(
         f"{len(rows)} rows, {tokens} tokens, {labels} supervised; {torch.get_num_threads()} threads"
     )
-    print(f"{'':34} {'loss':>7} {'s a step':>9} {'tokens/s':>9} {'ours is':>8}  spread")
+    print(f"{'':40} {'loss':>7} {'s/step':>9} {'tokens/s':>9} {'speed-up':>8}  range")
     table = []
     for name, took in seconds.items():
         ratios = [theirs / mine for theirs, mine in zip(took, ours, strict=True)]
@@ -249,12 +249,12 @@ def main() -> None:
         }
         table.append(row)
         print(
-            f"{name:34} {row['loss']:7.4f} {statistics.median(took):9.2f} "
+            f"{name:40} {row['loss']:7.4f} {statistics.median(took):9.2f} "
             f"{row['tokens_per_second']:9.1f} {row['ratio']:7.2f}x  "
             f"{min(ratios):.2f} to {max(ratios):.2f}"
         )
     share = floor / statistics.median(ours)
-    print(f"matrix products alone: {floor:.2f} s, {share:.0%} of our step")
+    print(f"matmuls alone: {floor:.2f} s, {share:.0%} of our step")
     if options.out:
         facts = {"rows": len(rows), "tokens": tokens, "supervised": labels, "table": table}
         facts |= {"floor_seconds": floor, "floor_share": share}

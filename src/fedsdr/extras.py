@@ -1,4 +1,4 @@
-"""Packages that only some engines need: is one there, and what to type if it is not."""
+"""Optional packages: test whether one is installed, or import it with a helpful error."""
 
 import importlib
 import importlib.util
@@ -8,18 +8,19 @@ from fedsdr.errors import UserError
 
 
 def is_installed(module: str) -> bool:
-    """Return whether `module` can be found, without importing it."""
+    """Return whether `module` is installed, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
-def import_extra(module: str, engine: str, setting: str = "teacher.engine") -> Any:
-    """Import `module`; raise UserError with the install command of the engine's extra.
+def import_extra(module: str, extra: str, setting: str = "teacher.engine") -> Any:
+    """Import `module`, or raise UserError with the command that installs `extra`.
 
-    `setting` is what the user asked for the engine with."""
+    `setting` is the configuration key or option that requires it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         raise UserError(
-            f"{setting}: '{engine}' needs the package {module}, which is not installed: "
-            f"pip install -e '.[{engine}]'"
+            f"{setting}: '{extra}' needs the package {module}, which is not installed: "
+            f"pip install -e '.[{extra}]'"
         ) from None

@@ -100,7 +100,7 @@ def test_doctor_names_what_is_missing_and_the_command_that_mends_it(fedsdr, monk
     code, out, _ = fedsdr("doctor")
     assert code == 0
     assert "missing bfcl-eval" in out
-    assert embedded.MEND in out
+    assert embedded.INSTALL in out
 
 
 def test_ctrl_c_ends_with_130_and_one_line(fedsdr, monkeypatch, tmp_path):
@@ -131,7 +131,7 @@ def test_doctor_with_a_configuration_prints_the_memory_of_a_step_by_part(fedsdr,
     path.write_text(f'[model]\nname = "{tmp_path / "model"}"\ndevice = "cpu"\n')
     code, out, _ = fedsdr("doctor", path, "--set", "train.checkpointing=true")
     assert code == 0
-    for part in ("weights", "adapters", "optimizer", "activations", "logits", "in all"):
+    for part in ("weights", "adapters", "optimizer", "activations", "logits", "in total"):
         assert f" MiB  {part}" in out
     assert "pack size: 1,024 tokens, chosen" in out
     assert fedsdr("doctor", tmp_path / "none.toml")[0] == 2

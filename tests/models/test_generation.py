@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 from tiny import SIZES, VOCABULARY, branched, tiny_llama
 
-from fedsdr.models import generation
+from fedsdr.models import row_cache
 from fedsdr.models.generation import choose_tokens, transformers_generate
 from fedsdr.types import Decoding, GenerationRequest, Turn
 
@@ -100,9 +100,9 @@ def test_lengths_far_apart_give_the_same_text_in_products_of_their_own(monkeypat
         for n in (1, 3, 60, 64, 200)
     ]
     expected = run(model, asked, SAMPLED, 5)
-    monkeypatch.setattr(generation, "PADDING", 10)
+    monkeypatch.setattr(row_cache, "PADDING", 10)
     assert run(model, asked, SAMPLED, 5) == expected
-    monkeypatch.setattr(generation, "PADDING", 10_000)
+    monkeypatch.setattr(row_cache, "PADDING", 10_000)
     assert run(model, asked, SAMPLED, 5) == expected
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.errors import UserError
-from fedsdr.teachers import choose_engine
+from fedsdr.teachers.choice import choose_engine
 from fedsdr.teachers.openvino import gguf_architecture, openvino_generate, why_unreadable
-from fedsdr.teachers.openvino_export import export_folder
+from fedsdr.teachers.openvino_conversion import export_folder
 from fedsdr.teachers.vllm import vllm_generate
 from fedsdr.types import Decoding, GenerationRequest, Turn
 

@@ -1,4 +1,4 @@
-"""fedsdr chat: talk to the models of a run side by side."""
+"""fedsdr chat: compare the answers of a run's models side by side."""
 
 import sys
 from pathlib import Path
@@ -10,15 +10,15 @@ from fedsdr.cli.options import run_folder
 
 @click.command()
 @run_folder
-@click.option("--client", help="Whose own model answers too; the first by name if not given.")
+@click.option("--client", help="Client whose model also answers [default: the first by name].")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy."
 )
 def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float) -> None:
-    """Ask base, global and a client's own model the same, one question a line.
+    """Ask the base, global and a client's model the same questions, one per line.
 
-    Each question stands for itself. An empty line or the end of the input ends it.
+    Questions are independent of each other. An empty line or end of input quits.
     """
     from fedsdr.errors import choose
     from fedsdr.runs.run_folder import open_run
@@ -27,24 +27,24 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
 
     site, state = open_run(run)
     models = dict(models_of(site, state))
-    own = {name.removeprefix("client "): name for name in models if name.startswith("client ")}
+    clients = {name.removeprefix("client "): name for name in models if name.startswith("client ")}
     if client is not None:
-        choose(client, own, "--client")
-    asked = [name for name in ("base", "global", own.get(client or min(own, default=""))) if name]
+        choose(client, clients, "--client")
+    own = clients.get(client or min(clients, default=""))
+    names = [name for name in ("base", "global", own) if name in models]
     decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens)
     number = 0
-    while question := _question():
+    while question := _read_question():
         number += 1
         request = GenerationRequest("question", (Turn("user", question),), seed=number)
-        for name in asked:
-            if name in models:
-                with models[name]():
-                    (answer,) = site.generate(1)([request], decoding)
-                click.secho(f"{name}:", bold=True)
-                click.echo(f"{answer.text.strip()}\n")
+        for name in names:
+            with models[name]():
+                (answer,) = site.generate(1)([request], decoding)
+            click.secho(f"{name}:", bold=True)
+            click.echo(f"{answer.text.strip()}\n")
 
 
-def _question() -> str:
+def _read_question() -> str:
     if sys.stdin.isatty():
         click.echo("> ", nl=False)
     return sys.stdin.readline().strip()

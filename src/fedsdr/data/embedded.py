@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from xml.etree import ElementTree
 
-from fedsdr.embedded_packages import MEND, package_file, package_folder
+from fedsdr.embedded_packages import INSTALL, package_file, package_folder
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example
@@ -82,7 +82,7 @@ def _maths(rng: random.Random, rows: int) -> Iterable[Example]:
         import reasoning_gym
     except ImportError as error:
         raise UserError(
-            f"reasoning-gym needs '{error.name}', which is not installed; install it: {MEND}"
+            f"reasoning-gym needs '{error.name}', which is not installed; install it: {INSTALL}"
         ) from error
     seed, drawn = rng.getrandbits(32), 2 * rows  # some problems repeat
     problems = reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=drawn)

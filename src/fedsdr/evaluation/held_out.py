@@ -1,4 +1,4 @@
-"""One model on the test rows of clients: the loss of the gold answers and the score of its own."""
+"""Evaluate one model on the clients' test rows: reference loss and score."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,61 +9,61 @@ from fedsdr.evaluation.metrics import Metric
 from fedsdr.seeds import seed_for
 from fedsdr.types import Decoding, Example, Generate, GenerationRequest
 
-# For each example: the summed loss of its assistant turns in nats, and their supervised tokens.
+# Per example: the summed loss of its assistant turns in nats, and their supervised tokens.
 Losses = Callable[[Sequence[Example]], Sequence[tuple[float, int]]]
 
 
 @dataclass(frozen=True)
 class ExampleScore:
-    """One test row. The text of the answer is not kept: it is as private as the row."""
+    """Measurements of one test row, without the answer's text, which is as private as the row."""
 
     id: str
     loss_sum: float  # nats, over all assistant turns
     tokens: int  # supervised tokens that loss_sum is over
     score: float  # of the last turn, in [0, 1]
     new_tokens: int
-    finished: bool  # the answer ended by itself, not at max_new_tokens
+    finished: bool  # the answer ended before max_new_tokens
 
 
 @dataclass(frozen=True)
 class ClientScores:
-    """One model on the test rows of one client."""
+    """Measurements of one model on the test rows of one client."""
 
     metric: str
     rows: tuple[ExampleScore, ...]
 
     @property
     def tokens(self) -> int:
-        """The supervised tokens of all rows."""
+        """Supervised tokens of all rows."""
         return sum(row.tokens for row in self.rows)
 
     @property
     def loss(self) -> float:
-        """Nats a token: all loss / all tokens, so that long rows weigh more. NaN without tokens."""
+        """Mean nats per supervised token of all rows; NaN without tokens."""
         total = math.fsum(row.loss_sum for row in self.rows)
         return total / self.tokens if self.tokens else math.nan
 
     @property
     def score(self) -> float:
-        """The mean over the rows."""
+        """Mean score of the rows."""
         return math.fsum(row.score for row in self.rows) / len(self.rows)
 
     @property
     def finished(self) -> float:
-        """The share of answers that ended by themselves."""
+        """Fraction of answers that ended before max_new_tokens."""
         return sum(row.finished for row in self.rows) / len(self.rows)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test rows of one client and how their answers are scored."""
+    """The test rows of one client and the metric of their answers."""
 
     rows: tuple[Example, ...]
     metric: Metric
 
 
 def requests_for(rows: Iterable[tuple[str, Example]], seed: int) -> list[GenerationRequest]:
-    """Return what is asked for the last answer of each row, under the name beside it."""
+    """Return a request for the last answer of each row, with the given name as its id."""
     return [
         GenerationRequest(name, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
         for name, row in rows
@@ -71,7 +71,7 @@ def requests_for(rows: Iterable[tuple[str, Example]], seed: int) -> list[Generat
 
 
 def greedy(max_new_tokens: int) -> Decoding:
-    """Return the decoding of all answers that are scored."""
+    """Return the greedy decoding that all scored answers use."""
     return Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
 
 
@@ -83,12 +83,11 @@ def evaluate_on(
     max_new_tokens: int,
     seed: int,
 ) -> dict[str, ClientScores]:
-    """Measure one model, given as its `losses` and `generate`, on the test rows of each client.
+    """Evaluate a model, given by its `losses` and `generate`, on the test rows of each client.
 
-    All rows go through the model together, since small batches cost as much as large ones.
-    Decoding is greedy. In a conversation the last answer is generated, with the gold ones before
-    it. ValueError when a client has no rows, or there is not exactly one loss and one answer for
-    each.
+    All clients' rows share the batches. Decoding is greedy. In a conversation only the last answer
+    is generated, after the reference answers of the earlier turns. ValueError if a client has no
+    rows, or if a row does not get exactly one loss and one answer.
     """
     rows = [(f"{client}/{row.id}", row) for client, test in tests.items() for row in test.rows]
     if not all(test.rows for test in tests.values()):
@@ -97,7 +96,9 @@ def evaluate_on(
     answers = {generation.id: generation for generation in generations}
     counts = {len(generations), len(answers), len(rows)}
     if len(counts) > 1 or answers.keys() != {name for name, _ in rows}:
-        raise ValueError(f"{len(generations)} answers do not fit the ids of {len(rows)} test rows")
+        raise ValueError(
+            f"{len(generations)} answers do not match the ids of {len(rows)} test rows"
+        )
     measured = dict(zip(dict(rows), losses([row for _, row in rows]), strict=True))
     scores = {}
     for client, test in tests.items():

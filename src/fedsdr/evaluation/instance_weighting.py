@@ -1,9 +1,9 @@
-"""FedDPA's dynamic mixing: each instance weighs the shared and the private branch for itself.
+"""FedDPA's instance-wise dynamic weighting of the shared and the private branch.
 
     w_R = 0.5 * mean cosine(h(instance), h(e)) over 5 random local examples e,   w_S = 1 - w_R
 
-h is the last layer's state at the last prompt token, of the base model (Yang et al., NeurIPS
-2024, section 3.4 and their code, whose factor 0.5 and 5 examples these are).
+h is the base model's last hidden state at the last prompt token (Yang et al., NeurIPS 2024,
+section 3.4; the factor 0.5 and the 5 examples are those of their code).
 """
 
 import random
@@ -25,7 +25,7 @@ Losses = Callable[[Sequence[Example]], list[tuple[float, int]]]
 
 @dataclass(frozen=True)
 class MixedModel:
-    """A client's model whose branches are weighed anew for every instance, one at a time."""
+    """A client's model whose branch weights are computed for each instance."""
 
     model: BranchedModel
     prompt: Callable[[Sequence[Turn]], list[int]]
@@ -44,26 +44,26 @@ class MixedModel:
             return last_states(self.model.model, [self.prompt(turns)])[0]
 
     def weight_of_shared(self, turns: Sequence[Turn]) -> float:
-        """Return w_R of one instance."""
+        """Return w_R of a prompt."""
         state = self._state(turns)
         cosines = torch.cosine_similarity(self._local_states, state[None], dim=-1)
         return 0.5 * float(cosines.mean())
 
     def losses(self, losses: Losses) -> Losses:
-        """Return `losses` with each example under its own weights."""
+        """Return `losses` with per-example branch weights."""
 
         def mixed(examples: Sequence[Example]) -> list[tuple[float, int]]:
-            found = []
+            results = []
             for example in examples:
                 shared = self.weight_of_shared(prompts_of(example)[-1])
                 with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
-                    found += losses([example])
-            return found
+                    results += losses([example])
+            return results
 
         return mixed
 
     def generate(self, generate: Generate) -> Generate:
-        """Return `generate` with each request under its own weights."""
+        """Return `generate` with per-request branch weights."""
 
         def mixed(
             requests: Sequence[GenerationRequest], decoding: Decoding

@@ -1,1 +1,1 @@
-"""Load a base model, put two branches on it, compute losses and generate text."""
+"""The base model, its two low-rank branches, losses of token rows, and text generation."""

@@ -1,4 +1,4 @@
-"""Load the base model: a hub id, a folder, a .gguf file, or the embedded one."""
+"""Load the base model from a hub id, a folder, a .gguf file, or the embedded package."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model and what identifies it. `gguf` is its .gguf file, if it came as one."""
+    """A frozen base model, its tokenizer and the hash of its files; `gguf`: its .gguf file."""
 
     name: str
     fingerprint: str
@@ -35,26 +35,28 @@ class Base:
 
 
 def cache_folder() -> Path:
-    """Return where converted models and rewrites are kept: $FEDSDR_CACHE or ~/.cache/fedsdr."""
+    """Return the folder of converted models and rewrites: $FEDSDR_CACHE or ~/.cache/fedsdr."""
     return Path(os.environ.get("FEDSDR_CACHE") or Path.home() / ".cache" / "fedsdr")
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; "auto" is CUDA when there is one. UserError when it is not there."""
+    """Return the device; "auto" is CUDA if available, else the CPU. UserError if unavailable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"model.device: '{name}' is no device (auto, cpu, cuda, cuda:1)") from None
+        raise UserError(
+            f"model.device: '{name}' is not a device; use auto, cpu, cuda or cuda:1"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device: '{name}', but PyTorch sees no CUDA device here; use 'auto'")
+        raise UserError(f"model.device: '{name}', but PyTorch finds no CUDA device; use 'auto'")
     return device
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
-    """Return the name of the base's dtype; "auto" is bf16 where the device multiplies it in
-    hardware, else fp16 on a GPU and fp32 on a CPU."""
+    """Return the base's dtype; "auto" is bf16 where the hardware supports it, else fp16 on a GPU
+    and fp32 on a CPU."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -63,12 +65,12 @@ def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
 
 
 def dtype_of(config: ModelConfig) -> Dtype:
-    """Return the name of the dtype that this base has on this machine."""
+    """Return the dtype of the configured base on this machine."""
     return choose_dtype(config.dtype, choose_device(config.device))
 
 
 def gguf_of(name: str) -> Path | None:
-    """Return the .gguf file that a model name stands for, or None when it is something else."""
+    """Return the .gguf file of a model name, or None if it is not one. UserError if missing."""
     if name.startswith("embedded:"):
         if name != EMBEDDED:
             raise UserError(f"model.name: unknown '{name}'{nearest(name, [EMBEDDED])}")
@@ -82,10 +84,10 @@ def gguf_of(name: str) -> Path | None:
 
 
 def load_base(config: ModelConfig) -> Base:
-    """Load model and tokenizer, frozen and in eval mode.
+    """Load model and tokenizer; the model is frozen and in eval mode.
 
-    Raises UserError for a missing folder, a folder without weights, an unknown hub id, an
-    architecture that transformers does not know, or a quantisation that this machine cannot do.
+    UserError for a missing folder, missing weights, an unknown hub id or architecture, or a
+    quantisation that this machine does not support.
     """
     _quiet()
     device = choose_device(config.device)
@@ -104,10 +106,9 @@ def load_base(config: ModelConfig) -> Base:
 
 
 def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
-    """Return the model on the meta device: sizes and dtypes without values (quick: no weights).
+    """Return the model on the meta device, with shapes and dtypes but no data, unquantised.
 
-    A quantised base is not quantised here. UserError as in `load_base`, but where a folder needs no
-    `weights`: for its shape its config.json is enough.
+    UserError as in `load_base`; with `weights=False` a folder needs only its config.json.
     """
     source, _ = _source_of(config, weights)
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -126,7 +127,7 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
 
 
 def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | None]:
-    """Return what transformers loads, a hub id or a folder, and the .gguf file it comes from."""
+    """Return the hub id or folder that transformers loads, and its .gguf file if it has one."""
     gguf = gguf_of(config.name)
     if gguf:
         return str(_converted(gguf)), gguf
@@ -137,7 +138,7 @@ def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | N
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer alone. A .gguf is converted whole, once."""
+    """Load only the tokenizer. UserError as in `load_base`."""
     source, _ = _source_of(config)
     from transformers import AutoTokenizer
 
@@ -146,7 +147,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def _quiet() -> None:
-    """Keep transformers' own bars off the screen: ours say what is loading."""
+    """Turn off transformers' progress bars; fedsdr shows its own."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -174,7 +175,7 @@ def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> 
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Turn what transformers says of a model that is not there into one line."""
+    """Turn transformers' loading errors into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -185,7 +186,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def _quantization(kind: str, compute: torch.dtype) -> Any:
-    """Return bitsandbytes' settings: int8, or 4-bit NF4 with double quantisation (QLoRA)."""
+    """Return bitsandbytes' configuration: int8, or NF4 with double quantisation (QLoRA)."""
     if not torch.cuda.is_available():
         raise UserError(f"model.quantize: '{kind}' needs a CUDA device; use 'none' on this machine")
     try:
@@ -210,17 +211,17 @@ def _check_folder(folder: Path, weights: bool) -> None:
     if not folder.is_dir():
         raise UserError(f"model.name: {folder}: no such folder")
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.name: {folder}: has no config.json, so it is not a model folder")
+        raise UserError(f"model.name: {folder}: not a model folder (no config.json)")
     if weights and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"model.name: {folder}: has no *.safetensors weights (other formats are not read)"
+            f"model.name: {folder}: no *.safetensors weights (other formats are not supported)"
         )
 
 
 def _converted(gguf: Path) -> Path:
-    """Return a safetensors copy of a .gguf file, made once (fp32, exactly its dequantised values).
+    """Return a folder with the dequantised fp32 weights of a .gguf file, converted once.
 
-    Reading a .gguf takes transformers some 15 s each time; the copy under a second.
+    transformers takes about 15 s to read a .gguf, and under 1 s to read the copy.
     """
     folder = cache_folder() / "models" / f"{gguf.stem}-{_hash_file(gguf)[:12]}"
     return made_once(folder, functools.partial(_convert, gguf))
@@ -233,12 +234,12 @@ def _convert(gguf: Path, folder: Path) -> None:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    # What remains is a plain fp32 model: transformers refuses to save it while it is marked so.
+    # The model is plain fp32 now; transformers refuses to save one marked as quantised.
     model.hf_quantizer = None
     del model.config.quantization_config
-    for mark in ("is_quantized", "quantization_method"):
-        if hasattr(model, mark):
-            delattr(model, mark)
+    for attribute in ("is_quantized", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary)
@@ -253,7 +254,7 @@ def _hash_file(path: Path) -> str:
 
 
 def _hash_folder(folder: Path) -> str:
-    """Hash the configuration, the tokenizer and all weights."""
+    """Return a hash of the configuration, the tokenizer and all weights."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         digest.update(f"{path.name} {_hash_file(path)} ".encode())

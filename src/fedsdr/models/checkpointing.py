@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer keeps its input alone, and runs again in the backward pass."""
+"""Activation checkpointing: a decoder layer saves only its input and is recomputed in backward."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +11,23 @@ from fedsdr.errors import UserError
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the model's layers of the kind that transformers can checkpoint, in their order."""
+    """Return the layers that transformers can checkpoint, in model order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Make every decoder layer of `model` keep nothing but its input for the backward pass.
+    """Checkpoint every decoder layer of `model`: less activation memory for one more forward.
 
-    One more forward of each layer for L x (one layer's) activations less. Dropout draws the same
-    masks again, so the gradients are the same bits. Without gradients nothing changes.
-
-    transformers' own switch wants the model in training mode, which would also turn on the
-    dropout of the base. UserError when the model has no such layers.
+    The random state is restored, so dropout masks and gradients are bit-identical. Without
+    gradients nothing changes. transformers' own switch would require training mode, which turns on
+    the base model's dropout. UserError if the model has no such layers.
     """
     layers = decoder_layers(model)
     if not layers:
         raise UserError(
-            "train.checkpointing: the layers of this model cannot be checkpointed; set it to false"
+            "train.checkpointing: this model's layers cannot be checkpointed; set it to false"
         )
     for layer in layers:
         layer.forward = _recomputed(layer.forward)

@@ -1,4 +1,4 @@
-"""How likely given continuations are: one forward for all that share a context, prefixes once."""
+"""Log-likelihoods of given continuations; a shared context is computed once."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -11,23 +11,24 @@ from fedsdr.types import TokenRow
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # context and continuation, neither empty
 
-PACK_TOKENS = 4096  # computed in one forward: what its rows all begin with counts once
-NEW_SUBJECT = 64  # tokens less in common with a pack, which then ends
-KEPT_TOKENS = 512  # whose logits, each as wide as the vocabulary, are held at once
+PACK_TOKENS = 4096  # most tokens per forward pass; a shared prefix counts once
+# A pack ends before a row that would shorten its shared prefix by more than this many tokens.
+PREFIX_LOSS = 64
+LOGIT_ROWS = 512  # most label logits, each as wide as the vocabulary, held at once
 
 
 @torch.inference_mode()
 def score_continuations(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-    """Return of each pair (log p(continuation | context) in nats, it is what greedy would say).
+    """Return (log p(continuation | context) in nats, is it the greedy continuation) for each pair.
 
-    Pairs that are equal but for the last token of the continuation (the letters of a multiple
-    choice) are read from the logits of one row.
+    Pairs that differ only in the last token of the continuation (the letters of a multiple-choice
+    question) share one row.
     """
-    sharing: dict[Pair, list[int]] = {}
+    groups: dict[Pair, list[int]] = {}
     for i, (context, continuation) in enumerate(pairs):
-        sharing.setdefault((context, continuation[:-1]), []).append(i)
+        groups.setdefault((context, continuation[:-1]), []).append(i)
     rows = {}
-    for key, members in sharing.items():
+    for key, members in groups.items():
         context, continuation = pairs[members[0]]
         supervised = (False,) * len(context) + (True,) * len(continuation)
         rows[key] = TokenRow("", (*context, *continuation), supervised)
@@ -37,11 +38,11 @@ def score_continuations(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[f
         normaliser, best, at = logits.logsumexp(-1), logits.argmax(-1), 0
         for key in keys:
             end = at + len(key[1]) + 1
-            for i in sharing[key]:
+            for i in groups[key]:
                 wanted = torch.tensor(pairs[i][1], device=logits.device)
-                said = logits[at:end].gather(-1, wanted[:, None])[:, 0]
+                chosen = logits[at:end].gather(-1, wanted[:, None])[:, 0]
                 scores[i] = (
-                    float((said - normaliser[at:end]).sum()),
+                    float((chosen - normaliser[at:end]).sum()),
                     bool((best[at:end] == wanted).all()),
                 )
             at = end
@@ -49,27 +50,27 @@ def score_continuations(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[f
 
 
 def _packs(rows: dict[Pair, TokenRow]) -> Iterator[list[Pair]]:
-    """Cut the rows, sorted so that what begins alike stands together, into packs.
+    """Split the rows into packs of at most PACK_TOKENS tokens and LOGIT_ROWS labels.
 
-    A pack has at most PACK_TOKENS and KEPT_TOKENS, unless one row alone has more, and ends where
-    the next row has much less in common with it than its own rows, or that row and the one after,
-    have with each other: there the next subject begins.
+    Rows are sorted, so that common prefixes are adjacent. A pack also ends where the next row
+    shares over PREFIX_LOSS tokens fewer with it than the pack's rows share with each other, or
+    than that row shares with the one after: there the next subject begins.
     """
     keys = sorted(rows, key=lambda key: rows[key].tokens)
-    common = [shared_prefix([rows[a], rows[b]]) for a, b in pairwise(keys)]
+    common = [shared_prefix([rows[a].tokens, rows[b].tokens]) for a, b in pairwise(keys)]
     pack: list[Pair] = []
-    prefix = tokens = kept = 0
+    prefix = tokens = labels = 0
     for i, key in enumerate(keys):
-        size, labels = len(rows[key].tokens), sum(rows[key].supervised)
+        size, new_labels = len(rows[key].tokens), sum(rows[key].supervised)
         if pack:
-            with_it = min(prefix, common[i - 1])
+            shared = min(prefix, common[i - 1])
             otherwise = max(prefix if len(pack) > 1 else 0, *common[i : i + 1], 0)
-            full = tokens + size - len(pack) * with_it > PACK_TOKENS or kept + labels > KEPT_TOKENS
-            if full or common[i - 1] + NEW_SUBJECT < otherwise:
+            full = tokens + size - len(pack) * shared > PACK_TOKENS
+            if full or labels + new_labels > LOGIT_ROWS or common[i - 1] + PREFIX_LOSS < otherwise:
                 yield pack
                 pack = []
         prefix = min(prefix, common[i - 1]) if pack else size
-        tokens, kept = (tokens + size, kept + labels) if pack else (size, labels)
+        tokens, labels = (tokens + size, labels + new_labels) if pack else (size, new_labels)
         pack.append(key)
     if pack:
         yield pack

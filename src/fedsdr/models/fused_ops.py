@@ -1,26 +1,64 @@
-"""Fused operations of the training step: low-rank branches, RMS norms, and losses at the labels.
+"""Fused operations of the training step: low-rank branches, RMSNorm, and the cross-entropy loss.
 
-Each is an autograd function with a hand-written backward that takes fewer passes over memory than
-autograd's own. What is frozen has no gradient.
+Each is an autograd function whose hand-written backward makes fewer passes over memory than
+autograd's own. Frozen weights get no gradient. On CUDA the element-wise parts are compiled.
 """
 
-from typing import Any
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedsdr.models.compiled import compiled_on_cuda
+P = ParamSpec("P")
+T = TypeVar("T")
 
-CHUNK_BYTES = 24 * 2**20  # of logits at once: a good matrix product, and little memory
+# Bytes of fp32 logits held at once: enough for an efficient matmul, and little memory.
+CHUNK_BYTES = 24 * 2**20
+
+
+def compiles(x: Tensor) -> bool:
+    """Return whether functions of this tensor are compiled: on CUDA, with Triton and a compiler."""
+    return x.is_cuda and _can_compile()
+
+
+@functools.cache
+def _can_compile() -> bool:
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")  # slim containers have none
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+def compiled_on_cuda(function: Callable[P, T]) -> Callable[P, T]:
+    """Return `function`, compiled on first use if its first argument `compiles`.
+
+    Shapes are dynamic, so that packs of other lengths do not trigger a recompilation.
+    """
+
+    @functools.cache
+    def compiled() -> Any:
+        return torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        return compiled()(*args, **kwargs) if compiles(first) else function(*args, **kwargs)
+
+    return call
 
 
 class LowRank(torch.autograd.Function):
-    """out + sum over branches of scale B A x in one pass, in the place of `out`.
+    """out += sum over branches of scale * B A x, in place and in two matmuls.
 
-    The last branch is the trained one, if there is one: the input of its A goes through dropout,
-    and it alone has gradients. Kept for backward: x, a mask of one byte an element under dropout,
-    and the low-rank states of the trained branch. A and B are fp32, the products in x's dtype.
+    If `trained`, the last branch is the trained one: dropout applies to the input of its A, and
+    only its factors get gradients. Saved for backward: x, the dropout mask (one byte per element)
+    and the trained branch's A x. `factors` are the As, then the Bs, in fp32; the matmuls run in
+    x's dtype.
     """
 
     @staticmethod
@@ -34,36 +72,37 @@ class LowRank(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         count = len(scales)
-        ups = torch.cat([a * s for a, s in zip(factors[:count], scales, strict=True)]).to(x.dtype)
-        downs = torch.cat(factors[count:], dim=1).to(x.dtype)
+        scaled = [a * scale for a, scale in zip(factors[:count], scales, strict=True)]
+        stacked_a = torch.cat(scaled).to(x.dtype)
+        stacked_b = torch.cat(factors[count:], dim=1).to(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
         rank = factors[0].shape[0]
         dropped = None
         if dropout > 0:
             dropped = torch.empty(flat.shape, dtype=torch.bool, device=x.device)
             dropped.bernoulli_(dropout)
-            ups[-rank:] /= 1 - dropout
-            low = torch.cat(
-                (flat @ ups[:-rank].t(), flat.masked_fill(dropped, 0) @ ups[-rank:].t()), dim=1
-            )
+            stacked_a[-rank:] /= 1 - dropout
+            frozen_low = flat @ stacked_a[:-rank].t()
+            trained_low = flat.masked_fill(dropped, 0) @ stacked_a[-rank:].t()
+            low = torch.cat((frozen_low, trained_low), dim=1)
         else:
-            low = flat @ ups.t()
+            low = flat @ stacked_a.t()
         if trained:
-            ctx.save_for_backward(flat, low[:, -rank:], ups, downs, dropped)
+            ctx.save_for_backward(flat, low[:, -rank:], stacked_a, stacked_b, dropped)
         else:
-            ctx.save_for_backward(None, None, ups, downs, None)
+            ctx.save_for_backward(None, None, stacked_a, stacked_b, None)
         ctx.scale, ctx.count, ctx.shape = scales[-1] / (1 - dropout), count, x.shape
         ctx.mark_dirty(out)
-        out.view(-1, out.shape[-1]).addmm_(low, downs.t())
+        out.view(-1, out.shape[-1]).addmm_(low, stacked_b.t())
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, ups, downs, dropped = ctx.saved_tensors
+        x, low, stacked_a, stacked_b, dropped = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        back = flat @ downs  # (tokens, all ranks)
-        rank = ups.shape[0] // ctx.count
+        back = flat @ stacked_b  # (tokens, all ranks)
+        rank = stacked_a.shape[0] // ctx.count
         grads: list[Tensor | None] = [None] * (2 * ctx.count)
         if x is not None:
             seen = x if dropped is None else x.masked_fill(dropped, 0)
@@ -72,18 +111,18 @@ class LowRank(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[1]:
             if dropped is None:
-                dx = back @ ups
+                dx = back @ stacked_a
             else:
-                dx = (back[:, -rank:] @ ups[-rank:]).masked_fill_(dropped, 0)
-                dx.addmm_(back[:, :-rank], ups[:-rank])
+                dx = (back[:, -rank:] @ stacked_a[-rank:]).masked_fill_(dropped, 0)
+                dx.addmm_(back[:, :-rank], stacked_a[:-rank])
             dx = dx.view(ctx.shape)
         return grad, dx, None, None, None, *grads
 
 
 class FrozenRMSNorm(nn.Module):
-    """y = weight x / sqrt(mean(x^2) + eps), in fp32 inside; the weight has no gradient.
+    """y = weight * x / sqrt(mean(x^2) + eps), computed in fp32; the weight gets no gradient.
 
-    Autograd's own backward of the same formula takes about twice as many passes.
+    Makes about half of the passes over memory of autograd's backward for the same formula.
     """
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
@@ -110,7 +149,7 @@ class _RMSNorm(torch.autograd.Function):
 
 @compiled_on_cuda
 def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return y and the inverse root."""
+    """Return y and 1 / sqrt(mean(x^2) + eps)."""
     wide = x.float()
     mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
     inverse = mean_square.add_(eps).rsqrt_()
@@ -119,7 +158,7 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 @compiled_on_cuda
 def _gradient(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    """Return dx = i (g w) - x i^3 mean(x g w), with i the inverse root."""
+    """Return dx = i (g w) - x i^3 mean(x g w), where i = 1 / sqrt(mean(x^2) + eps)."""
     wide = x.float()
     dx = grad.float() * weight.float()
     shared = (dx * wide).mean(-1, keepdim=True) * inverse.pow(3)
@@ -127,10 +166,10 @@ def _gradient(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tenso
 
 
 def fuse_norms(model: nn.Module) -> None:
-    """Put FrozenRMSNorm in the place of each norm of the model that computes the same.
+    """Replace each RMSNorm of the model by FrozenRMSNorm.
 
-    Models spell RMSNorm in many ways, and some differ in the formula (Gemma's 1 + weight), so each
-    is asked: it is replaced only if it answers as the formula does, bit for bit to rounding.
+    RMSNorm has many class names, and some differ in the formula (Gemma's 1 + weight), so a module
+    is replaced only if its output on a test input equals the formula's.
     """
     for name, module in list(model.named_modules()):
         eps = getattr(module, "variance_epsilon", None)
@@ -140,7 +179,7 @@ def fuse_norms(model: nn.Module) -> None:
         weight = weights["weight"]
         fused = FrozenRMSNorm(weight, eps)
         probe = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype)
-        with torch.no_grad():  # on the meta device there are no values that could differ
+        with torch.no_grad():  # tensors on the meta device have no values to compare
             same = weight.is_meta or torch.allclose(
                 module(probe[None]), fused(probe[None]), rtol=1e-5, atol=1e-6
             )
@@ -152,9 +191,8 @@ def fuse_norms(model: nn.Module) -> None:
 def label_losses(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
     """Return -log softmax(head(hidden))[label] of each row in nats, (rows,), fp32.
 
-    hidden is (rows, size), labels (rows,). The head is frozen: the gradient goes to `hidden`
-    alone and is taken chunk by chunk with the loss, while the logits are there (as Liger Kernel
-    does, Hsu et al. 2024).
+    hidden is (rows, size), labels (rows,). The head is frozen. The gradient of `hidden` is
+    computed with the loss, one chunk of logits at a time (Liger Kernel, Hsu et al. 2024).
     """
     return _LabelLosses.apply(hidden, head.weight, head.bias, labels)
 
@@ -162,10 +200,10 @@ def label_losses(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
 @compiled_on_cuda
 def _at_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return -log softmax at the label and d loss / d logits = softmax - one at the label."""
-    log_shares = torch.log_softmax(logits, -1, dtype=torch.float32)
+    log_probs = torch.log_softmax(logits, -1, dtype=torch.float32)
     own = torch.arange(len(labels), device=labels.device), labels
-    losses = -log_shares[own]
-    dlogits = log_shares.exp_()
+    losses = -log_probs[own]
+    dlogits = log_probs.exp_()
     dlogits[own] -= 1
     return losses, dlogits
 
@@ -182,8 +220,8 @@ class _LabelLosses(torch.autograd.Function):
             at = slice(start, start + size)
             logits = torch.nn.functional.linear(hidden[at], weight, bias)
             if dhidden is None:
-                log_shares = torch.log_softmax(logits, -1, dtype=torch.float32)
-                losses[at] = torch.nn.functional.nll_loss(log_shares, labels[at], reduction="none")
+                log_probs = torch.log_softmax(logits, -1, dtype=torch.float32)
+                losses[at] = torch.nn.functional.nll_loss(log_probs, labels[at], reduction="none")
             else:
                 losses[at], dlogits = _at_labels(logits, labels[at])
                 torch.mm(dlogits.to(weight.dtype), weight, out=dhidden[at])

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive while something runs, on any device."""
+"""Count the bytes of live tensors while code runs, on any device (also meta)."""
 
 import weakref
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside: those alive now, and at the peak.
+    """Counts the bytes of tensors allocated within the context: live `now`, and at the `peak`.
 
-    Views share a storage, which counts once, and until the last tensor or autograd node that
-    holds it is gone.
+    A storage counts once, however many views it has, until its last tensor or autograd node is
+    freed.
     """
 
     def __init__(self) -> None:
@@ -25,20 +25,20 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        inputs = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(out):
             if not isinstance(tensor, Tensor):
                 continue
             storage = _storage(tensor)
             key = storage._cdata
-            if key not in self.sizes and key not in given:  # parameters were there before
+            if key not in self.sizes and key not in inputs:  # parameters existed before
                 self.sizes[key] = storage.nbytes()
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, key)
+                weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.now)
         return out
 
-    def _gone(self, key: int) -> None:
+    def _freed(self, key: int) -> None:
         self.now -= self.sizes.pop(key)
 
 

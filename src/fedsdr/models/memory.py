@@ -1,8 +1,7 @@
-"""How much memory a training step takes, from the shape of the model alone.
+"""Estimate the memory of a training step from the model's configuration, without its weights.
 
-Nothing is loaded and nothing computed: the model stands on PyTorch's meta device, whose tensors
-have sizes and no values. One training step runs there while the bytes that are alive are counted,
-so the estimate follows whatever the step really keeps.
+One training step runs on PyTorch's meta device, whose tensors have shapes but no data, while live
+bytes are counted. So the estimate follows the code of the step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,34 +22,34 @@ from fedsdr.models.packing import row_losses
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.types import R, S, TokenRow
 
-# Packs far over this fall out of a CPU's cache and slow down; a GPU wants them long.
-MOST = {"cpu": 1024, "cuda": 16_384}
-LEAST = 512
-# Share of the free memory that a step may take. The estimate is of the bytes alive: on a GPU it is
-# within 15 %; the heap of a CPU's malloc grew to twice the bytes alive (docs/performance.md).
+# Largest automatic pack. Longer packs exceed a CPU's caches and slow down; GPUs need long ones.
+MAX_PACK = {"cpu": 1024, "cuda": 16_384}
+MIN_PACK = 512
+# Fraction of free memory that a step may use. The estimate counts live bytes: on CPUs, malloc's
+# heap grew to twice as much (docs/performance.md); on GPUs leave room for fragmentation.
 USABLE = {"cpu": 0.5, "cuda": 0.85}
-UNKNOWN = 1024  # pack size where the step cannot be followed without values
+DEFAULT_PACK = 1024  # where the step cannot run on the meta device
 
-# Bytes a weight of a quantised layer. int8 has one fp32 scale a row, which is left out. NF4 with
-# double quantisation: 4 bits, an 8-bit scale every 64 weights, an fp32 one every 256 of those.
+# Bytes per weight of a quantised layer. int8: its fp32 scale per row is neglected. NF4 with double
+# quantisation: 4 bits, an 8-bit scale per 64 weights, and an fp32 scale per 256 of those.
 _QUANTISED = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 
 class CannotEstimateError(Exception):
-    """The step of this model needs values (a mixture of experts, padded batches)."""
+    """The model's step cannot run on the meta device (mixture of experts, padded batches)."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at the peak of a training step with packs of `pack_tokens` tokens.
+    """Peak bytes of a training step with packs of `pack_tokens` tokens.
 
-    weights      all parameters and buffers of the base, each at its own dtype; with a quantised
-                 base 1 byte (8bit) or 0.516 bytes (4bit) a weight of its linear layers but the head
-    adapters     2 branches x 4 bytes x sum over targets of rank (in + out)
-    optimizer    of the trained branch: gradient, and AdamW's two moments; 3 x 4 bytes a number
-    activations  layers x what one more layer adds to the peak
-    logits       the rest of the peak: the (labels, vocabulary) blocks of the loss, the layer that
-                 is running at that moment, and with a quantised base one layer's weights, restored
+    weights      parameters and buffers of the base at their dtypes; in the linear layers of a
+                 quantised base, 1 byte (8bit) or 0.516 bytes (4bit) per weight
+    adapters     2 branches x 4 bytes x sum over target layers of rank x (in + out)
+    optimizer    trained branch: gradient and AdamW's two moments, 3 x 4 bytes per parameter
+    activations  layers x the peak's increase per layer
+    logits       the rest of the peak: the loss's (labels, vocabulary) blocks, the running layer's
+                 temporaries, and one dequantised layer of a quantised base
     """
 
     pack_tokens: int
@@ -62,7 +61,7 @@ class MemoryEstimate:
 
     @property
     def step(self) -> int:
-        """What training adds to a loaded model with its branches."""
+        """Bytes that training adds to a loaded model with its branches."""
         return self.optimizer + self.activations + self.logits
 
     @property
@@ -71,7 +70,7 @@ class MemoryEstimate:
 
 
 def shape_of(config: Config) -> BranchedModel:
-    """Return the model of a configuration with its branches, without values.
+    """Return the configuration's model with its branches on the meta device.
 
     UserError as in `load_base` and `BranchedModel`.
     """
@@ -91,19 +90,19 @@ def estimate(
     dropout: float = 0.0,
     quantize: Literal["none", "8bit", "4bit"] = "none",
 ) -> MemoryEstimate:
-    """Return the bytes of a training step whose largest pack is `rows`; both branches in it.
+    """Return the peak bytes of a step with both branches whose largest pack is `rows`.
 
-    `shape` is on the meta device. Layers are alike, so the step runs with two and with three of
-    them, and the others add what the third did. Raises CannotEstimateError.
+    `shape` is on the meta device. The step runs with two and with three decoder layers, and the
+    difference is extrapolated to the other layers. Raises CannotEstimateError.
     """
     layers = len(decoder_layers(shape.model))
     few = max(2, min(layers, 3))
     try:
         peak = _peak(shape, rows, few, dropout)
         a_layer = peak - _peak(shape, rows, few - 1, dropout) if layers >= 2 else 0
-    except Exception as error:  # whatever the code of some model does with tensors without values
+    except Exception as error:  # model code may do anything with tensors without data
         raise CannotEstimateError(f"{type(error).__name__}: {error}") from error
-    weights, restored = _weights(shape, quantize)
+    weights, dequantised = _weights(shape, quantize)
     branch = sum(p.numel() for p in shape.parameters(R).values())
     return MemoryEstimate(
         pack_tokens=sum(len(row.tokens) for row in rows),
@@ -111,29 +110,29 @@ def estimate(
         adapters=2 * 4 * branch,
         optimizer=3 * 4 * branch,
         activations=layers * a_layer,
-        logits=peak - min(layers, few) * a_layer + restored,
+        logits=peak - min(layers, few) * a_layer + dequantised,
     )
 
 
 def full_pack(pack_tokens: int, max_length: int) -> list[TokenRow]:
-    """Return the costliest pack: the longest rows that there may be, every token supervised."""
-    size = max(pack_tokens, max_length)  # a longer row gets a pack of its own
+    """Return the most expensive pack: rows of `max_length` with every token supervised."""
+    size = max(pack_tokens, max_length)  # a longer row is a pack of its own
     lengths = [max_length] * (size // max_length)
     if size % max_length:
         lengths.append(size % max_length)
-    # Each begins with a token of its own, so that they have nothing in common.
+    # The first tokens differ, so that the rows share no prefix.
     return [TokenRow(str(i), (i, *[0] * (n - 1)), (True,) * n) for i, n in enumerate(lengths)]
 
 
 def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEstimate | None]:
-    """Return `train.pack_tokens`, chosen where it is 0, and the estimate at this size, if any.
+    """Return `train.pack_tokens`, or the automatic choice if it is 0, and the estimate if any.
 
-    Automatic is the largest power of two, from 512 to 1,024 on a CPU or 16,384 on a GPU, that fits
-    into the free memory: model, branches and step, or the step alone beside a model that is
-    `loaded`. UserError, with what would mend it, when none does.
+    The automatic choice is the largest power of two, from 512 to 1,024 on a CPU or 16,384 on a
+    GPU, whose step fits into free memory, together with the model unless that is `loaded`.
+    UserError with the possible fixes if none fits.
     """
     device = choose_device(config.model.device)
-    given, most = config.train.pack_tokens, MOST.get(device.type, UNKNOWN)
+    given, most = config.train.pack_tokens, MAX_PACK.get(device.type, DEFAULT_PACK)
     usable = USABLE.get(device.type, 0.5)
     shape = shape_of(config)
 
@@ -154,38 +153,39 @@ def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEst
             and (found.step if loaded else found.total) > usable * free
         ):
             most //= 2
-            if most < LEAST:
+            if most < MIN_PACK:
                 raise UserError(_too_large(config, found, free))
             found = at(most)
     except CannotEstimateError:
-        return given or min(most, UNKNOWN), None
+        return given or min(most, DEFAULT_PACK), None
     return given or most, found
 
 
 def _too_large(config: Config, least: MemoryEstimate, free: int) -> str:
-    mends = []
+    fixes = []
     if not config.train.checkpointing:
-        mends.append("train.checkpointing = true")
+        fixes.append("train.checkpointing = true")
     if config.model.quantize != "4bit":
-        mends.append("model.quantize = '4bit' (CUDA)")
-    mends += ["a smaller data.max_length", "train.pack_tokens = 512 to try all the same"]
+        fixes.append("model.quantize = '4bit' (CUDA)")
+    fixes += ["a smaller data.max_length", "train.pack_tokens = 512 to try anyway"]
     return (
-        f"model.name: {free / 2**30:.1f} GiB are free, too few for a training step, which takes "
-        f"some {least.total / 2**30:.1f} GiB; set {', or '.join(mends)}"
+        f"model.name: a training step needs about {least.total / 2**30:.1f} GiB, but only "
+        f"{free / 2**30:.1f} GiB are free; set {', or '.join(fixes)}"
     )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be had there, None where the system does not say."""
+    """Return the free bytes of a device, or None if the system does not report them."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept  # what PyTorch holds for its next tensors
+        # PyTorch's caching allocator reuses what it has reserved.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     free = None
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
     limit, used = _text("/sys/fs/cgroup/memory.max"), _text("/sys/fs/cgroup/memory.current")
-    if limit.strip().isdigit() and used.strip().isdigit():  # a container's share of the machine
+    if limit.strip().isdigit() and used.strip().isdigit():  # a container's limit
         room = max(0, int(limit) - int(used))
         free = room if free is None else min(free, room)
     return free
@@ -199,9 +199,9 @@ def _text(path: str) -> str:
 
 
 def _weights(shape: BranchedModel, quantize: str) -> tuple[int, int]:
-    """Return the bytes of the base, and those of its largest quantised layer when restored."""
-    size: dict[int, float] = {}  # by identity: tied weights count once
-    restored = 0
+    """Return the bytes of the base, and of its largest quantised layer when dequantised."""
+    size: dict[int, float] = {}  # by id: tied weights count once
+    dequantised = 0
     branches = {id(p) for b in (R, S) for p in shape.parameters(b).values()}
     for tensor in (*shape.model.parameters(), *shape.model.buffers()):
         if id(tensor) not in branches:
@@ -210,18 +210,16 @@ def _weights(shape: BranchedModel, quantize: str) -> tuple[int, int]:
         head = shape.model.get_output_embeddings()  # type: ignore[operator]
         for module in shape.model.modules():
             if isinstance(module, nn.Linear) and module is not head:
-                restored = max(restored, int(size[id(module.weight)]))
+                dequantised = max(dequantised, int(size[id(module.weight)]))
                 size[id(module.weight)] = module.weight.numel() * _QUANTISED[quantize]
-    return int(sum(size.values())), restored
+    return int(sum(size.values())), dequantised
 
 
 def _peak(shape: BranchedModel, rows: Sequence[TokenRow], layers: int, dropout: float) -> int:
-    """Return the most bytes alive during forward and backward over what was there before."""
+    """Return the peak of live bytes that forward and backward add."""
     with _first_layers(shape.model, layers), shape.using(R, S, trained=R, dropout=dropout):
         for parameter in shape.parameters(R).values():
-            parameter.grad = torch.zeros_like(parameter)  # of the packs before
-        with torch.no_grad():
-            row_losses(shape.model, rows)  # what is cached once, such as masks, is made here
+            parameter.grad = torch.zeros_like(parameter)  # gradients of earlier packs
         with LiveBytes() as live:
             row_losses(shape.model, rows).sum().backward()
     return live.peak
@@ -229,7 +227,7 @@ def _peak(shape: BranchedModel, rows: Sequence[TokenRow], layers: int, dropout: 
 
 @contextmanager
 def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
-    """Inside, the model has no more than its first `count` decoder layers."""
+    """Within the context, the model has only its first `count` decoder layers."""
     layers = set(decoder_layers(model))
     lists = [
         (owner, name, child)

@@ -1,8 +1,9 @@
-"""Attention inside packed rows, in fewer passes than autograd takes, or by FlashAttention."""
+"""Causal attention over packed rows: a hand-written kernel, or FlashAttention on CUDA."""
 
 import functools
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,64 +11,98 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """How the tokens of one forward pass are divided into rows.
+
+    The first `prefix` tokens are shared by all rows and stored once; then each row's own tokens
+    follow, `lengths` of them, without padding. Masks and indices are built on first use and live
+    as long as the pass: at most longest^2 bytes per attention window.
+    """
+
+    lengths: tuple[int, ...]
+    prefix: int = 0
+    _built: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def segments(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (start, length, prefix tokens attended to) of the prefix and of each row."""
+        start = 0
+        for n in (self.prefix, *self.lengths) if self.prefix else self.lengths:
+            yield start, n, self.prefix if start else 0
+            start += n
+
+    def hidden(self, n: int, prefix: int, window: int | None, device: torch.device) -> Tensor:
+        """Return a (n, prefix + n) mask, True where a query must not attend.
+
+        All masks of a window are slices of one, that of the longest row.
+        """
+        if (window, device) not in self._built:
+            size = self.prefix + max(self.lengths)
+            self._built[window, device] = causal_mask(size, window, device)
+        mask: Tensor = self._built[window, device]
+        return mask[prefix : prefix + n, : prefix + n]
+
+    def flash_indices(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the index of each segment's keys, and the ends of its queries and of its keys."""
+        if device not in self._built:
+            keys: list[int] = []
+            query_ends, key_ends = [0], [0]
+            for start, n, prefix in self.segments():
+                keys += [*range(prefix), *range(start, start + n)]
+                query_ends.append(start + n)
+                key_ends.append(len(keys))
+            ends = (torch.tensor(e, dtype=torch.int32, device=device)
+                    for e in (query_ends, key_ends))  # fmt: skip
+            self._built[device] = torch.tensor(keys, device=device), *ends
+        built: tuple[Tensor, Tensor, Tensor] = self._built[device]
+        return built
+
+
+def causal_mask(size: int, window: int | None, device: torch.device) -> Tensor:
+    """Return a (size, size) mask, True where key j > query i or j <= i - window."""
+    hidden = torch.ones(size, size, dtype=torch.bool, device=device).triu_(1)
+    if window is not None and window < size:
+        hidden |= torch.ones_like(hidden).tril_(-window)
+    return hidden
+
+
 def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    row_lengths: tuple[int, ...],
-    prefix: int,
+    rows: PackedRows,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Causal attention inside each row; returns (1, tokens, heads, head size).
+    """Return causal attention within each row, (1, tokens, heads, head size).
 
-    query is (1, heads, tokens, size), key and value may have fewer heads: `prefix` tokens with
-    which every row begins, once, and then what follows in each row, one after the other.
+    query is (1, heads, tokens, size); key and value may have fewer heads (grouped-query attention).
     """
-    lengths = (prefix, *row_lengths) if prefix else row_lengths
     if softcap is None and has_flash(query):
-        return _flash_rows(query, key, value, lengths, prefix, scale, window)
+        return _flash_attention(query, key, value, rows, scale, window)
     if softcap is None:
-        out: Tensor = _RowAttention.apply(query, key, value, lengths, prefix, scale, window)
+        out: Tensor = _PackedAttention.apply(query, key, value, rows, scale, window)
         return out
-    rows = []
-    for start, n, old in _stretches(lengths, prefix):
-        k, v = (_row_keys(t, start, n, old) for t in (key, value))
-        hidden = _causal(n, old, window, query.device)
-        rows.append(attend(query[:, :, start : start + n], k, v, scale, softcap, hidden))
-    return torch.cat(rows, dim=2).transpose(1, 2)
+    parts = []
+    for start, n, prefix in rows.segments():
+        k, v = (_with_prefix(t, start, n, prefix) for t in (key, value))
+        hidden = rows.hidden(n, prefix, window, query.device)
+        parts.append(attend(query[:, :, start : start + n], k, v, scale, softcap, hidden))
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def _stretches(lengths: tuple[int, ...], prefix: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, length, prefix tokens that it sees) of each stretch; the prefix sees itself."""
-    start = 0
-    for n in lengths:
-        yield start, n, prefix if start else 0
-        start += n
-
-
-def _row_keys(t: Tensor, start: int, n: int, old: int) -> Tensor:
-    """Return the keys or values that a row sees: of the first `old` tokens and its own `n`."""
+def _with_prefix(t: Tensor, start: int, n: int, prefix: int) -> Tensor:
+    """Return the keys or values that a row attends to: those of the prefix and its own."""
     own = t[..., start : start + n, :]
-    return torch.cat((t[..., :old, :], own), dim=-2) if old else own
+    return torch.cat((t[..., :prefix, :], own), dim=-2) if prefix else own
 
 
-@functools.lru_cache(maxsize=256)  # the layers of a model ask for the same ones in turn
-def _causal(length: int, old: int, window: int | None, device: torch.device) -> Tensor:
-    """Return the (length, old + length) mask that is True where a query may not look."""
-    with torch.inference_mode(False):  # one made in inference could not be used in training
-        hidden = torch.ones(length, old + length, dtype=torch.bool, device=device).triu(old + 1)
-        if window is not None and window < old + length:
-            hidden |= torch.ones_like(hidden).tril(old - window)
-    return hidden
+class _PackedAttention(torch.autograd.Function):
+    """softmax(scale q k^T) v per row with batched matmuls and an fp32 softmax.
 
-
-class _RowAttention(torch.autograd.Function):
-    """softmax(scale q k^T) v of each row by plain batched products, with an fp32 softmax.
-
-    On a CPU this beats scaled_dot_product_attention, whose backward is slow for short rows. Kept
-    for backward: q, k, v and the weights of each row, in the dtype of v.
+    On CPUs this is faster than scaled_dot_product_attention, whose backward is slow for short rows.
+    Saved for backward: q, k, v and the attention weights of each row, in v's dtype.
     """
 
     @staticmethod
@@ -76,40 +111,37 @@ class _RowAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        lengths: tuple[int, ...],
-        prefix: int,
+        rows: PackedRows,
         scale: float,
         window: int | None,
     ) -> Tensor:
         _, heads, tokens, size = query.shape
         groups = key.shape[1]
         out = value.new_empty(1, tokens, heads, value.shape[3])
-        kept = []
-        for start, n, old in _stretches(lengths, prefix):
-            k, v = _row_keys(key[0], start, n, old), _row_keys(value[0], start, n, old)
+        saved = []
+        for start, n, prefix in rows.segments():
+            k, v = _with_prefix(key[0], start, n, prefix), _with_prefix(value[0], start, n, prefix)
             q = query[0, :, start : start + n].reshape(groups, -1, size)
             empty = q.new_empty(())
             scores = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=scale).float()
-            scores.view(groups, -1, n, old + n).masked_fill_(
-                _causal(n, old, window, query.device), float("-inf")
-            )
+            hidden = rows.hidden(n, prefix, window, query.device)
+            scores.view(groups, -1, n, prefix + n).masked_fill_(hidden, float("-inf"))
             weights = torch.softmax(scores, -1).to(v.dtype)
             out[0, start : start + n] = (weights @ v).view(heads, n, -1).transpose(0, 1)
-            kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.lengths, ctx.prefix, ctx.scale = lengths, prefix, scale
+            saved.append(weights)
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.rows, ctx.scale = rows, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value, *saved = ctx.saved_tensors
         groups = key.shape[1]
-        # Laid out as the layers below want them, (tokens, heads, size), so that no copy follows.
+        # Allocated as (tokens, heads, size), the layout of the projections, to avoid a copy.
         dq, dk, dv = (t.new_empty(t.transpose(1, 2).shape) for t in (query, key, value))
-        stretches = _stretches(ctx.lengths, ctx.prefix)
-        for (start, n, old), weights in zip(stretches, kept, strict=True):
-            k, v = _row_keys(key[0], start, n, old), _row_keys(value[0], start, n, old)
+        for (start, n, prefix), weights in zip(ctx.rows.segments(), saved, strict=True):
+            k, v = _with_prefix(key[0], start, n, prefix), _with_prefix(value[0], start, n, prefix)
             span = slice(start, start + n)
             q = query[0, :, span].reshape(groups, -1, query.shape[3])
             g = grad[0, span].transpose(0, 1).reshape(groups, -1, value.shape[3])
@@ -124,14 +156,14 @@ class _RowAttention(torch.autograd.Function):
             dq[0, span] = dquery.view(query.shape[1], n, -1).transpose(0, 1)
             for total, part in ((dk, dkey), (dv, dvalue)):
                 part = part.transpose(0, 1)
-                total[0, span] = part[old:]
-                if old:
-                    total[0, :old] += part[:old]
-        return *(t.transpose(1, 2) for t in (dq, dk, dv)), None, None, None, None
+                total[0, span] = part[prefix:]
+                if prefix:
+                    total[0, :prefix] += part[:prefix]
+        return *(t.transpose(1, 2) for t in (dq, dk, dv)), None, None, None
 
 
 def has_flash(query: Tensor) -> bool:
-    """Whether PyTorch's own FlashAttention for rows of different lengths takes this query."""
+    """Return whether PyTorch's variable-length FlashAttention supports this query."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     capable = torch.cuda.get_device_capability(query.device)[0] >= 8 and query.shape[-1] <= 256
@@ -140,7 +172,7 @@ def has_flash(query: Tensor) -> bool:
 
 @functools.cache
 def _varlen_attention() -> Any:
-    """Return PyTorch's FlashAttention for rows, None where it is too old for grouped heads."""
+    """Return PyTorch's `varlen_attn`, or None if this version lacks grouped-query attention."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -148,27 +180,22 @@ def _varlen_attention() -> Any:
     return varlen_attn if "enable_gqa" in inspect.signature(varlen_attn).parameters else None
 
 
-def _flash_rows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: tuple[int, ...],
-    prefix: int,
-    scale: float,
-    window: int | None,
+def _flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: float, window: int | None
 ) -> Tensor:
-    at, q_ends, k_ends = _key_places(lengths, prefix, query.device)
+    indices, query_ends, key_ends = rows.flash_indices(query.device)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    if prefix:  # each row's keys are those of the prefix and its own
-        k, v = k[at], v[at]
+    if rows.prefix:
+        k, v = k[indices], v[indices]
+    longest = max(n for _, n, _ in rows.segments())
     out: Tensor = _varlen_attention()(
         q,
         k,
         v,
-        q_ends,
-        k_ends,
-        max(lengths),
-        max(lengths) + prefix,
+        query_ends,
+        key_ends,
+        longest,
+        longest + rows.prefix,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
@@ -176,27 +203,14 @@ def _flash_rows(
     return out[None]
 
 
-@functools.lru_cache(maxsize=8)
-def _key_places(
-    lengths: tuple[int, ...], prefix: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where the keys of each row stand, and where its queries and its keys end."""
-    at: list[int] = []
-    q_ends, k_ends = [0], [0]
-    for start, n, old in _stretches(lengths, prefix):
-        at += [*range(old), *range(start, start + n)]
-        q_ends.append(start + n)
-        k_ends.append(len(at))
-    with torch.inference_mode(False):  # as above
-        q_at, k_at = (torch.tensor(x, dtype=torch.int32, device=device) for x in (q_ends, k_ends))
-        return torch.tensor(at, device=device), q_at, k_at
-
-
 def attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, hidden: Tensor
 ) -> Tensor:
-    """Softmax attention with an fp32 softmax; q is (batch, heads, n, size), k and v may have
-    fewer heads. `hidden` broadcasts to (batch, kv heads, group, n, keys)."""
+    """Return softmax attention with an fp32 softmax, (batch, heads, n, size).
+
+    q is (batch, heads, n, size); k and v may have fewer heads. `hidden` is a mask that broadcasts
+    to (batch, key heads, queries per key head, n, keys), True where a query must not attend.
+    """
     batch, heads, n, size = q.shape
     groups = k.shape[1]
     q = q.reshape(batch, groups, heads // groups, n, size)

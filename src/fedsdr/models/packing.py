@@ -1,27 +1,30 @@
-"""Losses of token rows: many rows in one forward, logits only where there is a label."""
+"""Losses of token rows: many rows in one forward pass, logits only at supervised positions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsdr.models.fused_ops import fuse_norms, label_losses
+from fedsdr.models.packed_attention import PackedRows
 from fedsdr.models.row_attention import ATTENTION, register, supports_rows, uses_rows
 from fedsdr.types import TokenRow
 
+Tokens = TypeVar("Tokens", tuple[int, ...], list[int])
+
 
 def pack(rows: Sequence[TokenRow], pack_tokens: int) -> list[list[int]]:
-    """Return groups of row indices of at most `pack_tokens` tokens each, first fit decreasing.
+    """Return groups of row indices with at most `pack_tokens` tokens each (first-fit decreasing).
 
-    What all rows begin with counts once a group. A row that is longer gets a group of its own.
+    A prefix that all rows share counts once per group. A longer row gets a group of its own.
     """
-    shared = shared_prefix(rows)
+    prefix = shared_prefix([row.tokens for row in rows])
     groups: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), i)):
-        size = len(rows[i].tokens) - shared
+        size = len(rows[i].tokens) - prefix
         for g, free in enumerate(room):
             if size <= free:
                 groups[g].append(i)
@@ -29,33 +32,31 @@ def pack(rows: Sequence[TokenRow], pack_tokens: int) -> list[list[int]]:
                 break
         else:
             groups.append([i])
-            room.append(pack_tokens - shared - size)
+            room.append(pack_tokens - prefix - size)
     return groups
 
 
-def shared_prefix(rows: Sequence[TokenRow]) -> int:
-    """Return how many tokens all rows begin with, short of the last of any; 0 for a single row.
+def shared_prefix(rows: Sequence[Tokens]) -> int:
+    """Return the length of the longest common prefix that leaves every row at least one token.
 
-    A chat template gives every row the same system turn: it is computed once a pack.
+    0 for a single row. Rows of a chat template share the system turn.
     """
     if len(rows) < 2:
         return 0
-    # The first in order and the last differ as early as any two do.
-    low, high = min(row.tokens for row in rows), max(row.tokens for row in rows)
-    most = min(len(row.tokens) for row in rows) - 1
-    return next((t for t in range(most) if low[t] != high[t]), most)
+    first, last = min(rows), max(rows)  # in sorted order, these two differ first
+    most = min(map(len, rows)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's weights are."""
+    """Return the device of the model's weights."""
     return next(model.parameters()).device
 
 
 def prepare(model: nn.Module) -> None:
-    """Make a loaded, frozen model fast at rows, once, where it is of a kind that allows it.
+    """Switch a loaded, frozen model to the fast path, as far as its architecture supports it.
 
-    Its attention stays inside rows, its norms take fewer passes, and a plain output head is left
-    to the loss. What cannot be done so is done the model's own way.
+    Attention over packed rows, fused norms, and an output head that is applied by the loss.
     """
     if supports_rows(model):
         register()
@@ -66,15 +67,16 @@ def prepare(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _head_is_plain(model: nn.Module) -> bool:
-    """Whether the logits are exactly head(last hidden state): no cap, no scale, nothing else."""
+    """Return whether the logits are exactly head(last hidden state): no soft cap, no scale."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear or not hasattr(model, "base_model"):
         return False
     device = device_of(model)
-    if device.type == "meta":  # sizes without values, which cannot differ
+    if device.type == "meta":  # no values to compare
         return True
     ids = torch.arange(2, device=device)[None]
-    arguments = {"position_ids": positions((2,), device), "row_lengths": (2,), "use_cache": False}
+    arguments: dict[str, Any] = {"position_ids": positions((2,), device), "use_cache": False}
+    arguments["packed_rows"] = PackedRows((2,))
     logits = model(input_ids=ids, **arguments).logits
     body: Any = model.base_model
     hidden = body(input_ids=ids, **arguments).last_hidden_state
@@ -82,9 +84,9 @@ def _head_is_plain(model: nn.Module) -> bool:
 
 
 def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
-    """Return the summed loss of each row in nats, (rows,), fp32, with gradient.
+    """Return the summed loss of each row in nats, (rows,), fp32, differentiable.
 
-    loss_i = - sum over supervised t > 0 of log p(token_t | tokens before t of row i)
+    loss_i = -sum over supervised t > 0 of log p(token_t | tokens of row i before t)
     """
     device = device_of(model)
     places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
@@ -106,8 +108,10 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
 
 
 def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
-    """Return the logits from which the supervised tokens t > 0 are predicted, row after row,
-    (their number, vocabulary), in the dtype of the model."""
+    """Return the logits that predict the supervised tokens t > 0, in the model's dtype.
+
+    Shape (supervised tokens of all rows, vocabulary), in row order.
+    """
     places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
     return _label_logits(model, rows, places)
 
@@ -123,24 +127,24 @@ def _label_logits(
 
 
 def supervised_tokens(row: TokenRow) -> int:
-    """Return how many predictions of the row count in the loss (the first token has none)."""
+    """Return the number of the row's tokens in the loss (the first token is never predicted)."""
     return sum(row.supervised[1:])
 
 
 def positions(lengths: Sequence[int], device: torch.device, first: int = 0) -> Tensor:
-    """Return (1, tokens) positions that start again at `first` in each row."""
+    """Return (1, tokens) positions that restart at `first` in each row."""
     return torch.cat([torch.arange(first, first + n, device=device) for n in lengths])[None]
 
 
 def _packed(
     rows: Sequence[TokenRow], places: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[dict[str, Any], Tensor]:
-    """Return what the model is called with and where the prediction of each label stands.
+    """Return the model's arguments and, for each label, the index of the token that predicts it.
 
-    `places` are those of the labels in each row. The shared prefix comes first, then what follows
-    it in each row, without padding.
+    `places` are the labels' positions in each row. The shared prefix comes first, then each row's
+    own tokens, without padding.
     """
-    prefix = shared_prefix(rows)
+    prefix = shared_prefix([row.tokens for row in rows])
     lengths = tuple(len(row.tokens) - prefix for row in rows)
     keep, start = [], prefix
     for at, length in zip(places, lengths, strict=True):
@@ -151,15 +155,14 @@ def _packed(
     inputs = {
         "input_ids": torch.tensor([tokens], device=device),
         "position_ids": torch.cat(numbered, dim=1),
-        "row_lengths": lengths,
-        "prefix": prefix,
+        "packed_rows": PackedRows(lengths, prefix),
         "use_cache": False,
     }
     return inputs, torch.tensor(keep, device=device)
 
 
 def _padded_logits(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> Tensor:
-    """The same with padding and the model's own attention, for models that cannot pack."""
+    """Return `label_logits` of a padded batch with the model's own attention."""
     longest = max(len(row.tokens) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -176,7 +179,7 @@ def _padded_logits(model: nn.Module, rows: Sequence[TokenRow], device: torch.dev
 
 
 def last_states(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the last layer's state at the last token of each prompt, (prompts, hidden), fp32."""
+    """Return the last hidden state at the last token of each prompt, (prompts, size), fp32."""
     device = device_of(model)
     states = []
     for tokens in prompts:
@@ -186,7 +189,7 @@ def last_states(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
             use_cache=False,
             output_hidden_states=True,
             logits_to_keep=1,
-            **({"row_lengths": (len(tokens),)} if uses_rows(model) else {}),
+            **({"packed_rows": PackedRows((len(tokens),))} if uses_rows(model) else {}),
         )
         states.append(out.hidden_states[-1][0, -1].float())
     return torch.stack(states)

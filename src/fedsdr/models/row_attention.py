@@ -1,47 +1,55 @@
-"""Attention that stays inside a row, so that many rows share one forward pass without padding.
+"""The attention function that transformers calls: packed rows in training, a shared cache in
+generation.
 
-Hugging Face models look their attention up by name and hand it the keyword arguments of
-`forward`. `register` adds this one under ATTENTION; `row_lengths` or `spans` then say how the
-tokens fall into rows. Positions come from `position_ids`, so nothing else has to change.
+transformers looks attention functions up by name (`AttentionInterface`) and passes them the
+keyword arguments of the model's `forward`. `register` adds ours; `packed_rows` or `cache_spans`
+then says how the tokens of a pass are divided into rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from fedsdr.models.packed_attention import attend, packed_attention
+from fedsdr.models.packed_attention import PackedRows, attend, packed_attention
 
 ATTENTION = "fedsdr_rows"
 
 
 @dataclass(frozen=True)
-class Span:
-    """New tokens of neighbouring rows of a cache, equally many a row, that share a product.
+class CacheSpan:
+    """New tokens of neighbouring cache slots, equally many per slot, that share one matmul."""
 
-    `tokens` are theirs in the query, `slots` theirs in the cache, of which the first `keys`
-    positions are read; `positions` (rows, tokens a row) says where in its row each token stands.
-    """
+    tokens: slice  # of the query
+    slots: slice  # of the cache
+    keys: int  # cache positions to read
+    positions: Tensor  # (slots, tokens per slot): position of each token in its row
+    _hidden: dict[int | None, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    tokens: slice
-    slots: slice
-    keys: int
-    positions: Tensor
+    def hidden(self, window: int | None) -> Tensor:
+        """Return the mask of `attend`, built once per forward pass and window."""
+        if window not in self._hidden:
+            own = self.positions[..., None]
+            at = torch.arange(self.keys, device=own.device)
+            hidden = at > own
+            if window is not None:
+                hidden |= at <= own - window
+            self._hidden[window] = hidden[:, None, None]
+        return self._hidden[window]
 
 
 def register() -> None:
-    """Make ATTENTION known to transformers (which keeps one table a process)."""
+    """Register ATTENTION with transformers, whose table is global to the process."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, row_attention)
 
 
 def supports_rows(model: nn.Module) -> bool:
-    """Whether every layer of the model mixes tokens through the attention table alone.
+    """Return whether every layer mixes tokens through transformers' attention interface alone.
 
-    Recurrent, convolutional and chunked layers would mix the rows of a pack; such a model gets
-    padded batches and its own attention.
+    Recurrent, convolutional and chunked layers would mix the rows of a pack.
     """
     layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     return (
@@ -52,7 +60,7 @@ def supports_rows(model: nn.Module) -> bool:
 
 
 def uses_rows(model: nn.Module) -> bool:
-    """Whether the model's attention is ATTENTION, so that rows may share a forward pass."""
+    """Return whether the model's attention is ATTENTION, so that rows can share a forward pass."""
     return getattr(model.config, "_attn_implementation", "") == ATTENTION
 
 
@@ -66,48 +74,29 @@ def row_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    row_lengths: tuple[int, ...] | None = None,
-    prefix: int = 0,
-    spans: Sequence[Span] | None = None,
+    packed_rows: PackedRows | None = None,
+    cache_spans: Sequence[CacheSpan] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each row; returns (1, tokens, heads, head size).
+    """Return causal attention within each row, (1, tokens, heads, head size).
 
-    Query is (1, heads, tokens, size), the rows one after the other. With `row_lengths`, key and
-    value lie likewise, and `prefix` tokens with which every row begins stand once before them; with
-    `spans` they are a cache (slots, heads, positions, size), in which the new tokens already stand.
-    Grouped key and value heads are not repeated.
-    Raises ValueError for attention sinks or when neither is given.
+    query is (1, heads, tokens, size). With `packed_rows`, key and value have the same tokens; with
+    `cache_spans` they are a cache (slots, heads, positions, size) that holds the new tokens too.
+    Key and value heads may be fewer than query heads. ValueError for attention sinks, or without
+    either argument.
     """
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks are not supported in packed rows")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if row_lengths is not None:
-        out = packed_attention(
-            query, key, value, row_lengths, prefix, scale, sliding_window, softcap
-        )
+    if packed_rows is not None:
+        out = packed_attention(query, key, value, packed_rows, scale, sliding_window, softcap)
         return out, None
-    if spans is not None:
-        done = [_attend_span(query, key, value, s, scale, softcap, sliding_window) for s in spans]
-        return torch.cat(done, dim=2).transpose(1, 2), None
-    raise ValueError("row attention needs row_lengths or spans")
-
-
-def _attend_span(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    span: Span,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """Attention of one span; (1, heads, tokens of the span, size)."""
-    q = query[0, :, span.tokens].unflatten(1, span.positions.shape).transpose(0, 1)
-    k, v = key[span.slots, :, : span.keys], value[span.slots, :, : span.keys]
-    at, own = torch.arange(span.keys, device=key.device), span.positions[..., None]
-    hidden = at > own
-    if window is not None:
-        hidden |= at <= own - window
-    out = attend(q, k, v, scale, softcap, hidden[:, None, None])
-    return out.transpose(0, 1).flatten(1, 2)[None]
+    if cache_spans is None:
+        raise ValueError("row attention needs packed_rows or cache_spans")
+    parts = []
+    for span in cache_spans:
+        q = query[0, :, span.tokens].unflatten(1, span.positions.shape).transpose(0, 1)
+        k, v = key[span.slots, :, : span.keys], value[span.slots, :, : span.keys]
+        part = attend(q, k, v, scale, softcap, span.hidden(sliding_window))
+        parts.append(part.transpose(0, 1).flatten(1, 2))
+    return torch.cat(parts, dim=1)[None].transpose(1, 2), None

@@ -2,8 +2,8 @@
 
     h_out = W0 h + (alpha / r) B_R A_R h + (alpha / r) B_S A_S h
 
-Which branches are in the forward and which one is trained is one switch for the whole model.
-The gradient passes through the frozen branch to the layers below: only its factors stand still.
+One switch per model says which branches are in the forward and which one is trained. Gradients
+flow through a frozen branch to the layers below; only its factors get none.
 """
 
 import math
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedsdr.errors import UserError, nearest
 from fedsdr.models.fused_ops import LowRank
@@ -26,20 +25,22 @@ BRANCHES: tuple[Branch, ...] = (R, S)
 
 @dataclass
 class Switch:
-    """What all two-branch layers of one model do now. `weights` scales a branch's output: 1 in
-    FedSDR, another number in FedDPA."""
+    """The current mode of all two-branch layers of a model.
+
+    `dropout` applies to the trained branch. `weights` scale the output of branches (FedDPA); None
+    means 1.
+    """
 
     forward: tuple[Branch, ...] = ()
     trained: Branch | None = None
     dropout: float = 0.0
-    frozen_dropout: bool = False
     weights: dict[Branch, float] | None = None
 
 
 class TwoBranchLinear(nn.Module):
-    """One frozen linear layer (plain or quantised) with the factor pairs of both branches.
+    """A frozen linear layer (plain or quantised) with the factors of both branches.
 
-    A is (rank, in) and B is (out, rank), fp32 whatever the dtype of the base.
+    A is (rank, in) and B is (out, rank), always fp32.
     """
 
     def __init__(self, base: nn.Module, switch: Switch, rank: int, scaling: float) -> None:
@@ -60,23 +61,21 @@ class TwoBranchLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's own, for models that look at it."""
+        """The base layer's weight: some models read its dtype or shape."""
         return self.base.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """The base layer's own, for models that look at it."""
+        """The base layer's bias."""
         return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
         switch = self.switch
-        weights = switch.weights or {}
         if not switch.forward:
             return out
-        if switch.frozen_dropout:
-            return self._plainly(x, out)
-        # The trained branch last: it alone has gradients and dropout.
+        weights = switch.weights or {}
+        # LowRank expects the trained branch last.
         order = sorted(switch.forward, key=lambda branch: branch == switch.trained)
         scales = [self.scaling * weights.get(branch, 1.0) for branch in order]
         trained = order[-1] == switch.trained
@@ -90,19 +89,6 @@ class TwoBranchLinear(nn.Module):
             *(self.lora_B[branch] for branch in order),
         )
 
-    def _plainly(self, x: Tensor, out: Tensor) -> Tensor:
-        """The same by autograd, for dropout on both branches."""
-        switch = self.switch
-        for branch in switch.forward:
-            a, b = self.lora_A[branch].to(x.dtype), self.lora_B[branch].to(x.dtype)
-            dropped = switch.dropout > 0 and (branch == switch.trained or switch.frozen_dropout)
-            h = functional.dropout(x, switch.dropout) if dropped else x
-            low = functional.linear(h, a) * self.scaling
-            if switch.weights is not None:
-                low = low * switch.weights[branch]
-            out = out + functional.linear(low, b)
-        return out
-
 
 class BranchedModel:
     """A base model with two branches on each target layer.
@@ -115,8 +101,8 @@ class BranchedModel:
     ) -> None:
         """Freeze `model` and wrap its target layers in place.
 
-        `target_modules` are the last parts of module names, or "all-linear" for every linear
-        layer but the output head. UserError when one matches nothing or is not linear.
+        `target_modules` are suffixes of module names, as in PEFT, or "all-linear": every linear
+        layer except the output head. UserError for one that matches no linear layer.
         """
         self.model = model
         self.switch = Switch()
@@ -136,20 +122,16 @@ class BranchedModel:
         *forward: Branch,
         trained: Branch | None = None,
         dropout: float = 0.0,
-        frozen_dropout: bool = False,
         weights: dict[Branch, float] | None = None,
     ) -> Iterator[None]:
-        """Inside, the forward has these branches and `trained` alone has gradients."""
+        """Within the context, these branches are in the forward and only `trained` has gradients.
+
+        ValueError if `trained` is not in the forward.
+        """
         if trained is not None and trained not in forward:
             raise ValueError(f"branch {trained} is trained but not in the forward")
         before = dict(vars(self.switch))
-        vars(self.switch).update(
-            forward=forward,
-            trained=trained,
-            dropout=dropout,
-            frozen_dropout=frozen_dropout,
-            weights=weights,
-        )
+        vars(self.switch).update(forward=forward, trained=trained, dropout=dropout, weights=weights)
         for branch in BRANCHES:
             for parameter in self.parameters(branch).values():
                 parameter.requires_grad_(branch == trained)
@@ -186,14 +168,14 @@ class BranchedModel:
             own[name].copy_(value)
 
     def on_device(self, values: Tensors) -> Tensors:
-        """Return values moved to where the model is."""
+        """Return the values on the model's device."""
         device = next(self.model.parameters()).device
         return {name: value.to(device) for name, value in values.items()}
 
     def initial(self, branch: Branch, seed: int) -> Tensors:
-        """Return a fresh branch: A uniform in ±1/sqrt(in) (as PEFT), B zero.
+        """Return initial factors: A uniform in ±1/sqrt(in), as in PEFT, and B zero.
 
-        Each factor has a seed of its own, so the values do not depend on the order of layers.
+        Each factor has its own seed, so the values do not depend on the set of target layers.
         """
         fresh: Tensors = {}
         for name, p in self.parameters(branch).items():
@@ -206,16 +188,15 @@ class BranchedModel:
 
     @torch.no_grad()
     def merge(self, *branches: Branch) -> nn.Module:
-        """Add these branches into the base weights for good and return the plain model.
+        """Merge these branches into the base weights and return the plain model.
 
-        W0 + (alpha / r) sum B A, computed in fp32. Raises UserError on a quantised base.
+        W = W0 + (alpha / r) sum B A, computed in fp32. Cannot be undone. UserError on a quantised
+        base.
         """
         for name, layer in self.layers.items():
             base = layer.base
             if type(base) is not nn.Linear:
-                raise UserError(
-                    "a quantised base cannot be merged; set model.quantize = 'none' to export"
-                )
+                raise UserError("a quantised base cannot be merged; set model.quantize = 'none'")
             merged = base.weight.float()
             for branch in branches:
                 merged = merged + layer.scaling * (layer.lora_B[branch] @ layer.lora_A[branch])
@@ -226,7 +207,7 @@ class BranchedModel:
 
 
 def _targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Return the full names of the layers to adapt, in model order."""
+    """Return the full names of the layers to wrap, in model order."""
     linear = {name for name, m in model.named_modules() if _is_linear(m)}
     find_head = getattr(model, "get_output_embeddings", lambda: None)
     heads = {name for name, m in model.named_modules() if m is find_head()}
@@ -251,5 +232,5 @@ def _targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Plain linear layers and bitsandbytes' quantised ones, which derive from them."""
+    """True for nn.Linear and for bitsandbytes' quantised layers, which derive from it."""
     return isinstance(module, nn.Linear)

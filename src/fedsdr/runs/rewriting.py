@@ -20,10 +20,9 @@ from fedsdr.models.base_model import Base, cache_folder
 from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import Site
-from fedsdr.teachers import choose_engine
-from fedsdr.teachers.gguf_copy import write_fp16_copy
+from fedsdr.teachers.choice import choose_engine
 from fedsdr.teachers.openvino import why_unreadable
-from fedsdr.teachers.openvino_export import export_folder
+from fedsdr.teachers.openvino_conversion import export_folder, write_fp16_copy
 from fedsdr.types import ClientData, Decoding, Generate, Generation, GenerationRequest, Turn
 
 PROBES = (

@@ -1,4 +1,4 @@
-"""Generation on the CPU with OpenVINO GenAI, from a .gguf file or an exported OpenVINO folder."""
+"""Generate on the CPU with OpenVINO GenAI, from a .gguf file or an OpenVINO model folder."""
 
 import itertools
 import struct
@@ -12,21 +12,20 @@ from fedsdr.errors import UserError
 from fedsdr.extras import import_extra
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # what its GGUF reader builds a graph for
-# By default the KV cache is 8-bit with one scale for each block of tokens, so how a prompt is cut
-# into steps, and with it the rest of the batch, changes the text; fp32 has no scale to share.
-# On CPUs with bf16 units the arithmetic would be bf16 without the first hint.
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # supported by its GGUF reader
+# The default KV cache is 8-bit with one scale per block of tokens, so a row's text would depend on
+# the rest of the batch. Without the precision hint, CPUs with bf16 units compute in bf16.
 PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
 def why_unreadable(path: str | Path) -> str:
-    """Return why OpenVINO cannot read the model at `path`, '' when nothing speaks against it."""
+    """Return why OpenVINO cannot read the model at `path`, or '' if it seems readable."""
     path = Path(path)
     if path.is_dir():
         exported = (path / "openvino_model.xml").is_file()
         return "" if exported else "a folder without openvino_model.xml"
     if not path.is_file():
-        return "there is no such file"
+        return "no such file"
     architecture = gguf_architecture(path)
     if not architecture:
         return "not a GGUF file"
@@ -34,10 +33,10 @@ def why_unreadable(path: str | Path) -> str:
 
 
 def gguf_architecture(path: Path) -> str:
-    """Return `general.architecture` of a GGUF file, '' when `path` is none.
+    """Return `general.architecture` of a GGUF file, or '' if `path` is not one.
 
-    Reads only the head: magic, version (u32), number of tensors and of keys (u64), then the first
-    key, which by convention is this one: length (u64), name, type (u32, 8 is text), length, text.
+    Reads only the header: magic, version (u32), counts of tensors and keys (u64), then the first
+    key, by convention this one: length (u64), name, type (u32, 8 is string), length, string.
     """
     key = b"general.architecture"
     start = struct.Struct(f"<4sIQQQ{len(key)}sIQ")
@@ -60,32 +59,31 @@ def openvino_generate(
 ) -> Generate:
     """Load the model and return a `Generate` over OpenVINO's continuous batching.
 
-    `render` makes the token ids of a prompt, so that it is the same prompt as in other engines.
-    `batch_size` bounds the conversations in flight, and so the KV cache: it grows with them, at
-    2 * layers * KV heads * head size * 4 bytes a token (46 kB for SmolLM2-135M).
-    Generation ends at the model's own end tokens and at `stop_ids`. Only `Decoding` counts:
-    sampling defaults that came with the model are not used. The same seed gives the same text in
-    any batch and order. Raises UserError when the package is missing or cannot read the model.
+    `render` returns the token ids of a prompt. At most `batch_size` conversations run at once; each
+    token of their KV cache takes 2 * layers * KV heads * head size * 4 bytes (46 kB for
+    SmolLM2-135M). Generation ends at the model's end tokens and at `stop_ids`. The model's own
+    sampling defaults are ignored. A seed gives the same text in any batch and order. UserError if
+    the package is missing or cannot read the model.
     """
     genai = import_extra("openvino_genai", "openvino")
     tensor = import_extra("openvino", "openvino").Tensor
     if problem := why_unreadable(model_path):
         raise UserError(
-            f"{model_path}: OpenVINO reads a folder with openvino_model.xml or a .gguf file of "
-            f"{', '.join(GGUF_ARCHITECTURES)}, but this is not one ({problem}); "
+            f"{model_path}: OpenVINO cannot read it ({problem}); it reads a folder with "
+            f"openvino_model.xml or a .gguf file of {', '.join(GGUF_ARCHITECTURES)}; "
             "set teacher.engine = 'transformers'"
         )
     scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 0  # grows as needed; what does not fit a fixed size is dropped
+    scheduler.cache_size = 0  # grows as needed; a fixed size would drop requests
     try:
         pipeline = genai.ContinuousBatchingPipeline(str(model_path), scheduler, "CPU", PROPERTIES)
-    except (RuntimeError, IndexError) as error:  # what its C++ throws for a file it cannot use
+    except (RuntimeError, IndexError) as error:  # raised by its C++ code for unusable files
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"{model_path}: OpenVINO cannot load it ({reason}); set teacher.engine = 'transformers'"
         ) from error
     tokenizer, own_stop_ids = pipeline.get_tokenizer(), pipeline.get_config().stop_token_ids
-    numbers = itertools.count()  # of requests, over all calls
+    request_ids = itertools.count()  # unique over all calls
 
     def config(seed: int, decoding: Decoding) -> Any:
         config = genai.GenerationConfig(
@@ -102,7 +100,7 @@ def openvino_generate(
     def answer(request: GenerationRequest, prompt_tokens: int, handle: Any) -> Generation:
         if handle.get_status() != genai.GenerationStatus.FINISHED:
             raise UserError(
-                f"{model_path}: OpenVINO dropped a request, its KV cache is out of memory; "
+                f"{model_path}: OpenVINO ran out of memory for its KV cache; "
                 "lower teacher.batch_size or teacher.max_new_tokens"
             )
         (output,) = handle.read_all()
@@ -119,11 +117,11 @@ def openvino_generate(
         running: list[tuple[GenerationRequest, int, Any]] = []
         try:
             while True:
-                # The scheduler's max_num_seqs does not bind while prompts are split, so we count.
+                # The scheduler's max_num_seqs is not enforced while prompts are split.
                 for request in itertools.islice(waiting, batch_size - len(running)):
                     ids = list(render(request.turns))
                     handle = pipeline.add_request(
-                        next(numbers),
+                        next(request_ids),
                         tensor(np.array([ids], dtype=np.int64)),
                         config(request.seed, decoding),
                     )
@@ -137,7 +135,7 @@ def openvino_generate(
                 running = [job for job in running if job not in ended]
                 for request, prompt_tokens, handle in ended:
                     yield answer(request, prompt_tokens, handle)
-        finally:  # the caller may stop early; the next call must not go on with these
+        finally:  # the caller may stop early; later calls must not continue these
             for _, _, handle in running:
                 handle.cancel()
 

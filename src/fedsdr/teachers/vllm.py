@@ -1,4 +1,4 @@
-"""Generation on CUDA with vLLM's offline engine."""
+"""Generate on CUDA with vLLM's offline engine."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,17 +21,16 @@ def vllm_generate(
 ) -> Generate:
     """Load the model (a hub id or a transformers folder) and return a `Generate` over vLLM.
 
-    `render` makes the token ids of a prompt, so that it is the same prompt as in other engines.
-    `dtype` is vLLM's ("auto", "bfloat16", "float16", "float32"). vLLM batches by itself;
-    `chunk_size` says after how many requests the answers are handed on. Each request draws from a
-    generator of its own, but sums on a GPU depend on the batch, so that a near tie can fall the
-    other way in another one; VLLM_BATCH_INVARIANT=1 in the environment (recent vLLM) rules that
-    out at some cost in speed. Raises UserError when vllm or a CUDA device is missing.
+    `render` returns the token ids of a prompt. `dtype` is vLLM's ("auto", "bfloat16", "float16",
+    "float32"). Answers are yielded after every `chunk_size` requests. Each request has its own
+    random generator, but GPU rounding depends on the batch, so near ties may resolve differently in
+    another batch; recent vLLM avoids this with VLLM_BATCH_INVARIANT=1, at some cost in speed.
+    UserError if vllm or a CUDA device is missing.
     """
     vllm = import_extra("vllm", "vllm")
     if not torch.cuda.is_available():
         raise UserError(
-            "teacher.engine: 'vllm' needs a CUDA device and there is none; "
+            "teacher.engine: 'vllm' needs a CUDA device, and PyTorch finds none; "
             "set teacher.engine = 'auto'"
         )
     llm = vllm.LLM(

@@ -1,7 +1,7 @@
-"""One optimizer step, and one phase of them.
+"""Train a set of parameters on token rows: batches, gradient accumulation over packs, AdamW.
 
-The loss of a step is the mean over the supervised tokens of its examples, however they fall into
-packs, so that packing changes the speed and not the mathematics.
+The loss of a step is the mean over the supervised tokens of its batch, however its rows are packed:
+packing changes the speed, not the mathematics.
 """
 
 import random
@@ -18,7 +18,7 @@ from fedsdr.types import LocalSettings, TokenRow
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """What one phase did. `loss` is the mean per supervised token over its last epoch."""
+    """Counts of one phase. `loss` is the mean per supervised token over the last epoch, in nats."""
 
     loss: float
     tokens: int
@@ -29,7 +29,7 @@ class PhaseResult:
 def batches(
     rows: Sequence[TokenRow], batch_size: int, epochs: int, seed: int
 ) -> Iterator[tuple[int, list[TokenRow]]]:
-    """Yield (epoch, rows of one optimizer step); each epoch is a new seeded order of all rows."""
+    """Yield (epoch, rows of one optimizer step); every epoch shuffles all rows anew."""
     rng = random.Random(seed)
     order = list(range(len(rows)))
     for epoch in range(epochs):
@@ -44,9 +44,10 @@ def accumulate_gradients(
     rows: Sequence[TokenRow],
     pack_tokens: int,
 ) -> tuple[float, int]:
-    """Set `.grad`, empty before, to the gradient of the mean loss per supervised token of `rows`.
+    """Set `.grad` of `parameters` to the gradient of the mean loss per supervised token of `rows`.
 
-    Returns (summed loss in nats, supervised tokens). Rows without any stay out of the forward.
+    Gradients must be None before. Rows without supervised tokens are skipped. Returns (summed loss
+    in nats, supervised tokens).
     """
     rows = [row for row in rows if supervised_tokens(row)]
     total = sum(supervised_tokens(row) for row in rows)
@@ -55,7 +56,7 @@ def accumulate_gradients(
         loss = row_losses(model, [rows[i] for i in group]).sum()
         loss.backward()
         loss_sum += float(loss.detach())
-    # Divided last: a small factor on the loss would make fp16 gradients vanish on their way.
+    # Divide the gradients, not the loss: a small factor on the loss would underflow in fp16.
     for p in parameters:
         if p.grad is not None:
             p.grad /= total
@@ -74,11 +75,10 @@ def train_phase(
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> PhaseResult:
-    """Train `parameters` in place with a fresh AdamW; its state is not kept.
+    """Train `parameters` in place with a new AdamW optimizer; its state is discarded.
 
-    `adjust` is a local correction (FedProx, SCAFFOLD) of each gradient, made before the whole is
-    clipped to `max_grad_norm`. `before_step` may change the forward; `after_step` is told how many
-    rows the step took.
+    `adjust` corrects each gradient (FedProx, SCAFFOLD) before the norm is clipped to
+    `max_grad_norm`. `before_step` may change the forward; `after_step` gets the number of rows.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay

@@ -1,7 +1,7 @@
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 
-from fedsdr.teachers.gguf_copy import write_fp16_copy
+from fedsdr.teachers.openvino_conversion import write_fp16_copy
 
 
 def test_a_copy_has_the_names_metadata_and_dequantised_weights_of_the_file(tmp_path):

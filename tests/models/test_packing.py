@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,8 @@ from tiny import SIZES, branched, rows, tiny_llama
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from fedsdr.models.fused_ops import FrozenRMSNorm
-from fedsdr.models.packed_attention import packed_attention
+from fedsdr.models.live_bytes import LiveBytes
+from fedsdr.models.packed_attention import PackedRows
 from fedsdr.models.packing import pack, prepare, row_losses, shared_prefix
 from fedsdr.models.row_attention import ATTENTION, register
 from fedsdr.training.optimizer_step import accumulate_gradients
@@ -26,7 +29,7 @@ def test_every_row_is_in_one_pack_and_no_pack_of_several_is_too_full(lengths, co
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=2, max_size=6))
 def test_the_shared_prefix_is_the_longest_that_leaves_every_row_a_token(tokens):
-    found = shared_prefix([TokenRow("", tuple(t), ()) for t in tokens])
+    found = shared_prefix(tokens)
     shares = [n for n in range(min(map(len, tokens))) if len({tuple(t[:n]) for t in tokens}) == 1]
     assert found == max(shares)
 
@@ -41,7 +44,7 @@ def test_rows_that_begin_alike_have_the_losses_and_gradients_of_each_alone(prefi
         TokenRow(r.id, (*range(20, 20 + prefix), *r.tokens), (*(True,) * prefix, *r.supervised))
         for r in rows()
     ]
-    assert shared_prefix(alike) == prefix
+    assert shared_prefix([row.tokens for row in alike]) == prefix
 
     def losses_and_gradients(groups):
         with tiny.using("R", "S", trained="R"):
@@ -56,12 +59,21 @@ def test_rows_that_begin_alike_have_the_losses_and_gradients_of_each_alone(prefi
         assert float((grad - want).norm() / want.norm()) < 1e-5
 
 
+def by_autograd(layer, x):
+    """Eq. 6 of the paper, written as it stands."""
+    out = layer.base(x)
+    for branch in ("R", "S"):
+        a, b = layer.lora_A[branch].to(x.dtype), layer.lora_B[branch].to(x.dtype)
+        out = out + layer.scaling * (x @ a.t()) @ b.t()
+    return out
+
+
 def loss_and_gradient(dtype, fast):
-    """Of branch S in one step, by our path or by the model's own attention, norms and logits."""
+    """Of branch S in one step, on the fast path or with the model's own attention and norms."""
     ours = branched(tiny_llama(packed=fast).bfloat16().to(dtype), targets="all-linear")
     if not fast:
         for layer in ours.layers.values():
-            layer.forward = lambda x, layer=layer: layer._plainly(x, layer.base(x))
+            layer.forward = functools.partial(by_autograd, layer)
     factors = ours.parameters("S").values()
     with ours.using("R", "S", trained="S"):
         loss, _ = accumulate_gradients(ours.model, factors, rows(), pack_tokens=50)
@@ -105,13 +117,19 @@ def test_a_head_that_caps_or_scales_its_logits_is_left_to_the_model():
     torch.testing.assert_close(row_losses(model, data), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_mask_made_in_inference_serves_in_training():
-    query = torch.randn(1, 4, 13, 8, requires_grad=True)
-    arguments = ((6, 7), 0, 1.0, 3, 2.0)
-    with torch.inference_mode():
-        packed_attention(query, query, query, *arguments)
-    packed_attention(query, query, query, *arguments).sum().backward()
-    assert bool(query.grad.isfinite().all())
+@pytest.mark.parametrize("window", [None, 3])
+def test_all_masks_of_a_pack_take_the_bytes_of_the_longest_one_and_are_freed_with_it(window):
+    with LiveBytes() as live:
+        packed = PackedRows((7, 12, 30, 30, 5), prefix=4)
+        for _, n, prefix in packed.segments():
+            hidden = packed.hidden(n, prefix, window, torch.device("cpu"))
+            for i in range(n):
+                seen = [j for j in range(prefix + n) if not hidden[i, j]]
+                first = 0 if window is None else max(0, prefix + i - window + 1)
+                assert seen == list(range(first, prefix + i + 1))
+        assert live.now == (4 + 30) ** 2
+        del packed, hidden
+    assert live.now == 0
 
 
 def test_a_plain_head_and_plain_norms_are_found():
