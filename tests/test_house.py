@@ -9,10 +9,9 @@ SOURCE = ROOT / "src" / "fedsdr"
 FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 
 # Still over a limit. Remove an entry once it is fixed; add none.
-LONG_FILES = {"config.py", "models/generation.py"}
+LONG_FILES = {"config.py"}
 LONG_FUNCTIONS = {
     "cli/data.py data",
-    "teachers/openvino.py openvino_generate",
 }
 SHARED_NAMES: set[str] = set()
 TOTAL_LINES = 16_200  # to shrink to 13,000

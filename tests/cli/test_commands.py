@@ -133,7 +133,7 @@ def test_doctor_with_a_configuration_prints_the_memory_of_a_step_by_part(fedsdr,
     assert code == 0
     for part in ("weights", "adapters", "optimizer", "activations", "logits", "in total"):
         assert f" MiB  {part}" in out
-    assert "pack size: 1,024 tokens, chosen" in out
+    assert "pack size: 1,024 tokens, automatic" in out
     assert fedsdr("doctor", tmp_path / "none.toml")[0] == 2
 
 

@@ -106,9 +106,9 @@ def test_rows_of_all_clients_go_through_the_model_at_once_and_are_scored_by_thei
 def test_no_rows_a_missing_answer_or_a_double_id_fail_loudly():
     with pytest.raises(ValueError, match="no test rows"):
         run(test=[])
-    with pytest.raises(ValueError, match="do not fit the ids"):
+    with pytest.raises(ValueError, match="do not match the ids"):
         run(answers={"a": "yes", "b": "no"})
-    with pytest.raises(ValueError, match="do not fit the ids"):
+    with pytest.raises(ValueError, match="do not match the ids"):
         run(test=[TEST[0], TEST[0]])
 
 

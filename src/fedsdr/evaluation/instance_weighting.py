@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from fedsdr.data.chat_templates import prompts_of
+from fedsdr.evaluation.held_out import Losses
 from fedsdr.models.packing import last_states
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.types import Decoding, Example, Generate, Generation, GenerationRequest, R, S, Turn
-
-Losses = Callable[[Sequence[Example]], list[tuple[float, int]]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class MixedModel:
         """Return `losses` with per-example branch weights."""
 
         def mixed(examples: Sequence[Example]) -> list[tuple[float, int]]:
-            results = []
+            results: list[tuple[float, int]] = []
             for example in examples:
                 shared = self.weight_of_shared(prompts_of(example)[-1])
                 with self.model.using(R, S, weights={R: shared, S: 1 - shared}):

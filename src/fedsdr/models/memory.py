@@ -146,12 +146,8 @@ def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEst
 
     try:
         found = at(given or most)
-        free = free_memory(device)
-        while (
-            not given
-            and free is not None
-            and (found.step if loaded else found.total) > usable * free
-        ):
+        free = None if given else free_memory(device)
+        while free is not None and (found.step if loaded else found.total) > usable * free:
             most //= 2
             if most < MIN_PACK:
                 raise UserError(_too_large(config, found, free))

@@ -188,18 +188,12 @@ def _flash_attention(
     if rows.prefix:
         k, v = k[indices], v[indices]
     longest = max(n for _, n, _ in rows.segments())
+    window_size = (-1 if window is None else window - 1, 0)
+    gqa = q.shape[1] != k.shape[1]
     out: Tensor = _varlen_attention()(
-        q,
-        k,
-        v,
-        query_ends,
-        key_ends,
-        longest,
-        longest + rows.prefix,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+        q, k, v, query_ends, key_ends, longest, longest + rows.prefix,
+        scale=scale, window_size=window_size, enable_gqa=gqa,
+    )  # fmt: skip
     return out[None]
 
 

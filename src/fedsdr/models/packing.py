@@ -89,7 +89,7 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     loss_i = -sum over supervised t > 0 of log p(token_t | tokens of row i before t)
     """
     device = device_of(model)
-    places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
+    places = _label_places(rows)
     labels = [row.tokens[t] for row, at in zip(rows, places, strict=True) for t in at]
     owner = [i for i, at in enumerate(places) for _ in at]
     total = torch.zeros(len(rows), device=device)
@@ -102,7 +102,7 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
         head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
         losses = label_losses(hidden[keep], head, wanted)
     else:
-        logits = _label_logits(model, rows, places)
+        logits = label_logits(model, rows)
         losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
     return total.index_add(0, torch.tensor(owner, device=device), losses)
 
@@ -112,18 +112,15 @@ def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
 
     Shape (supervised tokens of all rows, vocabulary), in row order.
     """
-    places = [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
-    return _label_logits(model, rows, places)
-
-
-def _label_logits(
-    model: nn.Module, rows: Sequence[TokenRow], places: Sequence[Sequence[int]]
-) -> Tensor:
     if not uses_rows(model):
         return _padded_logits(model, rows, device_of(model))
-    inputs, keep = _packed(rows, places, device_of(model))
+    inputs, keep = _packed(rows, _label_places(rows), device_of(model))
     logits: Tensor = model(**inputs, logits_to_keep=keep).logits[0]
     return logits
+
+
+def _label_places(rows: Sequence[TokenRow]) -> list[list[int]]:
+    return [[t for t in range(1, len(row.tokens)) if row.supervised[t]] for row in rows]
 
 
 def supervised_tokens(row: TokenRow) -> int:
