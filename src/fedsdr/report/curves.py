@@ -1,24 +1,24 @@
-"""Curves as SVG text, by matplotlib, without its global state."""
+"""Curves as SVG text, drawn by matplotlib without its global state."""
 
 import io
 from collections.abc import Mapping, Sequence
 
 Curve = Sequence[tuple[int, float]]  # (round, value)
-MANY = 20  # curves that can be told apart by their colours
+MOST_COLOURS = 20  # of more curves, colours cannot be told apart
 
 
 def curves_svg(panels: Mapping[str, Mapping[str, Curve]], unit: str, bold: str = "") -> str:
-    """Return one drawing with a panel each; the curve named `bold` stands out from the others.
+    """Return one SVG with a panel per entry; the curve named `bold` is drawn on top, in black.
 
-    A name has one colour in all panels; of more than MANY all are grey and unnamed but for `bold`.
-    The same curves give the same bytes.
+    A name has the same colour in all panels. More than MOST_COLOURS curves are grey and, except for
+    `bold`, not named. The same curves give the same bytes.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     palette = matplotlib.colormaps["tab20" if len(names) > 10 else "tab10"]
-    many = len(names) > MANY
+    many = len(names) > MOST_COLOURS
     colours = {name: "0.75" if many else palette(i % palette.N) for i, name in enumerate(names)}
     with matplotlib.rc_context({"svg.hashsalt": "fedsdr", "svg.fonttype": "none"}):
         figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")

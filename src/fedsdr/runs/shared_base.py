@@ -1,4 +1,4 @@
-"""One loaded base for all runs of a comparison that it serves."""
+"""One loaded base model for consecutive runs."""
 
 import gc
 from collections.abc import Callable
@@ -12,13 +12,15 @@ from fedsdr.runs.client_runtime import Site, open_site, site_of, with_pack
 
 
 def one_base() -> Callable[[Config, Path], Site]:
-    """Return an `open_site` that loads a base only where the last one does not serve again, and
-    chooses an automatic pack size once for all runs of one shape."""
+    """Return an `open_site` that reuses the last base model if the next run can use it.
+
+    An automatic pack size is chosen once for all runs with the same shapes.
+    """
     held: list[Site] = []
     packs: dict[str, int] = {}
 
     def model(of: Config) -> tuple[object, ...]:
-        # The template is not of the base.
+        # Runs with different templates share a base.
         loaded = replace(of.model, dtype=dtype_of(of.model), template="auto")
         lora = of.lora
         return loaded, lora.rank, lora.alpha, lora.target_modules, of.train.checkpointing
@@ -27,8 +29,8 @@ def one_base() -> Callable[[Config, Path], Site]:
         wanted = model(config)
         reused = bool(held) and model(held[0].config) == wanted
         if not reused:
-            held.clear()  # before the next one is loaded: two may not fit in memory
-            gc.collect()  # modules refer to each other in circles
+            held.clear()  # before loading the next one: two may not fit in memory
+            gc.collect()  # modules have reference cycles
         if not config.train.pack_tokens:
             shape = repr((wanted, config.data.max_length, config.lora.dropout))
             if shape not in packs:

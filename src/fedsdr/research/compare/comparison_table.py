@@ -44,7 +44,7 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     notes = [
         "loss: nats per supervised token of the raw answers; loss and score: mean over clients, "
         "then over seeds (standard deviation over seeds).",
-        f"- baseline: difference to '{comparison['baseline']}' with the same algorithm, sweep "
+        f"difference (- baseline): to '{comparison['baseline']}' with the same algorithm, sweep "
         "point, seeds and kind of model [95 % paired bootstrap interval over test rows, resampled "
         "within each client; none if a client has fewer than two rows] (standard deviation over "
         "seeds).",

@@ -13,7 +13,7 @@ standard deviation over seeds.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,6 @@ Results = Mapping[str, Any]  # results.json; "suites" has the run's suites.json
 # client -> test row id -> (numerator, denominator); a client's value is the ratio of the sums
 Values = dict[str, dict[str, tuple[float, float]]]
 MEASURES = ("loss", "score")
-COSTS = ("train_tokens", "rewrite_tokens", "train_seconds", "bytes_up", "bytes_down")
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,9 @@ def values_of(results: Results, model: str, measure: str) -> Values:
             for client, rows in results["examples"].items()
         }
     suite = results.get("suites", {}).get(measure, {"models": {}, "clients": {}})
-    entries = [suite["models"][model]] if model in suite["models"] else []
-    if model == "client":  # without private branches, a client's model is the global one
-        entries = list(suite["clients"].values()) or [
-            entry for kind, entry in suite["models"].items() if kind == "global"
-        ]
-    if not entries:
+    models = {kind: [entry] for kind, entry in suite["models"].items()}
+    own = list(suite["clients"].values()) or models.get("global", [])  # no private branch: global
+    if not (entries := {**models, "client": own}.get(model)):
         return {}
     metric = next(iter(entries[0]["scores"]))
     scores = zip(*(entry["scores"][metric] for entry in entries), strict=True)
@@ -181,6 +177,15 @@ def training_part(cost: Mapping[str, float]) -> float:
     return math.fsum(value for name, value in cost.items() if name.startswith("train "))
 
 
+COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "train_tokens": lambda cost: training_part(cost["tokens"]),
+    "rewrite_tokens": lambda cost: cost["tokens"].get("rewrite", 0),
+    "train_seconds": lambda cost: training_part(cost["seconds"]),
+    "bytes_up": lambda cost: cost["bytes_up"],
+    "bytes_down": lambda cost: cost["bytes_down"],
+}
+
+
 def _row(
     group: Group,
     model: str,
@@ -208,7 +213,10 @@ def _row(
         row |= _difference(measure, [own[s] for s in common], [theirs[s] for s in common])
         if measure in suites:  # asked of some runs only
             row |= {f"{measure}_seeds": len(own), f"{measure}_difference_seeds": len(common)}
-    return row | _cost([] if model == "base" else [run["cost"] for run in runs.values()])
+    costs = [] if model == "base" else [run["cost"] for run in runs.values()]
+    return row | {
+        name: statistics.fmean(map(of, costs)) if costs else None for name, of in COSTS.items()
+    }
 
 
 def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
@@ -222,19 +230,3 @@ def _difference(measure: str, own: Sequence[Values], theirs: Sequence[Values]) -
     interval = stratified_interval(mean_difference(own, theirs)) if own else None
     low, high = interval or (None, None)
     return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}
-
-
-def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    if not costs:
-        return dict.fromkeys(COSTS)
-    each = [
-        (
-            training_part(cost["tokens"]),
-            cost["tokens"].get("rewrite", 0),
-            training_part(cost["seconds"]),
-            cost["bytes_up"],
-            cost["bytes_down"],
-        )
-        for cost in costs
-    ]
-    return dict(zip(COSTS, map(statistics.fmean, zip(*each, strict=True)), strict=True))

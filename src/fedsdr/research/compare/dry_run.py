@@ -1,5 +1,6 @@
 """What a comparison will cost on this device, from a small run of each kind of cell."""
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from fedsdr.evaluation.results import Table
 from fedsdr.models.memory import choose_pack
 from fedsdr.progress import Progress
 from fedsdr.research.compare.compare_runs import finished
-from fedsdr.research.compare.differences import Group, training_part
+from fedsdr.research.compare.differences import Group
 from fedsdr.research.compare.grid import Cell
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.shared_base import one_base
@@ -54,29 +55,33 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         progress.log(f"a small run of {group}")
         with tempfile.TemporaryDirectory() as folder:
             small = _small(config, clients, Path(folder))
-            results = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)
+            cost = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)[
+                "cost"
+            ]
             tried = load_clients(small.data)
             site = open_once(small, Path(folder))
-        _, memory = choose_pack(site.config)
-        cost, seconds = results["cost"], results["cost"]["seconds"]
+        raw, tried_raw = ([row for client in of for row in client.raw] for of in (clients, tried))
         tokens, tried_tokens = (
-            sum(len(row.tokens) for client in of for row in site.encode(client.raw))
-            for of in (clients, tried)
+            sum(len(row.tokens) for row in site.encode(rows)) for rows in (raw, tried_raw)
         )
+        train, rewrite = tokens / tried_tokens, len(raw) / len(tried_raw)
+        evaluate = sum(len(client.test) for client in clients)  # the small run has one test row
         taking_part = min(config.federation.clients_per_round or len(clients), len(clients))
-        rounds = config.federation.rounds / small.federation.rounds
+        sent = taking_part * config.federation.rounds / small.federation.rounds
         times = _scale_of_phases(config, taking_part / len(clients), small.federation.rounds)
-        train = tokens / tried_tokens
-        rewrite = sum(len(c.raw) for c in clients) / sum(len(c.raw) for c in tried)
-        evaluate = sum(len(c.test) for c in clients) / sum(len(c.test) for c in tried)
+        trained = {
+            kind: train * math.fsum(cost[kind].get(phase, 0) * n for phase, n in times.items())
+            for kind in ("tokens", "seconds")
+        }
+        _, memory = choose_pack(site.config)
         found[group] = Estimate(
             runs=len(own.keys() - counted),
-            train_tokens=train * training_part(_scaled(cost["tokens"], times)),
+            train_tokens=trained["tokens"],
             rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
-            seconds=train * training_part(_scaled(seconds, times)) + seconds["evaluate"] * evaluate,
-            rewrite_seconds=seconds.get("rewrite, this run", 0.0) * rewrite,
-            bytes_up=cost["bytes_up"] * taking_part * rounds,
-            bytes_down=cost["bytes_down"] * taking_part * rounds,
+            seconds=trained["seconds"] + cost["seconds"]["evaluate"] * evaluate,
+            rewrite_seconds=cost["seconds"].get("rewrite, this run", 0.0) * rewrite,
+            bytes_up=cost["bytes_up"] * sent,
+            bytes_down=cost["bytes_down"] * sent,
             memory=None if memory is None else memory.total,
             source=repr((config.model, config.data, config.teacher)),
         )
@@ -96,10 +101,9 @@ def estimate_table(estimates: Mapping[Group, Estimate]) -> tuple[Table, str]:
         rows.append([str(group), str(one.runs), *texts])
     rewriting = rewriting_seconds(estimates)
     seconds = sum(one.runs * one.seconds for one in estimates.values()) + rewriting
-    runs = sum(one.runs for one in estimates.values())
     total = (
-        f"{runs} runs to do, about {seconds:,.0f} s in all, {rewriting:,.0f} of them for making "
-        "the rewrites once"
+        f"{sum(one.runs for one in estimates.values())} runs to do, about {seconds:,.0f} s in all, "
+        f"{rewriting:,.0f} of them for making the rewrites once"
     )
     return ("Estimated cost of one run, from a small run of each kind", rows), total
 
@@ -130,10 +134,6 @@ def _scale_of_phases(config: Config, share: float, rounds: int) -> dict[str, flo
     # Phases after the last round run at every client, for as many epochs as there were rounds.
     later = config.federation.rounds / rounds
     return found | {f"train {phase.name}": later for phase in method.afterwards}
-
-
-def _scaled(cost: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
-    return {name: value * times[name] for name, value in cost.items() if name in times}
 
 
 def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Config:
