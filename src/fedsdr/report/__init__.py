@@ -1,1 +1,1 @@
-"""What users look at: one page, its curves, and pictures."""
+"""One self-contained page of runs and comparisons, and its curves."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of sections: tables, curves and pictures; no script, no network."""
+"""One self-contained HTML page of sections: tables and curves; no script, no network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ class Section:
     tables: Sequence[Table]
     lines: Sequence[str] = ()
     svg: str = ""  # shown after the first table
-    pictures: Sequence[tuple[str, str]] = ()  # name, PNG in base64
     settings: str = ""
 
 

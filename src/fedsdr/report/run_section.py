@@ -3,7 +3,6 @@
 Nothing raw and no rewrite is read, so a client's operator may pass the page on.
 """
 
-import base64
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -41,10 +40,6 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
             f"seed {results['seed']}, {len(results['clients'])} clients."
         ],
         svg=curves_svg(curves, "training loss, nats per token", bold="mean") if curves else "",
-        pictures=[
-            (picture.stem, base64.b64encode(picture.read_bytes()).decode())
-            for picture in sorted(folder.glob("*.png"))
-        ],
         settings=_settings(folder),
     )
 
