@@ -19,7 +19,7 @@ DataKind = Literal["raw", "rewritten", "mixture"]  # the answers that a phase tr
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One message of a conversation."""
 
@@ -27,7 +27,7 @@ class Turn:
     content: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One instruction (c), its input (x) and the gold response (y).
 
