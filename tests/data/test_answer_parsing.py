@@ -1,5 +1,7 @@
 """What an answer says, against answers worked by hand."""
 
+import re
+import time
 from decimal import Decimal
 
 import pytest
@@ -77,6 +79,98 @@ def test_hostile_text_makes_them_raise_neither(text):
 )
 def test_the_final_number_is_the_one_that_the_answer_ends_at(text, number):
     assert final_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 48 clips / 2 = 24 clips.", "24"),
+        ("48 clips / 2 = 24 clips", "24"),
+        ("The answer is (10 apples + 3 pears) x 2 = 26 fruits", "26"),
+        ("The answer is 4 if x = 3", "4"),
+        ("10{,}000", "10000"),
+        (r"\boxed{10,\!000}", "10000"),
+        (r"\$1{,}234.50", "1234.50"),
+        (r"\frac34", "0.75"),
+        (r"\dfrac{3}{4}", "0.75"),
+        (r"\boxed{-\tfrac{3}{4}}", "-0.75"),
+        ("3 1/2", "3.5"),
+        (r"$3\frac{1}{2}$", "3.5"),
+        ("-3 1/2", "-3.5"),
+        ("3 7/2", "3.5"),  # no mixed number: 3, and then 7/2
+        ("1.5e3", "1500"),
+        ("2E-3", "0.002"),
+        ("The answer is 1.5e3 metres.", "1500"),
+        (r"1.5 \times 10^{3}", "1500"),
+        ("1.5 x 10^-3", "0.0015"),
+        ("6.02 \u00d7 10^23", "6.02E+23"),
+        ("1 000", "1000"),
+        ("1\u202f234\u202f567,89", "1234567.89"),
+        (r"10\,000", "10000"),
+        ("0 100", "100"),
+        ("1.000,00", "1000"),
+        ("1.234.567,8", "1234567.8"),
+        ("1.000", "1"),
+        ("1,5", "5"),
+        ("\uff11\uff12\uff0e\uff15", "12.5"),
+        ("\uff0d\uff15", "-5"),
+        ("\u0664\u0662", "42"),
+        ("50\\%", "50"),
+    ],
+)
+def test_each_way_to_write_a_number_has_one_reading(text, number):
+    assert final_number(text) == Decimal(number)
+
+
+GSM8K = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")  # lm-evaluation-harness, flexible-extract
+
+
+@given(
+    st.decimals(-(10**6), 10**6, places=2) | st.integers(-(10**6), 10**6),
+    st.sampled_from(["It is {}", "She paid ${} in all", "3 + 4 and {} km", "#### {}"]),
+    st.booleans(),
+)
+def test_ordinary_numbers_are_read_as_the_scorer_of_gsm8k_reads_them(number, frame, grouped):
+    text = frame.format(f"{number:,}" if grouped else f"{number}")
+    last = [first or second for first, second in GSM8K.findall(text)][-1]
+    assert final_number(text) == Decimal(re.sub(r"[$,]", "", last))
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [("1 000", "1000"), (r"\$5", "5"), (r"50\%", "50"), ("x = 7", "7"), (r"\frac34", "3/4")],
+)
+def test_forms_that_the_scorer_of_math_takes_for_one_are_one_number(text, plain):
+    scorer = pytest.importorskip("lm_eval.tasks.hendrycks_math.utils")
+    assert scorer.strip_string(text) == scorer.strip_string(plain)
+    assert final_number(text) == final_number(plain)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "#### ",
+        "The answer is ",
+        "a = ",
+        "x=(",
+        "1 ",
+        "1/",
+        "(",
+        "  ",
+        "```",
+        "1 a / ",
+        "=",
+        "import ",
+    ],
+)
+def test_long_texts_take_no_quadratic_time(piece):
+    text = piece * (200_000 // len(piece))
+    began = time.process_time()
+    for read in (final_number, parse_call, kind_of_one, lambda text: parses(code_of(text))):
+        read(text)
+        read(f"The answer is {text}")
+        read(f"```\n{text}")
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("text", ["", "no digits", "twelve", "H2O"])
