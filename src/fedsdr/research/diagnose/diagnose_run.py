@@ -13,11 +13,11 @@ from fedsdr.progress import Progress
 from fedsdr.research.diagnose.alignment import alignment_of
 from fedsdr.research.diagnose.measurements import (
     Prepare,
+    branch_losses,
     extra_round,
     gradient_alignment,
     loss_transfer,
     sample_rows,
-    serving_losses,
     set_final,
     set_initial,
 )
@@ -187,11 +187,11 @@ def _held_out(inputs: Inputs) -> tuple[str, dict[str, list[Example]]]:
 def _serving(inputs: Inputs) -> dict[str, Any]:
     """The loss by branch: R is trained beside S and served without it."""
     which, rows = _held_out(inputs)
-    return {
-        "of": which,
-        "rows": {client: len(examples) for client, examples in rows.items()},
-        "losses": serving_losses(inputs.site, inputs.clients, inputs.state, rows),
-    }
+    prepare, losses = set_final(inputs.site, inputs.state), {}
+    for client in inputs.clients:
+        prepare(client.client_id)
+        losses[client.client_id] = branch_losses(inputs.site, client, rows[client.client_id])
+    return {"of": which, "rows": {c: len(x) for c, x in rows.items()}, "losses": losses}
 
 
 def _aggregation(inputs: Inputs) -> dict[str, Any]:

@@ -144,56 +144,35 @@ def loss_transfer(
     }
 
 
-def mean_loss(site: Site, examples: Sequence[Example], branches: tuple[Branch, ...]) -> float:
-    """Return the loss in nats per supervised token with these branches in the forward."""
-    with site.model.using(*branches):
-        return _mean(site.losses(examples))
+def mean_loss(
+    site: Site,
+    examples: Sequence[Example],
+    branches: tuple[Branch, ...],
+    mixed_by: ClientData | None = None,
+) -> float:
+    """Return the loss in nats per supervised token with these branches in the forward.
 
-
-def _mean(losses: Sequence[tuple[float, int]]) -> float:
-    """Return nats per token; NaN if every row was cut before its answer."""
+    NaN if every row was cut before its answer. `mixed_by`: the client that weighs the branches
+    per instance, as feddpa does.
+    """
+    with forward_of(site, branches, mixed_by) as (losses_of, _):
+        losses = losses_of(examples)
     tokens = sum(tokens for _, tokens in losses)
     return sum(loss for loss, _ in losses) / tokens if tokens else math.nan
 
 
-def serving_losses(
-    site: Site, clients: Sequence[ClientData], state: ServerState, rows: Rows
-) -> dict[str, dict[str, float]]:
-    """Return, for each client, the loss of its rows under base, R alone, S alone and R+S.
-
-    The branches are those of the last complete round; "S, round N" is the S of an earlier round
-    that the client still has. For feddpa, R+S is its mixture.
-    """
-    found: dict[str, dict[str, float]] = {}
-    method, prepare = site.method, set_final(site, state)
-    for client in clients:
-        prepare(client.client_id)
-        examples = rows[client.client_id]
-        losses = {"base": mean_loss(site, examples, ()), **_losses_by_model(site, client, examples)}
-        if S in method.private:
-            store = site.store(client.client_id)
-            for folder in sorted(store.folder.glob("round-*")):
-                kept = int(folder.name.removeprefix("round-"))
-                site.model.set(store.load(kept).private)
-                losses[f"S, round {kept}"] = mean_loss(site, examples, (S,))
-        found[client.client_id] = losses
-    return found
-
-
-def _losses_by_model(
-    site: Site, client: ClientData, examples: Sequence[Example]
-) -> dict[str, float]:
-    """Return the loss under those of R, S and R+S that the method has, as they are set now."""
+def branch_losses(site: Site, client: ClientData, examples: Sequence[Example]) -> dict[str, float]:
+    """Return the loss under base, R, S and R+S, as far as the method has them, as they are set."""
     method = site.method
     has = {*method.sent, *method.private}
-    found = {}
-    every: list[tuple[Branch, ...]] = [(R,), (S,), (R, S)]
-    for branches in every:
-        if has.issuperset(branches):
-            mixed_by = client if method.mixed and len(branches) > 1 else None
-            with forward_of(site, branches, mixed_by) as (losses, _):
-                found["+".join(branches)] = _mean(losses(examples))
-    return found
+    every: list[tuple[Branch, ...]] = [(), (R,), (S,), (R, S)]
+    return {
+        "+".join(branches) or "base": mean_loss(
+            site, examples, branches, client if method.mixed and len(branches) > 1 else None
+        )
+        for branches in every
+        if has.issuperset(branches)
+    }
 
 
 def extra_round(
@@ -219,7 +198,7 @@ def extra_round(
                 shutil.copytree(site.folder / name, copy.folder / name)
 
         def measure(client_id: str, whose: str) -> None:
-            found = _losses_by_model(copy, by_id[client_id], rows[client_id])
+            found = branch_losses(copy, by_id[client_id], rows[client_id])
             losses.setdefault(client_id, {}).update(
                 {name.replace(R, f"{whose} R"): x for name, x in found.items() if R in name}
             )
@@ -240,20 +219,17 @@ def extra_round(
 
 
 def _what_averaging_does(shared: Tensors, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
-    deltas = [u.delta for u in updates]
-    weights = [u.num_examples for u in updates]
+    deltas, weights = [u.delta for u in updates], [u.num_examples for u in updates]
     error = product_error([add(shared, delta) for delta in deltas], weights)
     mean = WeightedMean()
     for delta, weight in zip(deltas, weights, strict=True):
         mean.add(delta, weight)
-    norms = {u.client_id: norm(delta) for u, delta in zip(updates, deltas, strict=True)}
     matrix = cosines(deltas)
     return {
         "product error": error.total,
         "product error, largest of a module": max(error.modules.values()),
         "cosine of updates": {"mean": off_diagonal(matrix), "matrix": matrix},
-        "norm of updates": norms,
         "norm of the mean": norm(mean.result()),
-        "mean of the norms": sum(norms.values()) / len(norms),
-        "rows": sum(u.num_examples for u in updates),
+        "mean of the norms": sum(map(norm, deltas)) / len(deltas),
+        "rows": sum(weights),
     }

@@ -45,27 +45,28 @@ def json_numbers(value: Any) -> Any:
 
 def markdown_of(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
     """Return the tables and the notes as one Markdown page."""
-    parts = [
-        f"# {title}",
-        *(f"## {t.title}\n\n{t.meaning}\n\n{to_markdown(t.rows)}" for t in tables),
-    ]
-    return "\n\n".join([*parts, *(f"- {note}" for note in notes)]) + "\n"
+    parts = [f"## {name}\n\n{meaning}\n\n{to_markdown(rows)}" for name, meaning, rows in tables]
+    return "\n\n".join([f"# {title}", *parts, *(f"- {note}" for note in notes)]) + "\n"
 
 
-def digits(value: float | None) -> str:
-    """Return a number with three significant digits; '' for None."""
+def digits(value: float | None, count: int = 3) -> str:
+    """Return a number with `count` significant digits; '' for None."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.{count}g}"
 
 
-def cell(entry: Mapping[str, Any] | None, with_interval: bool = True) -> str:
-    """Return value, interval and rows of an entry, as in `0.412 [0.398, 0.431] (120)`."""
+def with_interval(entry: Mapping[str, Any]) -> str:
+    """Return value and interval of an entry, as in `0.412 [0.40, 0.43]`."""
+    ends = ", ".join(digits(end, 2) for end in entry.get("interval") or ())
+    return digits(entry["value"]) + (f" [{ends}]" if ends else "")
+
+
+def _cell(entry: Mapping[str, Any] | None, interval: bool = True) -> str:
     if not entry or entry.get("value") is None:
         return ""
-    ends = entry.get("interval") if with_interval else None
-    interval = f" [{digits(ends[0])}, {digits(ends[1])}]" if ends else ""
-    return f"{digits(entry['value'])}{interval} ({entry['rows']})"
+    value = with_interval(entry) if interval else digits(entry["value"])
+    return f"{value} ({entry['rows']})"
 
 
 def _text(part: Mapping[str, Any]) -> list[Table]:
@@ -74,7 +75,7 @@ def _text(part: Mapping[str, Any]) -> list[Table]:
     for measure, entry in part.items():
         tokens = entry.get("tokens a client")
         name = f"{measure} ({tokens} a client)" if tokens else measure
-        rows.append([name, *(cell(entry.get(kind, {}).get("mean")) for kind in kinds)])
+        rows.append([name, *(_cell(entry.get(kind, {}).get("mean")) for kind in kinds)])
     meaning = (
         "Similarity of the clients' answers. A lower divergence and a higher cosine after "
         "rewriting mean better aligned clients; a fall that is absent at equal tokens is length."
@@ -83,14 +84,11 @@ def _text(part: Mapping[str, Any]) -> list[Table]:
 
 
 def _rewrites(part: Mapping[str, Any]) -> list[Table]:
-    names = dict.fromkeys(name for group in part.values() for name in group)
+    names = {name for group in part.values() for name, entry in group.items() if entry.get("rows")}
     rows = [
-        [
-            name,
-            *(cell(group.get(name), group_name in OVERALL) for group_name, group in part.items()),
-        ]
-        for name in names
-        if any(group.get(name, {}).get("rows") for group in part.values())
+        [name, *(_cell(group.get(name), column in OVERALL) for column, group in part.items())]
+        for name in dict.fromkeys(name for group in part.values() for name in group)
+        if name in names
     ]
     meaning = (
         "What rewriting keeps and loses. Better: a length ratio near 1, 'kept' and entailment near "
@@ -100,26 +98,28 @@ def _rewrites(part: Mapping[str, Any]) -> list[Table]:
 
 
 def _optimization(part: Mapping[str, Any]) -> list[Table]:
-    cosines = [
-        [name, digits(x["mean"]), digits(x["within"]), str(x["rows"])]
-        for name, x in part["gradient cosine"].items()
-    ]
-    transfers = [
-        [name, digits(x["mean"]), digits(x["percent"]), str(x["rows"])]
-        for name, x in part["loss transfer"].items()
-    ]
+    def table(
+        title: str, meaning: str, entries: Mapping[str, Any], columns: dict[str, str]
+    ) -> Table:
+        body = [
+            [name, *(digits(entry[key]) for key in columns.values()), str(entry["rows"])]
+            for name, entry in entries.items()
+        ]
+        return Table(title, meaning, [["", *columns, "rows"], *body])
+
     return [
-        Table(
+        table(
             "Gradient cosine of R",
             "Higher between clients: what one client learns suits the others. The cosine within a "
             "client, on half as many rows, is about the most that so few rows allow.",
-            [["", "between clients", "within a client", "rows"], *cosines],
+            part["gradient cosine"],
+            {"between clients": "mean", "within a client": "within"},
         ),
-        Table(
+        table(
             "Loss transfer between clients",
-            "Change of one client's loss after training on another. Below 0: training on one "
-            "client helps the others.",
-            [["", "change, nats per token", "change, %", "rows"], *transfers],
+            "Change of one client's loss after training on another; below 0, training helps.",
+            part["loss transfer"],
+            {"change, nats per token": "mean", "change, %": "percent"},
         ),
     ]
 
@@ -132,11 +132,10 @@ def _loss_table(
         [client, str(rows[client]), *(digits(found.get(model)) for model in models)]
         for client, found in losses.items()
     ]
-    means = []
+    total = ["mean", str(sum(rows[client] for client in losses))]
     for model in models:
-        values = [x[model] for x in losses.values() if x.get(model) is not None]
-        means.append(digits(sum(values) / len(values)) if len(values) == len(losses) else "")
-    total = ["mean", str(sum(rows[client] for client in losses)), *means]
+        values = [found[model] for found in losses.values() if found.get(model) is not None]
+        total.append(digits(sum(values) / len(values)) if len(values) == len(losses) else "")
     meaning = f"Nats per token; lower is better. {meaning}"
     return Table(title, meaning, [["client", f"{of} rows", *models], *body, total])
 
@@ -150,19 +149,17 @@ def _serving(part: Mapping[str, Any]) -> list[Table]:
 
 
 def _aggregation(part: Mapping[str, Any]) -> list[Table]:
+    size, sizes = part["norm of the mean"], part["mean of the norms"]
     numbers = {
         "error of averaging A and B instead of BA": part["product error"],
         "the same, of the worst module": part["product error, largest of a module"],
         "cosine between updates, mean over pairs": part["cosine of updates"]["mean"],
-        "norm of the mean update / mean norm of the updates": _ratio(
-            part["norm of the mean"], part["mean of the norms"]
-        ),
+        "norm of the mean update / mean norm of the updates": size and sizes and size / sizes,
     }
     return [
         Table(
             f"Averaging, in one more round on {part['rows']} training rows",
-            "Error: 0 is exact. A cosine near 0 and a ratio far below 1 mean that the clients' "
-            "updates cancel.",
+            "Error: 0 is exact. A cosine near 0 and a ratio far below 1 mean that updates cancel.",
             [["", "value"], *([name, digits(value)] for name, value in numbers.items())],
         ),
         _loss_table(
@@ -173,10 +170,6 @@ def _aggregation(part: Mapping[str, Any]) -> list[Table]:
             part["loss rows"],
         ),
     ]
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return a / b if a is not None and b else None
 
 
 _TABLES = {

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsdr.data.chat_templates import prompts_of
 from fedsdr.research.compare.differences import mean_over_clients, stratified_interval
-from fedsdr.research.diagnose.summary import Table, digits
+from fedsdr.research.diagnose.summary import Table, with_interval
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example, Turn
 
@@ -164,20 +164,13 @@ def table_of(found: Mapping[str, Any]) -> Table:
     rows = [["", *CRITERIA, *(f"{count}, overall" for count in counts), "rows"]]
     for pair, rates in found["pairs"].items():
         overall = (str(rates["overall"][name]) for name in (*counts, "rows"))
-        rows.append([pair, *(_text(rates[criterion]) for criterion in CRITERIA), *overall])
+        cells = (with_interval(rates[criterion]) or "no verdict" for criterion in CRITERIA)
+        rows.append([pair, *cells, *overall])
     meaning = (
         "Above 0.5 the first model wins, and a tie counts half. If the interval includes 0.5, the "
         "judge does not separate the two."
     )
     return Table("Win rate of the first of two models", meaning, rows)
-
-
-def _text(rate: Mapping[str, Any]) -> str:
-    if rate["value"] is None:
-        return "no verdict"
-    interval = rate["interval"]  # None if a client has one row
-    ends = f" [{digits(interval[0])}, {digits(interval[1])}]" if interval else ""
-    return digits(rate["value"]) + ends
 
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:
