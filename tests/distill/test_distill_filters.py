@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from fedsdr.distill.filters import (
     FAMILY_CHECKS,
+    FILTERS,
+    Rewrite,
     breaks_code,
     changes_call,
     changes_label,
@@ -15,8 +17,12 @@ from fedsdr.distill.filters import (
     is_empty,
     loops,
     refuses,
-    sdft_reason,
 )
+
+
+def sdft_reason(family, shown, raw, text, finished):
+    return FILTERS["sdft"](Rewrite(family, shown, raw, text, finished))
+
 
 LONG = "The river rises in the hills and runs past four old mills before it meets the sea. "
 

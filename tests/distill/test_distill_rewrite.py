@@ -9,6 +9,7 @@ import pytest
 
 from fedsdr.data.chat_templates import responses_of
 from fedsdr.distill.cache import RewriteCache, Teacher, cache_key
+from fedsdr.distill.filters import FILTERS
 from fedsdr.distill.prompts import load_prompts
 from fedsdr.distill.records import read_distilled, read_records, write_distilled
 from fedsdr.distill.self_distillation import rewrite_client
@@ -177,6 +178,18 @@ def test_filter_none_uses_all_but_empty_and_tells_what_sdft_would_refuse(tmp_pat
     assert empty.audit.kept_raw == {"empty": 4}
 
 
+def test_a_filter_that_refuses_what_sdft_accepts_gives_its_own_reason(tmp_path, monkeypatch):
+    monkeypatch.setitem(FILTERS, "no blue", lambda r: "blue" if "BLUE" in r.text else "")
+    done = rewrite(tmp_path, Echo(), filter_name="no blue")
+    assert [r.used for r in done.records] == ["raw", "rewrite", "rewrite", "rewrite"]
+    assert done.audit.kept_raw == {"blue": 1}
+
+
+def test_half_of_a_surrogate_pair_in_a_rewrite_becomes_a_question_mark(tmp_path):
+    done = rewrite(tmp_path, Echo(text="A fine \ud83d answer."), filter_name="none")
+    assert {e.response for e in done.examples} == {"A fine ? answer."}
+
+
 def test_the_length_ratio_is_the_mean_of_words_over_words(tmp_path):
     # raw answers of 7, 8, 8 and 8 words -> 14 words each: (2 + 1.75 + 1.75 + 1.75) / 4
     done = rewrite(tmp_path, Echo(text=" ".join("abcdefghijklmn")), filter_name="none")
@@ -200,7 +213,7 @@ def test_an_engine_that_leaves_out_repeats_or_invents_is_a_fault_of_ours(tmp_pat
     def invents(requests, decoding):
         yield Generation("nobody#0", "x", True, 1, 1)
 
-    for generate, says in ((only_first, "left 3"), (twice, "twice"), (invents, "unasked")):
+    for generate, says in ((only_first, "left out 3"), (twice, "twice"), (invents, "unreq")):
         with pytest.raises(RuntimeError, match=says):
             rewrite(tmp_path / generate.__name__, generate)
 

@@ -1,5 +1,5 @@
 """Rewriting: a client's answers in the seed model's own words, once before training.
 
 The seed model sees each instruction with its gold answer and answers again (self-distillation:
-Yang et al., ACL 2024; FedSDR, Eq. 2). Prompts, filters, the cache of rewrites, the audit.
+Yang et al., ACL 2024; FedSDR, Eq. 2).
 """

@@ -1,7 +1,7 @@
-"""Rewrites that were made before, kept by what they depend on, so that nothing is made twice.
+"""The cache of rewrites, keyed by all that they depend on.
 
-FOLDER/rewrites/<fingerprint>.json    which teacher: model, weights, template, engine, decoding
-FOLDER/rewrites/<fingerprint>.jsonl   its rewrites, one line each, only ever appended to
+FOLDER/rewrites/<fingerprint>.json    the teacher: model, weights, template, engine, decoding
+FOLDER/rewrites/<fingerprint>.jsonl   its rewrites, one line each; append-only
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from fedsdr.types import Decoding, Generation
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """All of a rewrite that does not depend on the example.
+    """What a rewrite depends on beside its example.
 
-    The engine belongs to it, because the text that one seed samples differs between engines.
+    This includes the engine, because one seed samples other text in another engine.
     """
 
-    model: str  # the name by which the user knows it
+    model: str  # as the user names it
     weights: str  # revision or hash of the weights
     template: str  # fingerprint of the chat template
     engine: str  # name and version
@@ -43,23 +43,21 @@ class RewriteCache:
     """The rewrites of one teacher, in memory and on disk.
 
     A row is appended by one `write` to a file opened with O_APPEND, so that an interrupted run
-    keeps every finished row and several processes can add at once. The torn line that a crash may
-    leave is ended by the next row and ignored on load. What one process adds, another sees when it
-    opens the cache anew. Where a key stands twice, the first row counts.
+    keeps every finished row and several processes can append at once. The partial line that a crash
+    may leave is terminated by the next row and ignored on load. A process sees the rows of another
+    when it opens the cache anew. Of two rows with one key the first counts.
     """
 
     def __init__(self, folder: str | Path, teacher: Teacher) -> None:
-        """Load the teacher's rewrites from `folder`, which is made when it is missing.
-
-        Raises UserError when the disk refuses.
-        """
+        """Load the teacher's rewrites from `folder`, created if missing. UserError when the disk
+        refuses."""
         self.teacher = teacher
         self.path = Path(folder) / "rewrites" / f"{teacher.fingerprint}.jsonl"
         about = json.dumps(dataclasses.asdict(teacher), indent=2, sort_keys=True) + "\n"
         made_once(self.path.with_suffix(".json"), lambda path: write_atomically(path, about))
         with disk_errors_named(self.path):
             content = self.path.read_bytes() if self.path.exists() else b""
-        self._torn = not content.endswith(b"\n") and content != b""
+        self._partial = not content.endswith(b"\n") and content != b""
         self._rows: dict[str, Generation] = {}
         for line in content.splitlines():
             if row := _row(line):
@@ -73,25 +71,25 @@ class RewriteCache:
         return self._rows.get(key)
 
     def put(self, key: str, generation: Generation) -> None:
-        """Keep a rewrite, in memory and on disk. UserError when the disk refuses."""
+        """Store a rewrite, in memory and on disk. UserError when the disk refuses."""
         row = dataclasses.replace(generation, id=key)
-        line = ("\n" if self._torn else "") + json.dumps(dataclasses.asdict(row)) + "\n"
+        line = ("\n" if self._partial else "") + json.dumps(dataclasses.asdict(row)) + "\n"
         with disk_errors_named(self.path):
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 if os.write(file, line.encode()) < len(line):
-                    self._torn = True
+                    self._partial = True
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(file)
-        self._torn = False
+        self._partial = False
         self._rows.setdefault(key, row)
 
 
 def _row(line: bytes) -> Generation | None:
     try:
         return Generation(**json.loads(line))
-    except (ValueError, TypeError):  # torn, or of another version
+    except (ValueError, TypeError):  # partial, or of another version
         return None
 
 

@@ -1,9 +1,8 @@
-"""When a rewrite is not to be trained on: small checks, each with one fixed reason.
+"""Which rewrites are not trained on: filters, made of small checks with one fixed reason each.
 
-A check takes the raw answer and the rewrite and returns its reason, or None when all is well.
-The `sdft` filter is SDFT's (Yang et al., ACL 2024) with its mistakes mended: two answers without
-digits do not agree, "12 30" is not 1230, and a phrase that the raw answer has too is no reason;
-plus checks for empty, truncated, looping, refused and other-script text.
+The `sdft` filter is that of SDFT (Yang et al., ACL 2024) with its faults fixed: two answers without
+digits do not agree, "12 30" is not 1230, and a phrase that the raw answer has too is no reason.
+Added are checks for empty, truncated, looping, refusing and other-script text.
 """
 
 import ast
@@ -13,6 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from fedsdr.data.answer_parsing import (
     code_of,
@@ -23,14 +23,21 @@ from fedsdr.data.answer_parsing import (
     python_tree,
 )
 
-Check = Callable[[str, str], str | None]
 
-# Given the reason of `sdft_reason`: whether the raw answer is kept. Nothing can be learnt from an
-# empty answer, so that it falls back under every filter.
-FILTERS: dict[str, Callable[[str], bool]] = {
-    "none": lambda reason: reason == "empty",
-    "sdft": lambda reason: reason != "",
-}
+@dataclass(frozen=True)
+class Rewrite:
+    """What a filter judges. `shown` is all of the example that the model saw, without the prompt's
+    own words; `finished` tells whether the model ended its text itself."""
+
+    family: str
+    shown: str
+    raw: str
+    text: str
+    finished: bool = True
+
+
+Filter = Callable[[Rewrite], str]  # -> the reason to keep the raw answer, "" to use the rewrite
+Check = Callable[[str, str], str | None]  # (raw answer, rewrite) -> its reason, None if all is well
 
 _META_PHRASES = re.compile(
     r"reference answer|\b(?:your|my)(?: own)? response\b|"
@@ -47,29 +54,29 @@ _REFUSALS = re.compile(
     re.I,
 )
 _STUTTER = re.compile(r"([^\W\d_][^\n]{0,19}?)\1{9,}")  # one short piece ten times in a row
-_LOOP_SHARE = 0.6  # of the 4-grams of words that were there before
-_LOOP_LINES = 4  # times that one line of some length stands there
-_SCRIPT_SHARE = 0.1  # of the letters, in scripts that were not there before
+_LOOP_SHARE = 0.6  # of the 4-grams of words that occurred before
+_LOOP_LINES = 4  # occurrences of one line
+_SCRIPT_SHARE = 0.1  # of the letters, in scripts that were not shown
 
 
 def is_empty(raw: str, rewrite: str) -> str | None:
-    """Nothing but white space and punctuation, while the raw answer had more."""
+    """It is white space and punctuation alone, and the raw answer is not."""
     words = re.search(r"\w", rewrite) or (rewrite.strip() and not re.search(r"\w", raw))
     return None if words else "empty"
 
 
 def has_meta_phrase(raw: str, rewrite: str) -> str | None:
-    """It talks about answering ("the reference answer"), where the raw answer does not."""
+    """It talks about answering ("the reference answer"), and the raw answer does not."""
     known = {phrase.lower() for phrase in _META_PHRASES.findall(raw)}
     new = (phrase.lower() not in known for phrase in _META_PHRASES.findall(rewrite))
     return "meta-phrase" if any(new) else None
 
 
 def loops(raw: str, rewrite: str) -> str | None:
-    """It says the same over and over, more than the raw answer does.
+    """It repeats itself more than the raw answer does.
 
-    At least 60 % of its 4-grams of words were there before (of 20 or more), one line of three words
-    or more stands there four times, or a short piece comes ten times in a row.
+    At least 60 % of its 4-grams of words (of 20 or more) occurred before, one line of three words
+    or more occurs four times, or a short piece occurs ten times in a row.
     """
     if _repeated_share(rewrite) >= max(_LOOP_SHARE, 1.2 * _repeated_share(raw)):
         return "looping"
@@ -79,13 +86,13 @@ def loops(raw: str, rewrite: str) -> str | None:
 
 
 def refuses(raw: str, rewrite: str) -> str | None:
-    """It declines ("I can't help with that", "As an AI model"), where the raw answer does not."""
+    """It declines ("I can't help with that", "As an AI model"), and the raw answer does not."""
     raw, rewrite = (text.replace("\u2019", "'") for text in (raw, rewrite))
     return "refused" if _REFUSALS.search(rewrite) and not _REFUSALS.search(raw) else None
 
 
 def has_other_script(seen: str, rewrite: str) -> str | None:
-    """More than a tenth of its letters are of scripts that `seen` (all that was shown) lacks."""
+    """More than a tenth of its letters belong to scripts that do not occur in `seen`."""
     scripts = Counter(_script(letter) for letter in rewrite if letter.isalpha())
     known = {_script(letter) for letter in seen if letter.isalpha()}
     other = sum(count for script, count in scripts.items() if script not in known)
@@ -110,8 +117,8 @@ def changes_call(raw: str, rewrite: str) -> str | None:
 
 
 def breaks_code(raw: str, rewrite: str) -> str | None:
-    """It has no code; or, where the raw code is Python, its code does not parse, lacks a name that
-    the raw code defines, or calls one that neither it nor the raw code nor Python knows."""
+    """It has no code; or, if the raw code is Python, its code does not parse, lacks a name that the
+    raw code defines, or calls a name that neither it nor the raw code nor Python defines."""
     before, after = python_tree(code_of(raw)), python_tree(code_of(rewrite))
     if before is None:
         return None if any(map(looks_like_code, rewrite.splitlines())) else "code broken"
@@ -132,19 +139,24 @@ FAMILY_CHECKS: dict[str, tuple[Check, ...]] = {
 }
 
 
-def sdft_reason(family: str, shown: str, raw: str, rewrite: str, finished: bool) -> str:
-    """Return the first reason for which the sdft filter keeps the raw answer, or ''.
-
-    `shown` is all of the example that the model was shown, without our own words around it;
-    `finished` tells whether it stopped by itself.
-    """
+def sdft(rewrite: Rewrite) -> str:
+    """Keep the raw answer for the first reason that a general check or one of the family finds."""
+    raw, text = rewrite.raw, rewrite.text
     reasons = itertools.chain(
-        (check(raw, rewrite) for check in GENERAL_CHECKS),
-        [None if finished else "truncated"],
-        [has_other_script(shown, rewrite)],
-        (check(raw, rewrite) for check in FAMILY_CHECKS[family]),
+        (check(raw, text) for check in GENERAL_CHECKS),
+        [None if rewrite.finished else "truncated"],
+        [has_other_script(rewrite.shown, text)],
+        (check(raw, text) for check in FAMILY_CHECKS[rewrite.family]),
     )
     return next(filter(None, reasons), "")
+
+
+def unless_empty(rewrite: Rewrite) -> str:
+    """Use every rewrite that has content: nothing can be learnt from an empty answer."""
+    return is_empty(rewrite.raw, rewrite.text) or ""
+
+
+FILTERS: dict[str, Filter] = {"none": unless_empty, "sdft": sdft}
 
 
 def _repeated_share(text: str) -> float:
@@ -160,9 +172,9 @@ def _most_repeated_line(text: str) -> int:
 
 
 def _script(letter: str) -> str:
-    """LATIN, CYRILLIC, ...: the first word of the letter's Unicode name. Japanese mixes three."""
+    """Return LATIN, CYRILLIC, ...: the first word of the letter's Unicode name."""
     script = "LATIN" if letter.isascii() else unicodedata.name(letter, "UNNAMED").split()[0]
-    return "CJK" if script in ("HIRAGANA", "KATAKANA") else script
+    return "CJK" if script in ("HIRAGANA", "KATAKANA") else script  # Japanese mixes the three
 
 
 def _defined(tree: ast.Module) -> set[str]:
@@ -171,7 +183,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _bound(tree: ast.Module) -> set[str]:
-    """Every name that the code gives a meaning: definitions, arguments, assignments, imports."""
+    """Return the names that the code binds: definitions, arguments, assignments, imports."""
     return {name for node in ast.walk(tree) for name in _names_of(node)}
 
 

@@ -1,6 +1,6 @@
-"""What the seed model is asked: the instruction, its gold answer as a guide, "in your own words".
+"""Rewriting prompts: the instruction, its gold answer as a guide, "in your own words".
 
-One prompt for each family of answers, in prompts.toml; a user's own file has the same form.
+prompts.toml has one for each family of answers; a user's own file has the same form.
 """
 
 import re
@@ -28,9 +28,9 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 def load_prompts(path: str | Path | None = None) -> dict[str, str]:
     """Return a prompt for each family: the built-in ones, or those of a TOML file.
 
-    A family that the file leaves out takes the file's `general`, or else the built-in prompt of
-    that family. UserError names the file and the key of an unknown family, an unknown placeholder,
-    a prompt without {response}, or a value that is not text.
+    A family missing in the file takes the file's `general`, or else its built-in prompt. UserError
+    names the file and the key of an unknown family, an unknown placeholder, a prompt without
+    {response}, or a value that is not text.
     """
     built_in = tomllib.loads(
         resources.files(__package__).joinpath("prompts.toml").read_text("utf-8")
@@ -45,21 +45,20 @@ def load_prompts(path: str | Path | None = None) -> dict[str, str]:
 
 
 def family_of(response: str, client_kind: Kind) -> str:
-    """Return the family whose prompt and checks an answer gets.
+    """Return the family whose prompt and checks apply to an answer.
 
-    It follows the answer itself (`kind_of_one`), so that a mixed client is served well; but a short
-    answer is a label only where the client's answers as a whole are labels (`kind_of`), because
-    "I am fine" in a chat is not one.
+    It is that of the answer itself (`kind_of_one`), since a client may have several kinds. A short
+    answer is a label only if the client's answers are (`kind_of`): "I am fine" in a chat is not.
     """
     kind = kind_of_one(response)
     return FAMILIES["text" if kind == "label" and client_kind != "label" else kind]
 
 
 def placeholders_of(example: Example, turn: int) -> dict[str, str]:
-    """Return what the placeholders stand for when assistant turn number `turn` is rewritten.
+    """Return the values of the placeholders when assistant turn number `turn` is rewritten.
 
-    instruction: the user's message that it answers; input: the example's, for its last turn alone;
-    history: what was said before, gold answers included, as lines "User: ...", "Assistant: ...";
+    instruction: the user message that it answers; input: the example's, for its last turn only;
+    history: the turns before, gold answers included, as lines "User: ...", "Assistant: ...";
     response: its gold answer.
     """
     turns = (
@@ -78,8 +77,7 @@ def placeholders_of(example: Example, turn: int) -> dict[str, str]:
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:
-    """Return the prompt with its placeholders replaced, without the paragraphs that would say
-    nothing because all their placeholders are empty."""
+    """Fill the placeholders, and drop the paragraphs whose placeholders are all empty."""
     filled = []
     for paragraph in re.split(r"\n\s*\n", prompt.strip()):
         names = _PLACEHOLDER.findall(paragraph)

@@ -1,4 +1,4 @@
-"""What became of each answer, as a file that stays at the client, and in numbers."""
+"""The outcome of rewriting: a record of each answer, which stays at the client, and counts."""
 
 import json
 from collections import Counter
@@ -15,10 +15,9 @@ from fedsdr.types import Example, Generation
 
 @dataclass(frozen=True)
 class RewriteRecord:
-    """One line of OUT/distilled/CLIENT.jsonl: one answer, which is one assistant turn.
+    """One line of OUT/distilled/CLIENT.jsonl: one answer, that is, one assistant turn.
 
-    `reason` is why the sdft filter refuses the rewrite, '' where it does not; with the filter
-    "none" a refused rewrite is used all the same, unless it is empty.
+    `reason` is why the run's filter keeps the raw answer, else why the sdft filter would, else ''.
     """
 
     id: str
@@ -37,31 +36,31 @@ class RewriteRecord:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the rewriting of one client came to, counted in answers."""
+    """Counts of the rewriting of one client, in answers."""
 
     answers: int
     rewritten: int  # answers whose rewrite is used
     kept_raw: Mapping[str, int]  # reason -> answers whose raw text is used
     sdft_would_refuse: Mapping[str, int]  # reason -> answers, whatever the filter
-    length_ratio: float  # mean of words in the rewrite / words in the raw answer, where used
-    all_new_tokens: int  # of all rewrites, whenever they were made
-    generated: int  # rewrites made now; the others were in the cache or stand twice in the data
+    length_ratio: float  # mean of words in the rewrite / words in the raw answer, if used
+    all_new_tokens: int  # of all rewrites, cached ones included
+    generated: int  # rewrites made now; the others were cached or repeat another row
     new_tokens: int  # generated now
     prompt_tokens: int  # read now
 
     @property
     def from_cache(self) -> int:
-        """Answers that cost nothing now."""
+        """Answers that were not generated now."""
         return self.answers - self.generated
 
     @property
     def share_rewritten(self) -> float:
-        """The share of answers whose rewrite is used; 0 of none."""
+        """The share of answers whose rewrite is used; 0 without answers."""
         return self.rewritten / max(1, self.answers)
 
 
 def audit_of(records: Sequence[RewriteRecord], made: Sequence[Generation] = ()) -> Audit:
-    """Count the records of one client; `made` is what was generated for them now."""
+    """Count the records of one client; `made` are the rewrites generated now."""
     used = [record for record in records if record.used == "rewrite"]
     ratios = [len(r.rewrite.split()) / max(1, len(r.raw.split())) for r in used]
     return Audit(
@@ -80,7 +79,7 @@ def audit_of(records: Sequence[RewriteRecord], made: Sequence[Generation] = ()) 
 def with_rewrites(
     examples: Sequence[Example], records: Iterable[RewriteRecord]
 ) -> tuple[Example, ...]:
-    """Return the examples with the text that the records say is used, answer by answer in order."""
+    """Return the examples with the answers that the records use, in order."""
     used = iter([record.raw if record.used == "raw" else record.rewrite for record in records])
     return tuple(
         with_responses(example, [next(used) for _ in responses_of(example)]) for example in examples
@@ -95,9 +94,8 @@ def write_distilled(path: str | Path, records: Iterable[RewriteRecord]) -> None:
 def read_distilled(path: str | Path, examples: Sequence[Example]) -> tuple[Example, ...]:
     """Return the rewritten examples from a file of records made for these raw examples.
 
-    Records of other examples are passed over. UserError names the file, and the line or the
-    example, when the file is missing or broken, or when an answer has no record or was another
-    text when it was rewritten.
+    Records of other examples are ignored. UserError names the file, and the line or the example,
+    when the file is missing or broken, or when an answer has no record or has changed since.
     """
     records = {(record.id, record.turn): record for record in read_records(path)}
     chosen = []

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from fedsdr.data.answer_parsing import kind_of
 from fedsdr.data.chat_templates import responses_of
 from fedsdr.distill.cache import RewriteCache, cache_key
-from fedsdr.distill.filters import FILTERS, sdft_reason
+from fedsdr.distill.filters import FILTERS, Filter, Rewrite, sdft
 from fedsdr.distill.prompts import family_of, fill, placeholders_of
 from fedsdr.distill.records import Audit, RewriteRecord, audit_of, with_rewrites
 from fedsdr.errors import choose
@@ -18,7 +18,7 @@ from fedsdr.types import Example, Generate, Generation, GenerationRequest, Turn
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The rewritten examples (ids and order of the raw ones), one record an answer, the audit."""
+    """The examples with their rewrites (same ids and order), a record of each answer, the audit."""
 
     examples: tuple[Example, ...]
     records: tuple[RewriteRecord, ...]
@@ -27,7 +27,7 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class _Task:
-    """One answer that wants a rewrite, and the key under which the cache has it."""
+    """One answer to rewrite, and its key in the cache."""
 
     example_id: str
     turn: int
@@ -52,16 +52,16 @@ def rewrite_client(
 ) -> Rewritten:
     """Rewrite every answer of a client's examples: y' ~ teacher(. | instruction, input, y).
 
-    Asks `generate` for what the cache lacks, and keeps each rewrite there as it arrives. The seed
-    of a rewrite follows from `seed` and the content of its example alone, so that clients, ids,
-    batches and order change nothing. Where the filter refuses a rewrite, that turn keeps its raw
-    answer. `on_progress(done, total)` counts distinct rewrites. Raises RuntimeError when `generate`
-    leaves a request out or answers one twice; UserError for an unknown filter or a full disk.
+    `generate` is asked for what the cache lacks; each rewrite is cached as it arrives. The seed of
+    a rewrite depends on `seed` and the content of its example alone, so that clients, ids, batches
+    and order change nothing. A turn whose rewrite the filter refuses keeps its raw answer.
+    `on_progress(done, total)` counts distinct rewrites. Raises RuntimeError when `generate` leaves
+    a request out or answers one twice; UserError for an unknown filter or a full disk.
     """
-    keeps_raw = choose(filter_name, FILTERS, "teacher.filter")
+    keep_raw = choose(filter_name, FILTERS, "teacher.filter")
     tasks = _tasks(examples, prompts, seed)
     made = _fill_cache(cache, tasks, generate, on_progress)
-    records = tuple(_record(task, cache, keeps_raw) for task in tasks)
+    records = tuple(_record(task, cache, keep_raw) for task in tasks)
     return Rewritten(with_rewrites(examples, records), records, audit_of(records, made))
 
 
@@ -114,29 +114,31 @@ def _fill_cache(
     made: list[Generation] = []
     for generation in generate(requests, cache.teacher.decoding) if requests else ():
         if generation.id not in waiting:
-            raise RuntimeError(f"the engine answered '{generation.id}' twice or unasked")
+            raise RuntimeError(f"the engine answered '{generation.id}' twice or unrequested")
         cache.put(waiting.pop(generation.id).key, generation)
         made.append(generation)
         on_progress(len(distinct) - len(waiting), len(distinct))
     if waiting:
-        raise RuntimeError(f"the engine left {len(waiting)} requests out: {list(waiting)[:3]}")
+        raise RuntimeError(f"the engine left out {len(waiting)} requests: {list(waiting)[:3]}")
     return made
 
 
-def _record(task: _Task, cache: RewriteCache, keeps_raw: Callable[[str], bool]) -> RewriteRecord:
+def _record(task: _Task, cache: RewriteCache, keep_raw: Filter) -> RewriteRecord:
     made = cache.get(task.key)
     if made is None:
-        raise RuntimeError(f"no rewrite of '{task.example_id}' in the cache after all were made")
-    rewrite = made.text.strip()
-    reason = sdft_reason(task.family, task.shown, task.raw, rewrite, made.finished)
+        raise RuntimeError(f"the cache has no rewrite of '{task.example_id}'")
+    # An endpoint may send half of a surrogate pair, which no tokenizer reads.
+    text = made.text.encode(errors="replace").decode().strip()
+    rewrite = Rewrite(task.family, task.shown, task.raw, text, made.finished)
+    kept_because = keep_raw(rewrite)
     return RewriteRecord(
         id=task.example_id,
         turn=task.turn,
         instruction=task.instruction,
         raw=task.raw,
-        rewrite=rewrite,
-        used="raw" if keeps_raw(reason) else "rewrite",
-        reason=reason,
+        rewrite=text,
+        used="raw" if kept_because else "rewrite",
+        reason=kept_because or sdft(rewrite),
         family=task.family,
         seed=task.seed,
         teacher=cache.teacher.fingerprint,
