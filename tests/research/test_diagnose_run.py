@@ -87,7 +87,7 @@ def test_the_gradient_cosine_is_that_of_autograd(write_config, tmp_path):
     assert found["rows"] == 12
 
 
-def test_rows_that_were_cut_before_their_answer_give_no_number(write_config, tmp_path):
+def test_rows_cut_before_their_answer_give_no_number(write_config, tmp_path):
     config = write_config("federation.rounds=1")
     site, _, clients = run_and_open(config, tmp_path / "run")
     long = replace(clients[0].raw[0], instruction="word " * 300)
@@ -100,7 +100,7 @@ def test_rows_that_were_cut_before_their_answer_give_no_number(write_config, tmp
     assert losses["matrix"][1][1] < 0
 
 
-def test_training_on_a_client_helps_it_and_leaves_no_trace_for_the_next(write_config, tmp_path):
+def test_training_on_one_client_helps_it_and_does_not_affect_the_next(write_config, tmp_path):
     site, _, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
     rows = {c.client_id: c.raw[:4] for c in clients}
 
@@ -133,9 +133,7 @@ def test_the_extra_round_is_the_round_that_the_run_would_do_next(write_config, t
 
 
 @pytest.mark.parametrize("method", ["plain", "dual-raw", "dual-upload", "feddpa", "local"])
-def test_the_parts_that_need_no_rewrites_work_for_every_kind_of_method(
-    method, write_config, tmp_path
-):
+def test_parts_without_rewrites_work_for_every_kind_of_method(method, write_config, tmp_path):
     config = write_config(
         f"method.name={method}",
         "federation.rounds=2",
@@ -155,7 +153,9 @@ def test_the_parts_that_need_no_rewrites_work_for_every_kind_of_method(
     assert ("raw, after training, R beside own S" in cosines) == (method in ("dual-raw", "feddpa"))
 
 
-def test_a_run_without_rewrites_is_told_so_in_one_line(write_config, tmp_path, fedsdr):
+def test_a_run_without_rewrites_is_one_line_and_fedsdr_distill_makes_them(
+    write_config, tmp_path, fedsdr
+):
     out = tmp_path / "run"
     run_experiment(write_config("method.name=plain", "federation.rounds=1"), out, SILENT)
     before = bytes_of(out)
@@ -182,7 +182,7 @@ def test_a_run_without_rewrites_is_told_so_in_one_line(write_config, tmp_path, f
         (["--set", "train.lr=1"], "not of a finished run"),
     ],
 )
-def test_what_is_wrong_with_the_command_is_said_in_one_line(
+def test_wrong_arguments_are_one_line_before_anything_is_written(
     arguments, words, write_config, tmp_path, fedsdr
 ):
     out = tmp_path / "run"
@@ -195,7 +195,7 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(
     assert not (out / "diagnose.json").exists()
 
 
-def test_one_client_has_nobody_to_be_aligned_with(write_config, tmp_path):
+def test_alignment_is_not_measured_for_a_single_client(write_config, tmp_path):
     config = write_config("data.include=['bank']", "federation.rounds=1")
     site, state, clients = run_and_open(config, tmp_path / "run")
     found = diagnose(site, state, clients, SILENT, rows=2, steps=1)
@@ -205,7 +205,7 @@ def test_one_client_has_nobody_to_be_aligned_with(write_config, tmp_path):
     assert tables_of(found)
 
 
-def test_with_a_model_that_infers_both_directions_are_counted(write_config, tmp_path, monkeypatch):
+def test_entailment_is_counted_in_both_directions(write_config, tmp_path, monkeypatch):
     site, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
     raw = {e.response for c in clients for e in c.raw}
 
@@ -219,3 +219,22 @@ def test_with_a_model_that_infers_both_directions_are_counted(write_config, tmp_
     assert made["entailment, rewrite -> raw"]["value"] == 0
     neutral = made["neutral, rewrite -> raw"]
     assert (neutral["value"], neutral["rows"]) == (1.0, 6)
+
+
+def test_the_tables_of_an_older_diagnosis_can_still_be_shown():
+    older = {
+        "map": {"raw": {"bank": [[0.0, 1.0]]}},
+        "rewrites": {
+            "all made": {
+                "negation lost": {"value": 0.5, "interval": [0.0, 1.0], "rows": 2},
+                "raw -> rewrite": {"not measured": "no model was named", "rows": 0},
+            },
+            "bank": {"negation lost": {"value": None, "rows": 0}},
+        },
+        "aggregation": {"not measured": "local sends nothing"},
+    }
+    rewrites, aggregation = tables_of(older)
+    header, *body = rewrites.rows
+    assert header == ["", "all made", "bank"]
+    assert body == [["negation lost", "0.500 [0.0, 1.0] (2)", ""]]
+    assert "local sends nothing" in aggregation.rows[1]

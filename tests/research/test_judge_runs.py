@@ -23,7 +23,7 @@ MODEL = ("--model", "a-judge", "--rows", 2)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, model_folder, data_folder):
-    """Two runs, plain and dual-raw, whose clients have an S."""
+    """Two runs: plain, and dual-raw, whose clients have an S."""
     folder = tmp_path_factory.mktemp("runs")
     for method in ("plain", "dual-raw"):
         path = folder / "config.toml"
@@ -54,13 +54,13 @@ def runs(made):
 
 
 def shown(body):
-    """letter -> answer, as the judge reads them."""
+    """Letter -> answer, as the judge reads them."""
     text = body["messages"][-1]["content"]
     return dict(re.findall(r"<answer (\w)>\n(.*?)\n</answer", text, re.S))
 
 
 def longest(n, body):
-    """A judge that likes long answers, and says tie where none is the longest."""
+    """A judge that prefers the longest answer and says tie if there is none."""
     answers = shown(body)
     best = [a for a in answers if len(answers[a]) == max(map(len, answers.values()))]
     return completion(json.dumps(dict.fromkeys(CRITERIA, best[0] if len(best) == 1 else "tie")))
@@ -75,9 +75,7 @@ def answers_in(run, model):
 
 
 @pytest.mark.parametrize("of", ["global", "client"])
-def test_the_judge_reads_what_the_models_answer_and_the_standings_are_its_words(
-    of, runs, tmp_path, fedsdr
-):
+def test_win_rates_follow_the_judges_verdicts_on_the_models_answers(of, runs, tmp_path, fedsdr):
     with server(longest) as seen:
         arguments = (*runs, "--base", "--of", of, "--endpoint", seen.url, *MODEL)
         code, text, err = fedsdr("judge", *arguments, "--out", tmp_path)
@@ -101,7 +99,7 @@ def test_the_judge_reads_what_the_models_answer_and_the_standings_are_its_words(
 
 
 @pytest.mark.parametrize("model", ["base", "global", "client"])
-def test_the_answers_are_those_that_evaluate_scores(model, runs):
+def test_the_judged_answers_are_those_that_evaluate_scores(model, runs):
     run = runs[1]
     site, _ = open_run(run)
     clients = load_clients(site.config.data)
@@ -142,7 +140,7 @@ def test_answers_and_replies_may_hold_unicode_line_separators(runs, tmp_path):
     assert len(asked) == once["asked"]  # nothing is asked twice
 
 
-def test_replies_that_are_no_json_are_counted_and_a_500_is_asked_again(runs, tmp_path, fedsdr):
+def test_unreadable_replies_are_counted_and_a_status_500_is_repeated(runs, tmp_path, fedsdr):
     def sometimes(n, body):
         if n == 3:
             return 500, b"out of memory"
@@ -165,7 +163,7 @@ def one_line(err):
     return said[0]
 
 
-def test_a_judge_that_never_answers_in_json_is_an_error_of_one_line(runs, tmp_path, fedsdr):
+def test_a_judge_without_a_single_readable_reply_is_one_line(runs, tmp_path, fedsdr):
     with server(lambda n, body: completion("Both are fine.")) as seen:
         code, out, err = fedsdr("judge", *runs, "--endpoint", seen.url, *MODEL, "--out", tmp_path)
     assert (code, out) == (2, "")
@@ -174,7 +172,7 @@ def test_a_judge_that_never_answers_in_json_is_an_error_of_one_line(runs, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["down", "slow", "500", "no chat completion", "wrong model"])
-def test_an_endpoint_that_does_not_answer_is_told_of_before_anything_is_written(
+def test_an_endpoint_that_fails_is_one_line_before_anything_is_written(
     kind, runs, tmp_path, fedsdr
 ):
     def reply(n, body):
@@ -194,11 +192,11 @@ def test_an_endpoint_that_does_not_answer_is_told_of_before_anything_is_written(
     assert not out.exists()
 
 
-def test_an_endpoint_that_goes_down_halfway_loses_no_verdict(runs, tmp_path, fedsdr):
+def test_the_verdicts_before_an_endpoint_fails_are_kept_and_not_asked_again(runs, tmp_path, fedsdr):
     def half(n, body):
         if n < 6:
             return longest(n, body)
-        time.sleep(1)  # what came before is read by then
+        time.sleep(1)  # the earlier replies are read by then
         return 400, b""
 
     with server(half) as seen:
@@ -231,7 +229,7 @@ def test_an_endpoint_that_goes_down_halfway_loses_no_verdict(runs, tmp_path, fed
         (["plain", "dual-raw", "--endpoint", "example.com"], "--endpoint: not an http URL"),
     ],
 )
-def test_what_is_wrong_with_the_command_is_said_in_one_line(
+def test_wrong_arguments_are_one_line_before_anything_is_written(
     arguments, words, made, tmp_path, fedsdr, monkeypatch
 ):
     monkeypatch.chdir(made)
@@ -245,7 +243,7 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(
     assert not out.exists()
 
 
-def test_runs_of_other_test_rows_are_not_judged_against_each_other(runs, made, tmp_path, fedsdr):
+def test_runs_with_different_test_rows_are_refused(runs, made, tmp_path, fedsdr):
     text = (runs[0] / "config.toml").read_text()
     other = made / "other"
     config = tmp_path / "other.toml"
