@@ -113,8 +113,8 @@ def write_config(tmp_path, model_folder, data_folder, monkeypatch):
 
 @pytest.fixture
 def deploy(tmp_path, data_folder, monkeypatch):
-    """Return a function that runs a configuration over three sites of a grid in this process;
-    it returns the state and the grid. OUT is tmp_path/server, a site's folder tmp_path/sites/NAME;
+    """Return a function that runs a configuration over three sites of a grid in this process and
+    returns the state and the grid. OUT is tmp_path/server, a site's folder tmp_path/sites/NAME;
     `own` are keys that the sites set.
     """
     from fake_grid import FakeGrid, nodes_of
@@ -125,8 +125,6 @@ def deploy(tmp_path, data_folder, monkeypatch):
 
     for module in (nodes, server_app):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
-    for opened in (client_app._held, client_app._all_clients, client_app._site):
-        opened.cache_clear()  # what another test has opened
 
     def run(
         config, *, data=data_folder, log=lambda line: None, sites=3, own=(), nodes_as=dict, **grid

@@ -1,4 +1,4 @@
-"""A Flower grid in this process: no Ray and no SuperLink, but every message crosses as bytes."""
+"""A Flower grid in this process: no Ray and no SuperLink, but every message is sent as bytes."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -35,21 +35,21 @@ def records_of(out: Path) -> list[dict]:
 
 
 class FakeGrid:
-    """What `grid` is to a ServerApp. `nodes` is node id -> node configuration.
+    """The `grid` of a ServerApp. `nodes` is node id -> node configuration.
 
-    `answer(grid, message, context)` stands for what happens at a node; None is no answer, and an
-    exception is Flower's error reply. `crossed` has every message, as the bytes of the wire.
+    `answer(grid, message, context)` is what a node does: it returns the reply, or None for no
+    reply; an exception becomes Flower's error reply. `wire` has the bytes of every message.
     """
 
     def __init__(
         self,
-        app: ClientApp,
+        app: ClientApp | None,
         nodes: dict[int, dict],
         run_config: dict,
         answer: Callable = lambda grid, message, context: grid.app(message, context),
     ) -> None:
         self.app, self.nodes, self.run_config, self.answer = app, nodes, run_config, answer
-        self.crossed: list[bytes] = []
+        self.wire: list[bytes] = []
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self._replies: dict[str, Message | None] = {}
 
@@ -64,18 +64,18 @@ class FakeGrid:
             if node not in self.nodes:
                 continue
             ids.append(message.metadata.message_id)
-            reply = self._at_node(self._cross(message), node)
-            self._replies[ids[-1]] = reply and self._cross(reply)
+            reply = self._at_node(self._send(message), node)
+            self._replies[ids[-1]] = reply and self._send(reply)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        # The last one first: arrival order must not matter.
+        # The last one first: the order of arrival must not matter.
         found = [self._replies.pop(m, None) for m in reversed(list(message_ids))]
         return [reply for reply in found if reply is not None]
 
-    def _cross(self, message: Message) -> Message:
+    def _send(self, message: Message) -> Message:
         data = message_to_proto(message).SerializeToString()
-        self.crossed.append(data)
+        self.wire.append(data)
         return message_from_proto(ProtoMessage.FromString(data))
 
     def _at_node(self, message: Message, node: int) -> Message | None:

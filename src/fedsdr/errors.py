@@ -27,6 +27,14 @@ class Refusal(UserError):
     text, so that the server may be told."""
 
 
+def one_line(text: str, limit: int = 300) -> str:
+    """Return text from elsewhere for a log or a record: one line of printable characters, cut at
+    `limit`."""
+    words = " ".join(text[: 4 * limit].split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+    return line if len(line) <= limit else f"{line[:limit]}..."
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `'; did you mean X?'` for the choice closest to `name`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)

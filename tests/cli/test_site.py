@@ -1,4 +1,4 @@
-"""What a site is told before it joins."""
+"""What `fedsdr site check` reports before a site joins."""
 
 import json
 import socket
@@ -40,7 +40,7 @@ def test_a_site_in_order_hears_so_line_by_line(site, tmp_path):
     assert [line.split(":")[0] for line in out.splitlines()] == [
         "ok     disk", "ok     connection", "ok     data", "ok     model",
     ]  # fmt: skip
-    assert "9 training rows (0 are cut), 1 test rows" in out
+    assert "9 training rows (0 truncated), 1 test rows" in out
     assert list((tmp_path / "state").iterdir()) == []
 
 

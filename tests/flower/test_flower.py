@@ -18,6 +18,10 @@ from fedsdr.runs.run import run_experiment
 from fedsdr.types import ClientFault
 
 
+def without_times(client):
+    return {key: value for key, value in client.items() if not key.endswith("seconds")}
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -26,7 +30,7 @@ from fedsdr.types import ClientFault
         ("method.name=plain", "algorithm.name=fedadam", "federation.clients_per_round=2"),
     ],
 )
-def test_three_sites_come_to_the_bytes_of_one_process(overrides, write_config, tmp_path, deploy):
+def test_three_sites_produce_the_bytes_of_one_process(overrides, write_config, tmp_path, deploy):
     config = write_config("federation.rounds=2", *overrides)
     run_experiment(config, tmp_path / "one", SILENT)
     state, _ = deploy(config)
@@ -37,27 +41,24 @@ def test_three_sites_come_to_the_bytes_of_one_process(overrides, write_config, t
         for path in own.rglob("*.safetensors"):
             there = tmp_path / "sites" / name / "trial" / name / "clients" / name
             assert (there / path.relative_to(own)).read_bytes() == path.read_bytes()
-    ours, theirs = records_of(tmp_path / "one"), records_of(tmp_path / "server")
-    timed = ("seconds",)
-    for one, other in zip(ours, theirs, strict=True):
+    pairs = zip(records_of(tmp_path / "one"), records_of(tmp_path / "server"), strict=True)
+    for one, other in pairs:
         assert one["refused"] == other["refused"] == []
         assert one["step_norm"] == other["step_norm"]
-        for a, b in zip(one["clients"], other["clients"], strict=True):
-            assert {k: v for k, v in a.items() if not k.endswith(timed)} == {
-                k: v for k, v in b.items() if not k.endswith(timed)
-            }
+        assert [*map(without_times, one["clients"])] == [*map(without_times, other["clients"])]
 
 
 def secrets_of(sites, config):
-    """Return what must never cross: name -> bytes of every row of S in any width, and all texts."""
+    """Return name -> bytes of what must never be sent: every row of S in any dtype, and all
+    texts."""
     secret = {}
     for folder in sites.glob("*/trial/*/clients/*/round-*"):
         for name, value in load_adapter(folder, "S").items():
-            for width in (torch.float32, torch.bfloat16, torch.float16):
-                rows = value.to(width).contiguous().view(torch.uint8)
-                # A B of zeros is not a secret, and half a row is as telling as all of it.
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                rows = value.to(dtype).contiguous().view(torch.uint8)
+                # A B of zeros is not a secret, and half a row reveals as much as all of it.
                 secret |= {
-                    f"S: {folder} {name} row {i} as {width}": bytes(row[: len(row) // 2].tolist())
+                    f"S: {folder} {name} row {i} as {dtype}": bytes(row[: len(row) // 2].tolist())
                     for i, row in enumerate(rows)
                     if row.any() and len(row) >= 16
                 }
@@ -85,9 +86,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_neither_s_nor_text_is_in_any_byte_that_crosses(
-    leak, write_config, tmp_path, deploy, monkeypatch
-):
+def test_neither_s_nor_text_is_in_any_message(leak, write_config, tmp_path, deploy, monkeypatch):
     real, sites = client_app.train_at, tmp_path / "sites"
 
     def train(site, client, task, *rest):
@@ -101,10 +100,10 @@ def test_neither_s_nor_text_is_in_any_byte_that_crosses(
     secret = secrets_of(sites, config)
     assert sum(name.startswith("S: ") for name in secret) > 100
     assert sum(name.startswith("text") for name in secret) > 3 * 10 * 2  # rewrites, too
-    assert len(grid.crossed) == 2 * 3 * (1 + 1 + 2)  # there and back: join, rewrite, two rounds
-    found = [name for name, value in secret.items() if any(value in b for b in grid.crossed)]
+    assert len(grid.wire) == 2 * 3 * (1 + 1 + 2)  # both ways: join, rewrite, two rounds
+    found = [name for name, value in secret.items() if any(value in b for b in grid.wire)]
     assert bool(found) == (leak != "nothing"), found[:5]
-    # What the server keeps is as clean, unless a client sends S in R's own place.
+    # The server keeps none of it either, unless a client sends S under the names of R.
     kept = (tmp_path / "server/checkpoint/round-0002/shared.safetensors").read_bytes()
     assert not any(value in kept for value in secret.values())
     assert "the loan" not in (tmp_path / "server/rounds.jsonl").read_text() or leak == "a sentence"

@@ -1,4 +1,4 @@
-"""Sites that fail, on a grid in this process: the run ends rightly, or stops and goes on."""
+"""Faulty and hostile sites, on a grid in this process: the run is correct, or stops and resumes."""
 
 import shutil
 from dataclasses import replace
@@ -19,6 +19,7 @@ from fedsdr.flower.wire import answer_from_records, answer_to_records
 from fedsdr.progress import SILENT
 from fedsdr.runs import run as run_module
 from fedsdr.runs.run import run_experiment
+from fedsdr.types import ClientFault
 
 QUICK = ("method.name=dual-raw", "federation.rounds=2")  # S and R without rewriting
 
@@ -28,27 +29,27 @@ def first_of(update, value):
     return replace(update, delta={**update.delta, name: value(update.delta[name])})
 
 
-def spoilt(change):
-    """A node whose update of round 1 is changed on its way."""
+def changed(change):
+    """The bank's update of round 1 is changed on its way."""
 
     def answer(grid, message, context):
         reply = grid.app(message, context)
         if is_train(message, context, round=1):
-            changed = change(answer_from_records(reply.content))
-            reply = Message(answer_to_records(changed), reply_to=message)
+            answer = change(answer_from_records(reply.content))
+            reply = Message(answer_to_records(answer), reply_to=message)
         return reply
 
     return answer
 
 
 def is_train(message, context, round):
-    """Whether this asks the bank to train in this round."""
+    """Whether this is the bank's task of this round."""
     mine = context.node_config["client"] == "bank" and message.metadata.message_type == "train"
     return mine and message.content["task"]["round"] == round
 
 
-def instead(make):
-    """A node that trains in round 1, and whose answer is something else all the same."""
+def replaced(make):
+    """The bank trains in round 1 but replies with something else."""
 
     def answer(grid, message, context):
         reply = grid.app(message, context)
@@ -57,7 +58,7 @@ def instead(make):
     return answer
 
 
-def with_a_record_more(message, reply):
+def with_an_extra_record(message, reply):
     reply.content["notes"] = ConfigRecord({"text": "the loan has a rate of 3 percent a year"})
     return reply
 
@@ -67,33 +68,35 @@ def fail(message, reply):
 
 
 FAULTS = {
-    "a NaN": (spoilt(lambda u: first_of(u, lambda x: x * torch.nan)), "not finite"),
-    "a wrong shape": (spoilt(lambda u: first_of(u, lambda x: x[:1])), "has shape"),
-    "an extra tensor": (
-        spoilt(lambda u: replace(u, delta={**u.delta, "S/x": torch.ones(2)})),
-        "an unexpected tensor 'S/x'",
-    ),
+    "a NaN": (changed(lambda u: first_of(u, lambda x: x * torch.nan)), "not finite"),
     "a norm a million times too large": (
-        spoilt(lambda u: replace(u, delta={n: x * 1e6 for n, x in u.delta.items()})),
+        changed(lambda u: replace(u, delta={n: x * 1e6 for n, x in u.delta.items()})),
         "above federation.max_update_norm 10",
     ),
-    "another's name": (
-        spoilt(lambda u: replace(u, client_id="clinic")),
-        "answers in the name of 'clinic'",
+    "an extra tensor": (
+        changed(lambda u: replace(u, delta={**u.delta, "S/x": torch.ones(2)})),
+        "an unexpected tensor 'S/x'",
     ),
-    "another round": (spoilt(lambda u: replace(u, round=7)), "of round 7"),
-    "a record more": (instead(with_a_record_more), "malformed: a record is missing or one too"),
-    "no tensors": (
-        instead(lambda m, reply: Message(RecordDict(), reply_to=m)),
-        "its answer is malformed",
+    "more rows than it announced": (
+        changed(lambda u: replace(u, num_examples=10)),
+        "counts 10 examples, above the announced 9",
     ),
-    "never": (instead(lambda m, reply: None), "no answer in 1 s (engine.round_seconds)"),
-    "an error": (instead(fail), "Flower error 2: MemoryError"),
+    "300 made-up metrics": (
+        changed(lambda u: replace(u, metrics={f"\x1b[2J{i}": 1.0 for i in range(300)})),
+        "has an unknown metric '\ufffd[2J0'",
+    ),
+    "a long reason with control characters": (
+        changed(lambda u: ClientFault(u.client_id, 7, "\x1b[2J\nno\u202e" * 10_000)),
+        "\ufffd[2J no\ufffd",
+    ),
+    "an extra record": (replaced(with_an_extra_record), "malformed answer: unexpected record"),
+    "no reply": (replaced(lambda m, reply: None), "no answer in 1 s (engine.round_seconds)"),
+    "an error": (replaced(fail), "Flower error 2: MemoryError"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_answer_is_refused_and_what_the_client_learnt_for_it_is_taken_back(
+def test_a_faulty_answer_is_refused_and_the_clients_state_is_that_before_the_round(
     fault, write_config, tmp_path, deploy, without_round_1
 ):
     answer, reason = FAULTS[fault]
@@ -102,9 +105,11 @@ def test_a_faulty_answer_is_refused_and_what_the_client_learnt_for_it_is_taken_b
     refused = [record["refused"] for record in records_of(tmp_path / "server")]
     assert [r["id"] for r in refused[0]] == ["bank"]
     assert reason in refused[0][0]["reason"]
+    assert refused[0][0]["reason"].isprintable()
+    assert len(refused[0][0]["reason"]) < 400
     assert "percent" not in refused[0][0]["reason"]
     assert refused[1] == []
-    # As if the bank had been away in round 1: no S is lost, none counted twice.
+    # As if the bank had been away in round 1: no S is lost, and no update counts twice.
     assert checkpoint_of(tmp_path / "server") == checkpoint_of(without_round_1(config))
     own = "clients/bank/adapter_model.safetensors"
     there = tmp_path / "sites/bank/trial/bank" / own
@@ -118,8 +123,8 @@ def folder_without_round_1(tmp_path_factory):
 
 @pytest.fixture
 def without_round_1(folder_without_round_1, monkeypatch):
-    """Return a function: the folder of a run in one process in which the bank was away in round 1,
-    run once for all tests."""
+    """Return a function that returns the folder of a run in one process in which the bank was away
+    in round 1. It runs once for all tests."""
     real, out = run_module.train_at, folder_without_round_1
 
     def train(site, client, task, *rest):
@@ -136,10 +141,10 @@ def without_round_1(folder_without_round_1, monkeypatch):
     return run
 
 
-def test_a_node_that_was_killed_goes_on_as_another_node(
+def test_a_site_that_was_killed_continues_as_another_node(
     write_config, tmp_path, deploy, without_round_1
 ):
-    said = []
+    log = []
 
     def killed(grid, message, context):
         reply = grid.app(message, context)  # its S is written already
@@ -149,34 +154,36 @@ def test_a_node_that_was_killed_goes_on_as_another_node(
         return reply
 
     config = write_config(*QUICK)
-    deploy(config, answer=killed, log=said.append)
-    assert sum("client 'bank' joined with 9 rows" in line for line in said) == 2
+    deploy(config, answer=killed, log=log.append)
+    assert log.count("client 'bank' joined with 9 rows") == 2
     assert checkpoint_of(tmp_path / "server") == checkpoint_of(without_round_1(config))
 
 
-def test_a_site_with_a_broken_file_is_left_out_and_joins_when_it_is_mended(
+def test_a_site_with_a_broken_file_is_left_out_and_joins_when_it_is_fixed(
     write_config, tmp_path, deploy, data_folder
 ):
-    data, said = tmp_path / "data", []
+    data, log = tmp_path / "data", []
     shutil.copytree(data_folder, data)
     whole = (data / "bank.jsonl").read_text()
     (data / "bank.jsonl").write_text(whole + '{"instruction": "secret loan", "output": tr')
 
-    def mended_in_round_1(grid, message, context):
+    def fixed_in_round_1(grid, message, context):
         if message.metadata.message_type == "train":
             (data / "bank.jsonl").write_text(whole)
         return grid.app(message, context)
 
     deploy(
         write_config(*QUICK),
-        data=data, sites=2, log=said.append, answer=mended_in_round_1,
+        data=data, sites=2, log=log.append, answer=fixed_in_round_1,
     )  # fmt: skip
-    assert "node 100 cannot join: UserError (its log has more)" in said
-    ids = [[c["id"] for c in record["clients"]] for record in records_of(tmp_path / "server")]
-    assert ids == [["clinic", "school"], ["bank", "clinic", "school"]]
+    assert "node 100 cannot join: UserError (see the site's log)" in log
+    first, second = records_of(tmp_path / "server")
+    assert [c["id"] for c in first["clients"]] == ["clinic", "school"]
+    assert first["refused"][0]["reason"] == "cannot join: UserError (see the site's log)"
+    assert [c["id"] for c in second["clients"]] == ["bank", "clinic", "school"]
 
 
-def test_a_server_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bytes(
+def test_a_server_that_was_killed_resumes_from_its_checkpoint_to_the_same_bytes(
     write_config, tmp_path, deploy
 ):
     def server_dies(grid, message, context):
@@ -194,7 +201,7 @@ def test_a_server_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert [r["round"] for r in records_of(tmp_path / "server")] == [1, 2, 3]
 
 
-def test_waits_have_an_end_and_too_few_updates_end_the_run(write_config, tmp_path, deploy):
+def test_waits_have_a_deadline_and_too_few_updates_end_the_run(write_config, tmp_path, deploy):
     with pytest.raises(UserError, match=r"3 of 4 sites joined in 1 s \(bank, clinic, school\)"):
         deploy(write_config(*QUICK), sites=4)
     with pytest.raises(UserError, match=r"0 of 3 updates were accepted.*no answer in 1 s"):
@@ -206,7 +213,7 @@ def test_waits_have_an_end_and_too_few_updates_end_the_run(write_config, tmp_pat
         )
 
 
-def test_what_goes_wrong_with_a_sites_own_files_stays_in_its_log(write_config, tmp_path, deploy):
+def test_errors_that_concern_a_sites_own_files_stay_in_its_log(write_config, tmp_path, deploy):
     def loses_its_state(grid, message, context):
         if is_train(message, context, round=2):
             shutil.rmtree(tmp_path / "sites/bank/trial/bank/clients/bank/round-0001")
@@ -214,20 +221,20 @@ def test_what_goes_wrong_with_a_sites_own_files_stays_in_its_log(write_config, t
 
     deploy(write_config(*QUICK), answer=loses_its_state)
     refused = records_of(tmp_path / "server")[1]["refused"]
-    assert refused == [{"id": "bank", "reason": "UserError (its log has more)"}]
+    assert refused == [{"id": "bank", "reason": "UserError (see the site's log)"}]
 
 
-def test_a_run_never_goes_on_from_what_another_run_of_its_name_left_at_a_site(
+def test_a_run_never_continues_from_the_state_of_another_run_of_its_name(
     write_config, tmp_path, deploy
 ):
     config = write_config(*QUICK)
     deploy(config)
     before = checkpoint_of(tmp_path / "sites/bank/trial/bank")
     shutil.rmtree(tmp_path / "server")
-    said = []
+    log = []
     with pytest.raises(UserError, match="0 of 3 sites joined"):
-        deploy(config, log=said.append)
-    assert any("the state of another run in STATE_DIR/trial/bank: give this run" in s for s in said)
+        deploy(config, log=log.append)
+    assert any("the state of another run in STATE_DIR/trial/bank" in line for line in log)
     shutil.rmtree(tmp_path / "server")
     for site in ("clinic", "school"):
         (tmp_path / f"sites/{site}/trial").rename(tmp_path / f"sites/{site}/moved away")
@@ -236,7 +243,7 @@ def test_a_run_never_goes_on_from_what_another_run_of_its_name_left_at_a_site(
     assert checkpoint_of(tmp_path / "sites/bank/trial/bank") == before
 
 
-def test_nodes_that_went_away_between_rounds_are_waited_for(write_config, tmp_path, deploy):
+def test_nodes_that_disconnect_between_rounds_are_waited_for(write_config, tmp_path, deploy):
     away = {}
 
     def all_go_after_round_1(grid, message, context):
@@ -247,11 +254,11 @@ def test_nodes_that_went_away_between_rounds_are_waited_for(write_config, tmp_pa
         return reply
 
     class Returning(dict):
-        looks = 0
+        polls = 0
 
-        def __iter__(self):  # each look at who is connected
-            self.looks += bool(away)
-            if self.looks > 5:
+        def __iter__(self):  # each time the server lists the connected nodes
+            self.polls += bool(away)
+            if self.polls > 5:
                 self.update(away)
             return super().__iter__()
 
@@ -260,7 +267,7 @@ def test_nodes_that_went_away_between_rounds_are_waited_for(write_config, tmp_pa
     assert [len(r["clients"]) for r in records_of(tmp_path / "server")] == [3, 3]
 
 
-def test_the_coordinator_needs_neither_weights_nor_the_device_of_the_study(
+def test_the_server_needs_neither_weights_nor_the_device_of_the_study(
     write_config, tmp_path, deploy, model_folder
 ):
     light = tmp_path / "config alone"
@@ -274,28 +281,28 @@ def test_the_coordinator_needs_neither_weights_nor_the_device_of_the_study(
     assert checkpoint_of(tmp_path / "server") == checkpoint_of(tmp_path / "one")
 
 
-def test_one_folder_is_written_by_one_run_at_a_time(write_config, tmp_path):
+def test_only_one_run_at_a_time_writes_a_folder(write_config, tmp_path):
     config = write_config(*QUICK)
     with (
         alone(tmp_path / "run"),
-        pytest.raises(UserError, match="run: another process works there; wait for its end"),
+        pytest.raises(UserError, match="run: another process"),
     ):
         run_experiment(config, tmp_path / "run", SILENT)
     run_experiment(config, tmp_path / "run", SILENT)
 
 
-def test_two_tasks_of_one_client_never_work_at_once(write_config, tmp_path, deploy):
+def test_two_tasks_of_one_client_never_run_at_the_same_time(write_config, tmp_path, deploy):
     with alone(tmp_path / "sites/bank/trial/bank/clients/bank"):
         deploy(write_config(*QUICK, "federation.rounds=1"))
     (record,) = records_of(tmp_path / "server")
-    assert record["refused"] == [{"id": "bank", "reason": "BusyError (its log has more)"}]
+    assert record["refused"] == [{"id": "bank", "reason": "BusyError (see the site's log)"}]
     assert [c["id"] for c in record["clients"]] == ["clinic", "school"]
 
 
 def test_a_node_that_never_says_its_name_is_waited_for_once(
     write_config, tmp_path, deploy, monkeypatch
 ):
-    monkeypatch.setattr(nodes, "NAME_SECONDS", 0.5)
+    monkeypatch.setattr(nodes, "JOIN_SECONDS", 0.5)
 
     def mute(grid, message, context):
         mute = context.node_config["client"] == "bank"
@@ -309,9 +316,18 @@ def test_a_node_that_never_says_its_name_is_waited_for_once(
     assert 10 < len(slept) < 60  # half a second, not one in each round
 
 
-def test_a_site_whose_folder_has_no_number_of_a_run_but_rounds_does_not_join(
-    write_config, tmp_path, deploy
-):
+def test_a_site_that_cannot_count_its_rewrites_does_not_end_the_run(write_config, tmp_path, deploy):
+    def hostile(grid, message, context):
+        if message.metadata.message_type == "train.rewrite":
+            return Message(RecordDict({"report": ConfigRecord({"answers": 3})}), reply_to=message)
+        return grid.app(message, context)
+
+    log = []
+    deploy(write_config("federation.rounds=1"), answer=hostile, log=log.append)
+    assert "  bank: rewritten" in log
+
+
+def test_a_site_whose_folder_has_rounds_but_no_run_id_does_not_join(write_config, tmp_path, deploy):
     config = write_config(*QUICK)
     deploy(config)
     shutil.rmtree(tmp_path / "server")

@@ -1,9 +1,15 @@
-"""The `fedsdr` command. Exit codes: 0 done; 2 what the user can fix; 130 stopped; 1 our fault."""
+"""The `fedsdr` command.
+
+Exit codes: 0 done; 2 what the user can fix; 1 our fault; 128 + N stopped by signal N (130 Ctrl-C,
+143 SIGTERM, 129 SIGHUP).
+"""
 
 import logging
 import os
+import signal
 import sys
 import warnings
+from types import FrameType
 
 import click
 
@@ -47,8 +53,21 @@ for command in (
     cli.add_command(command)
 
 
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived. It unwinds the stack as KeyboardInterrupt does, so child processes
+    are ended; unlike KeyboardInterrupt, click does not turn it into Abort."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated(number)
+
+
 def main() -> None:
     """Run the command line; see the module for the exit codes."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; nohup has it ignored
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _terminate)
     # What these libraries say while loading is noise beside our own lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,8 +77,12 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except UserError as error:
         _stop(" ".join(str(error).split()), 2)
-    except (KeyboardInterrupt, click.Abort):
-        _stop("stopped; what is finished is kept (go on: run --resume, or compare again)", 130)
+    except (KeyboardInterrupt, click.Abort, _Terminated) as stop:
+        number = stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT
+        _stop(
+            "stopped; finished work is kept (continue: run --resume, or compare again)",
+            128 + number,
+        )
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""fedsdr run: the whole job."""
+"""fedsdr run: rewrite, train in rounds, evaluate."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
 @config_file
 @overrides
 @out_folder
-@click.option("--resume", is_flag=True, help="Go on with a stopped run.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run.")
 @click.option("--engine", type=click.Choice(["in-process", "flower"]), help="As engine.name.")
 @click.option(
     "--federation",
     metavar="NAME",
-    help="Run on the SuperLink of this name in Flower's configuration, with the clients there.",
+    help="Run on this SuperLink of Flower's configuration, with the sites connected to it.",
 )
 def run(
     config: Path,
@@ -45,7 +45,7 @@ def run(
         check_installed()
         rounds = simulate
     if federation and rounds is run_rounds:
-        raise UserError("--federation: is of Flower; add --engine flower")
+        raise UserError("--federation: needs --engine flower")
     if federation:
         submit(settings, folder, federation, resume, progress)
         print(f"results in {folder.resolve()} where the ServerApp runs: rounds.jsonl, global/")

@@ -1,4 +1,4 @@
-"""fedsdr site: what a site of a Flower federation needs on its own machine."""
+"""fedsdr site: commands for a site of a Flower federation."""
 
 from pathlib import Path
 
@@ -17,9 +17,11 @@ def site() -> None:
 @overrides
 @click.option("--client", required=True, metavar="NAME", help="The site's name.")
 @click.option("--data", required=True, help="Its rows: a file, or a folder with NAME.jsonl in it.")
-@click.option("--state-dir", required=True, type=click.Path(path_type=Path), help="Where S stays.")
-@click.option("--superlink", required=True, metavar="HOST:PORT", help="Where the run is.")
-@click.option("--root-certificates", type=click.Path(path_type=Path), help="As at the SuperNode.")
+@click.option(
+    "--state-dir", required=True, type=click.Path(path_type=Path), help="Where S is kept."
+)
+@click.option("--superlink", required=True, metavar="HOST:PORT", help="The SuperLink's address.")
+@click.option("--root-certificates", type=click.Path(path_type=Path), help="As of the SuperNode.")
 def check(
     config: Path,
     set_: tuple[str, ...],
@@ -29,17 +31,17 @@ def check(
     superlink: str,
     root_certificates: Path | None,
 ) -> None:
-    """Say whether data, model, disk and connection are in order, before the site joins."""
+    """Check data, model, disk and connection before the site joins."""
     from fedsdr.config import load_config
     from fedsdr.errors import UserError
     from fedsdr.flower.site_check import site_checks
 
-    settings, wrong = load_config(config, set_), []
-    for what, find in site_checks(settings, client, data, state_dir, superlink, root_certificates):
+    settings, failed = load_config(config, set_), []
+    for what, run in site_checks(settings, client, data, state_dir, superlink, root_certificates):
         try:
-            print(f"ok     {what}: {find()}")
+            print(f"ok     {what}: {run()}")
         except UserError as error:
-            wrong.append(what)
+            failed.append(what)
             print(f"wrong  {what}: {error}")
-    if wrong:
-        raise UserError(f"site '{client}' is not ready: {', '.join(wrong)}")
+    if failed:
+        raise UserError(f"site '{client}' is not ready: {', '.join(failed)}")

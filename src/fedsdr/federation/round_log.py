@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fedsdr.algorithms.client_corrections import new_server_control
 from fedsdr.algorithms.compression import encoded_bytes
-from fedsdr.errors import UserError
+from fedsdr.errors import UserError, one_line
 from fedsdr.federation.plan import Plan
 from fedsdr.federation.privacy_accounting import epsilon_spent
 from fedsdr.tensors import MeanCosine, Tensors, WeightedMean, add, all_finite, norm, num_bytes
@@ -30,8 +30,8 @@ class RoundLog:
         self._control_delta = WeightedMean()
 
     def refuse(self, client_id: str, reason: str) -> None:
-        """Record a client that is left out, with the reason in one line."""
-        self.refused.append({"id": client_id, "reason": reason})
+        """Record a client that is left out, with the reason in one printable line."""
+        self.refused.append({"id": client_id, "reason": one_line(reason)})
 
     def accept(self, update: ClientUpdate) -> None:
         """Record an accepted update; SCAFFOLD's control deltas are averaged with equal weights."""

@@ -1,24 +1,24 @@
-"""The Flower app as a folder: a pyproject.toml alone, since its code is the installed package."""
+"""The Flower app as a folder: only a pyproject.toml, since its code is the installed package."""
 
 from pathlib import Path
 
 import tomli_w
 
 from fedsdr.files import write_atomically
-from fedsdr.flower.run_config import OWN_KEYS, RunConfig
+from fedsdr.flower.run_config import OWN_KEYS, RunConfig, nested
 
-HEAD = "# Made by `python docs/make_reference.py`; docs/reference.md says what each key means.\n"
+HEAD = "# Made by `python docs/make_reference.py`; docs/reference.md explains every key.\n"
 
 
 def write_app(folder: Path, values: RunConfig) -> None:
-    """Write an app whose run configuration is `values`; Flower lets a run override these alone."""
+    """Write an app with this run configuration. Flower lets a run override only the keys in it."""
     app = {
         "publisher": "fedsdr",
         "components": {
             "serverapp": "fedsdr.flower.server_app:app",
             "clientapp": "fedsdr.flower.client_app:app",
         },
-        "config": _nested(OWN_KEYS | values),
+        "config": nested(OWN_KEYS | values),
     }
     project = {
         "name": "fedsdr-app",
@@ -29,13 +29,3 @@ def write_app(folder: Path, values: RunConfig) -> None:
     }
     tables = {"project": project, "tool": {"flwr": {"app": app}}}
     write_atomically(folder / "pyproject.toml", HEAD + tomli_w.dumps(tables))
-
-
-def _nested(values: RunConfig) -> dict[str, object]:
-    table: dict[str, object] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        inner = table.setdefault(section, {}) if section else table
-        assert isinstance(inner, dict)
-        inner[name] = value
-    return table

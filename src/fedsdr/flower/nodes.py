@@ -1,156 +1,199 @@
-"""Messages to the nodes of a Flower federation, with an end to every wait."""
+"""Messages to the nodes of a Flower federation. Every wait has a deadline."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsdr.errors import one_line
 from fedsdr.federation.round import RunClients
 from fedsdr.federation.update_checks import decoded
-from fedsdr.flower.wire import answer_from_records, task_to_records
+from fedsdr.flower.run_config import is_name
+from fedsdr.flower.wire import answer_from_records, report_from_records, tasks_to_records
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate
 
 POLL_SECONDS = 0.5
-NAME_SECONDS = 60.0  # a site that is connected has to say its name: it reads its data for that
+JOIN_SECONDS = 60.0  # a connected node has to reply within this time: it reads its data first
+JOIN_REPORT = {"client": str, "rows": int}
+
+
+def run_message(run_id: str, node: int, kind: str, ttl: float | None = None) -> Message:
+    """Return a message that is not a task: it says which run it belongs to and nothing else."""
+    return Message(RecordDict({"run": ConfigRecord({"id": run_id})}), node, kind, ttl=ttl)
 
 
 def replies(
     grid: Grid, messages: Mapping[str, Message], seconds: float
 ) -> Iterator[tuple[str, Message]]:
-    """Send, then yield (key, reply) as they come, until all are there or the time is over.
+    """Send the messages; yield (key, reply) as replies arrive, until all are there or time is up.
 
-    What lies ready when the time is over counts: only the wait has an end, not what is done between
-    two replies.
+    Replies already queued at the deadline are still yielded, however long the caller takes.
     """
-    waiting = {
-        message_id: key
-        for key, message in messages.items()
-        for message_id in grid.push_messages([message])  # none for a node that is gone
-    }
-    end = time.monotonic() + seconds
+    sent = set(grid.push_messages(list(messages.values())))  # without those of nodes that are gone
+    keys = {message.metadata.message_id: key for key, message in messages.items()}
+    waiting = {message_id: key for message_id, key in keys.items() if message_id in sent}
+    deadline = time.monotonic() + seconds
     while waiting:
-        over = time.monotonic() >= end
-        found = list(grid.pull_messages(list(waiting)))
-        for reply in found:
-            yield waiting.pop(reply.metadata.reply_to_message_id), reply
-        if over and not found:
+        late = time.monotonic() >= deadline
+        arrived = list(grid.pull_messages(list(waiting)))
+        for reply in arrived:
+            if (key := waiting.pop(reply.metadata.reply_to_message_id, None)) is not None:
+                yield key, reply
+        if late and not arrived:
             return
-        if waiting and not found:
+        if waiting and not arrived:
             time.sleep(POLL_SECONDS)
 
 
-def of_run(run_id: str) -> RecordDict:
-    """Return what a message that is no task says: which run it is of."""
-    return RecordDict({"run": ConfigRecord({"id": run_id})})
-
-
 def over_grid(grid: Grid, nodes: Mapping[str, int], seconds: float) -> RunClients:
-    """Return an engine that sends each task to the node of its client, all at once.
+    """Return an engine that sends each task to the node of its client, all at the same time.
 
-    A client that is not connected, is late, or answers with anything but an update of its own
-    becomes a fault. Answers are given in the order of the tasks, as run_round wants them.
+    A client that is not connected, is late, or replies with anything but an update of its own
+    becomes a fault. Answers are yielded in the order of the tasks.
     """
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
-        asked = {task.client_id: task for task in tasks if task.client_id in nodes}
+        sent = {task.client_id: task for task in tasks if task.client_id in nodes}
+        records = tasks_to_records(list(sent.values()))
         messages = {
-            name: Message(
-                task_to_records(task), nodes[name], "train", ttl=seconds, group_id=str(task.round)
-            )
-            for name, task in asked.items()
+            name: Message(content, nodes[name], "train", ttl=seconds, group_id=str(task.round))
+            for (name, task), content in zip(sent.items(), records, strict=True)
         }
-        coming = replies(grid, messages, seconds)
+        arriving = replies(grid, messages, seconds)
         answers: dict[str, ClientUpdate | ClientFault] = {}
         for task in tasks:
             name = task.client_id
-            while name in asked and name not in answers and (one := next(coming, None)):
-                answers[one[0]] = _answer(asked[one[0]], one[1])
+            while name in sent and name not in answers and (reply := next(arriving, None)):
+                answers[reply[0]] = _answer(sent[reply[0]], reply[1])
             late = f"no answer in {seconds:g} s (engine.round_seconds)"
-            missing = ClientFault(name, task.round, late if name in asked else "is not connected")
+            missing = ClientFault(name, task.round, late if name in sent else "is not connected")
             yield answers.pop(name, missing)
 
     return run_clients
 
 
 def _answer(task: ClientTask, reply: Message) -> ClientUpdate | ClientFault:
-    def fault(reason: str) -> ClientFault:
-        return ClientFault(task.client_id, task.round, reason)
-
+    """Return a reply as an answer to this task. Whatever a site sends, the round continues."""
     if reply.has_error():
-        return fault(error_line(reply))
+        return ClientFault(task.client_id, task.round, error_line(reply))
     try:
         answer = answer_from_records(reply.content)
-    except ValueError as error:
-        return fault(f"its answer is malformed: {error}")
-    except Exception as error:  # whatever a site sends, the round goes on
-        return fault(f"its answer is malformed: {type(error).__name__}")
-    if answer.client_id != task.client_id:
-        return fault(f"answers in the name of '{answer.client_id}'")
-    return decoded(answer, task)
+        if answer.client_id != task.client_id:
+            raise ValueError(f"it is in the name of '{one_line(answer.client_id, 60)}'")
+        return decoded(answer, task)
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        return ClientFault(task.client_id, task.round, f"malformed answer: {reason}")
 
 
 def error_line(reply: Message) -> str:
-    """Return what Flower says of an error, in one line."""
-    return f"Flower error {reply.error.code}: {' '.join(str(reply.error.reason).split())[:200]}"
+    """Return Flower's error reply in one line."""
+    return f"Flower error {reply.error.code}: {one_line(str(reply.error.reason))}"
 
 
-def told(reply: Message) -> dict[str, object]:
-    """Return the few words and numbers of an answer that is no update; "fault" if it is one."""
+def report_of(reply: Message, types: Mapping[str, type[str | int]]) -> dict[str, Any]:
+    """Return the report of a reply, some of the keys of `types`; {"fault": reason} if there is
+    none."""
     if reply.has_error():
         return {"fault": error_line(reply)}
-    record = reply.content.get("told")
-    return (
-        dict(record) if isinstance(record, ConfigRecord) else {"fault": "its answer is malformed"}
-    )
+    try:
+        report = report_from_records(reply.content, types)
+    except Exception as error:  # whatever a site sends, the run continues
+        return {"fault": one_line(f"malformed report: {error}")}
+    return {key: one_line(v) if key == "fault" else v for key, v in report.items()}
 
 
-class Sites:
-    """Who is connected: each new node is asked once for its name, and nobody waits for it.
+@dataclass
+class _Pending:
+    """A node that has not said which client it is: since when, and when to ask it again."""
 
-    A site that comes back, perhaps as another node, is the client of its name; the node that
-    joined last counts.
+    since: float
+    message_ids: list[str]
+    ask_again: float
+
+
+class Nodes:
+    """The connected nodes and the client that each of them serves.
+
+    A new node is asked for its client's name. A site that comes back, perhaps as another node, is
+    the client of its name; of two nodes with one name, the one that joined last counts.
+
+    `announced` has the number of training rows that each client reported when it joined; a site
+    that may not report it (local privacy) counts as one row.
     """
 
     def __init__(self, grid: Grid, log: Callable[[str], None], run_id: str) -> None:
         self._grid, self._log, self._run_id = grid, log, run_id
-        self._names: dict[int, str] = {}  # node -> client, in the order of joining
-        self._asked: dict[str, tuple[int, float]] = {}  # message -> node, when
-        self.announced: dict[str, int] = {}  # client -> its number of training examples
+        self._clients: dict[int, str] = {}  # node -> client, in the order of joining
+        self._refused: set[int] = set()
+        self._unrecorded: list[dict[str, object]] = []
+        self._pending: dict[int, _Pending] = {}
+        self.announced: dict[str, int] = {}
 
     @property
-    def silent(self) -> bool:
-        """Whether some were asked for their name a short while ago and have not answered yet."""
+    def awaiting_names(self) -> bool:
+        """Whether a node connected less than JOIN_SECONDS ago and has not said its name yet."""
         now = time.monotonic()
-        return any(now - since < NAME_SECONDS for _, since in self._asked.values())
+        return any(now - pending.since < JOIN_SECONDS for pending in self._pending.values())
 
-    def look(self, again: bool = False) -> dict[str, int]:
-        """Return client -> node of those that are connected now and have said their name.
+    def poll(self, *, ask_refused: bool = False) -> dict[str, int]:
+        """Ask new nodes for their names, read replies; return client -> node of those connected.
 
-        `again`: ask those once more that could not say it, since they may have been mended.
+        A node whose message or reply was lost is asked again after JOIN_SECONDS, then after twice
+        that, and so on. `ask_refused`: ask nodes that could not join once more, since their sites
+        may have been fixed.
         """
         connected = set(self._grid.get_node_ids())
-        self._names = {
-            node: name
-            for node, name in self._names.items()
-            if node in connected and (name or not again)
-        }
-        self._asked = {m: asked for m, asked in self._asked.items() if asked[0] in connected}
-        waiting = {node for node, _ in self._asked.values()}
-        for node in sorted(connected - self._names.keys() - waiting):
-            message = Message(of_run(self._run_id), node, "query.join")
-            for message_id in self._grid.push_messages([message]):
-                self._asked[message_id] = node, time.monotonic()
-        for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
-            (node, _), said = self._asked.pop(reply.metadata.reply_to_message_id), told(reply)
-            name = said.get("client")
-            self._names[node] = name if isinstance(name, str) else ""
-            rows = f" with {said['rows']} rows" if "rows" in said else ""
-            if isinstance(name, str) and isinstance(said.get("rows"), int):
-                self.announced[name] = said["rows"]  # type: ignore[assignment]
-            self._log(
-                f"client '{name}' joined{rows}"
-                if name
-                else f"node {node} cannot join: {said.get('fault')}"
-            )
-        return {name: node for node, name in self._names.items() if name}
+        self._clients = {node: c for node, c in self._clients.items() if node in connected}
+        self._pending = {node: p for node, p in self._pending.items() if node in connected}
+        self._refused &= set() if ask_refused else connected
+        for node in sorted(connected - self._clients.keys() - self._refused):
+            self._ask(node)
+        waiting = {m: node for node, p in self._pending.items() for m in p.message_ids}
+        for reply in self._grid.pull_messages(list(waiting)) if waiting else ():
+            sender = waiting.get(reply.metadata.reply_to_message_id)
+            if sender in self._pending:  # else it has replied to an earlier message
+                del self._pending[sender]
+                self._join(sender, report_of(reply, JOIN_REPORT))
+        return {client: node for node, client in self._clients.items()}
+
+    def take_refusals(self) -> list[dict[str, object]]:
+        """Return the nodes that could not join since the last call, as in RoundRecord.refused."""
+        refusals, self._unrecorded = self._unrecorded, []
+        return refusals
+
+    def _ask(self, node: int) -> None:
+        now = time.monotonic()
+        pending = self._pending.get(node)
+        if pending and now < pending.ask_again:
+            return
+        since = pending.since if pending else now
+        sent = list(self._grid.push_messages([run_message(self._run_id, node, "query.join")]))
+        ids = [*(pending.message_ids if pending else ()), *sent]
+        self._pending[node] = _Pending(since, ids, now + max(JOIN_SECONDS, now - since))
+
+    def _join(self, node: int, report: Mapping[str, Any]) -> None:
+        if fault := _join_fault(report):
+            self._refused.add(node)
+            self._unrecorded.append({"id": f"node {node}", "reason": f"cannot join: {fault}"})
+            self._log(f"node {node} cannot join: {fault}")
+            return
+        client = report["client"]
+        self._clients.pop(node, None)
+        self._clients[node] = client
+        self.announced[client] = report.get("rows", 1)
+        rows = f" with {report['rows']} rows" if "rows" in report else ""
+        self._log(f"client '{client}' joined{rows}")
+
+
+def _join_fault(report: Mapping[str, Any]) -> str:
+    """Return why a node with this report cannot join, or ''."""
+    if "fault" in report:
+        return str(report["fault"])
+    client, rows = report.get("client", ""), report.get("rows", 1)
+    if not is_name(client):
+        return f"{client[:60]!r} cannot be the name of a client"
+    return "" if rows > 0 else f"client '{client}' reports {rows} training rows"

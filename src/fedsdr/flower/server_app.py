@@ -1,10 +1,9 @@
-"""Flower's side of the server: wait for sites, have them rewrite, run the rounds.
+"""The Flower ServerApp: wait for sites, have them rewrite, run the rounds.
 
-The server needs no data and keeps no weights of the model: of its shape it makes the names and
-shapes of the shared branch. Its folder is that of any run, without what stays at the sites.
+The server needs neither data nor the model's weights: the model's configuration gives the names and
+shapes of the shared branch. Its folder is a run folder without what stays at the sites.
 """
 
-import contextlib
 import dataclasses
 import secrets
 import time
@@ -12,31 +11,35 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.config import Config, save_config
 from fedsdr.errors import UserError
+from fedsdr.federation.round import run_round
 from fedsdr.files import alone, write_atomically
-from fedsdr.flower.launch import SAID, STOPPED
+from fedsdr.flower.flwr_command import LOG_PREFIX, STOP_PREFIX
 from fedsdr.flower.nodes import (
     POLL_SECONDS,
-    Sites,
-    of_run,
+    Nodes,
     over_grid,
     replies,
-    told,
+    report_of,
+    run_message,
 )
 from fedsdr.flower.run_config import RUN_ID, Scalar, from_run_config
 from fedsdr.models.adapters import save_adapter
 from fedsdr.models.base_model import load_shape
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import SILENT, Progress
-from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round
+from fedsdr.runs.rounds import initial_shared, keep, load_or_init_state
 from fedsdr.runs.run_folder import checked_config
 from fedsdr.runs.run_plan import plan_of
+from fedsdr.tensors import Tensors
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ServerState
+
+REWRITE_REPORT = {"answers": int, "rewritten": int}
 
 app = ServerApp()
 
@@ -47,109 +50,115 @@ def main(grid: Grid, context: Context) -> None:
     try:
         _main(grid, context.run_config)
     except UserError as error:
-        _say(f"{STOPPED}{error}")
+        _print(f"{STOP_PREFIX}{error}")
         raise
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)  # Flower carries it to whoever started the run
+def _print(line: str) -> None:
+    print(line, flush=True)  # Flower streams it to whoever started the run
 
 
 def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
     config, out = from_run_config(run), Path(str(run["out"])).expanduser()
-    config = checked_config(config, out, resume=bool(run["resume"]))
-    progress = dataclasses.replace(SILENT, log=lambda line: _say(f"{SAID}{line}"))
-    method = METHODS[plan_of(config, {}).settings.method]
-    simulated = not run["experiment"]  # then whoever started it does what is not of the rounds
-    if method.afterwards and not simulated:
-        raise UserError(f"method.name: '{method.name}' trains after the last round; deploy another")
-    with contextlib.nullcontext() if simulated else alone(out):
-        state = serve(grid, config, out, progress, rewriting=method.rewrites and not simulated)
-    if method.global_model:
-        folder, alpha = out / "global", config.lora.alpha
-        base = config.model.name
-        save_adapter(folder, state.shared, method.global_model, alpha=alpha, base_name=base)
+    progress = dataclasses.replace(SILENT, log=lambda line: _print(f"{LOG_PREFIX}{line}"))
+    simulated = not run["experiment"]  # then `fedsdr run` does all but the rounds
+    with alone(out):
+        config = checked_config(config, out, resume=bool(run["resume"]))
+        method = METHODS[plan_of(config, {}).settings.method]
+        if method.afterwards and not simulated:
+            raise UserError(
+                f"method.name: '{method.name}' trains after the last round; deploy another"
+            )
+        rewriting = method.rewrites and not simulated
+        state = serve(grid, config, out, progress, rewriting=rewriting)
+        if method.global_model:
+            folder, alpha, base = out / "global", config.lora.alpha, config.model.name
+            save_adapter(folder, state.shared, method.global_model, alpha=alpha, base_name=base)
     progress.log(f"{state.round} rounds are done; the global adapter is in {out / 'global'}")
 
 
 def serve(
     grid: Grid, config: Config, out: Path, progress: Progress, *, rewriting: bool
 ) -> ServerState:
-    """Run the rounds that are still to be done over the grid, into the folder `out`; with
-    `rewriting`, have all sites rewrite first.
+    """Run the remaining rounds over the grid into the folder `out`; return the last state.
 
-    A client that joins late takes part from the next round on; one that is away is recorded as
-    refused. UserError when too few sites join, or too few updates can be counted: what is done is
-    kept, and the run can be resumed.
+    With `rewriting`, have all sites rewrite first. A client that joins late takes part from the
+    next round on; one that is away is recorded as refused. UserError if too few sites join or too
+    few updates are accepted: finished rounds are kept, and the run can be resumed.
     """
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    rounds = config.federation.rounds
+    rounds, seconds = config.federation.rounds, config.engine.join_seconds
     plan = plan_of(config, {})
-
-    def start() -> dict[str, torch.Tensor]:
-        # Names and shapes alone count, so neither weights nor the device of the study are needed.
-        light = dataclasses.replace(config.model, device="cpu", dtype="fp32", quantize="none")
-        lora, shape = config.lora, load_shape(light, weights=False)
-        model = BranchedModel(
-            shape, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
-        )
-        return initial_shared(model, METHODS[plan.settings.method], config.seed)
-
-    state = load_or_init_state(out, plan, rounds, start)
+    state = load_or_init_state(out, plan, rounds, lambda: _initial_tensors(config))
     save_config(config, out / "config.toml")
     plan = dataclasses.replace(plan, run_id=_run_id(out))
-    sites = Sites(grid, progress.log, plan.run_id)
-    least, seconds = config.federation.min_updates, config.engine.join_seconds
-    nodes = _wait(sites, config.engine.sites or least, seconds)
+    nodes = Nodes(grid, progress.log, plan.run_id)
+    connected = _wait(nodes, config.engine.sites or plan.min_updates, seconds)
     if rewriting and state.round < rounds:
-        _rewrite(grid, nodes, plan.run_id, config.engine.rewrite_seconds, progress)
-    known = {*state.accepted, *nodes}
+        _rewrite(grid, connected, plan.run_id, config.engine.rewrite_seconds, progress)
+    known = {*state.accepted, *connected}
     while state.round < rounds:
-        nodes = _wait(sites, least, seconds)
-        known |= nodes.keys()
-        plan = dataclasses.replace(
-            plan, clients=tuple(sorted(known)), announced=dict(sites.announced)
-        )
-        run_clients = over_grid(grid, nodes, config.engine.round_seconds)
-        state = next_round(out, state, plan, run_clients, progress)
+        connected = _wait(nodes, plan.min_updates, seconds)
+        known |= connected.keys()
+        clients, announced = tuple(sorted(known)), dict(nodes.announced)
+        plan = dataclasses.replace(plan, clients=clients, announced=announced)
+        run_clients = over_grid(grid, connected, config.engine.round_seconds)
+        state, record = run_round(state, plan, run_clients)
+        refused = (*record.refused, *nodes.take_refusals())
+        keep(out, state, dataclasses.replace(record, refused=refused), progress)
     return state
 
 
+def _initial_tensors(config: Config) -> Tensors:
+    """Return the shared tensors before round 1. Only names and shapes of the model matter, so the
+    study's device, dtype and weights are not needed."""
+    lora = config.lora
+    light = dataclasses.replace(config.model, device="cpu", dtype="fp32", quantize="none")
+    model = BranchedModel(
+        load_shape(light, weights=False),
+        rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules,
+    )  # fmt: skip
+    return initial_shared(model, METHODS[config.method.name], config.seed)
+
+
 def _run_id(out: Path) -> str:
-    """Return what tells this run from others of its name, made once."""
+    """Return the number that tells this run from others of its name, made once."""
     path = out / RUN_ID
     if not path.exists():
         write_atomically(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8")
 
 
-def _wait(sites: Sites, wanted: int, seconds: float) -> dict[str, int]:
-    """Return client -> node once as many as are wanted have joined, and the others that are
-    connected have had a while to say who they are. UserError when too few come."""
+def _wait(nodes: Nodes, wanted: int, seconds: float) -> dict[str, int]:
+    """Return client -> node as soon as `wanted` clients have joined and no other node is about to.
+
+    UserError if fewer have joined after `seconds`.
+    """
     began = time.monotonic()
-    nodes = sites.look(again=True)
-    while len(nodes) < wanted or sites.silent:
-        if len(nodes) < wanted and time.monotonic() - began > seconds:
+    connected = nodes.poll(ask_refused=True)
+    while len(connected) < wanted or nodes.awaiting_names:
+        if len(connected) < wanted and time.monotonic() - began > seconds:
             raise UserError(
-                f"{len(nodes)} of {wanted} sites joined in {seconds:g} s "
-                f"({', '.join(sorted(nodes)) or 'none'}); start the others, or change engine.sites "
-                "(before round 1), federation.min_updates or engine.join_seconds"
+                f"{len(connected)} of {wanted} sites joined in {seconds:g} s "
+                f"({', '.join(sorted(connected)) or 'none'}); start the others, or change "
+                "engine.sites (before round 1), federation.min_updates or engine.join_seconds"
             )
         time.sleep(POLL_SECONDS)
-        nodes = sites.look()
-    return nodes
+        connected = nodes.poll()
+    return connected
 
 
 def _rewrite(
-    grid: Grid, nodes: Mapping[str, int], run_id: str, seconds: float, progress: Progress
+    grid: Grid, connected: Mapping[str, int], run_id: str, seconds: float, progress: Progress
 ) -> None:
-    """Have every site rewrite its training answers. A late one does it in its first round."""
+    """Have every site rewrite its training answers. A late site does it in its first round."""
     messages = {
-        name: Message(of_run(run_id), node, "train.rewrite", ttl=seconds)
-        for name, node in nodes.items()
+        client: run_message(run_id, node, "train.rewrite", ttl=seconds)
+        for client, node in connected.items()
     }
-    for name, reply in replies(grid, messages, seconds):
-        said = told(reply)
-        counts = f"{said['rewritten']} of {said['answers']} answers " if "answers" in said else ""
-        progress.log(f"  {name}: {said.get('fault') or f'{counts}rewritten'}")
+    for client, reply in replies(grid, messages, seconds):
+        report = report_of(reply, REWRITE_REPORT)
+        counted = REWRITE_REPORT.keys() <= report.keys()
+        counts = f"{report['rewritten']} of {report['answers']} answers " if counted else ""
+        progress.log(f"  {client}: {report.get('fault') or f'{counts}rewritten'}")

@@ -1,4 +1,4 @@
-"""What a site can know before it joins: are its data, model, disk and connection in order?"""
+"""Checks of a site before it joins: disk, connection, data and model."""
 
 import contextlib
 import shutil
@@ -16,13 +16,13 @@ from fedsdr.models.base_model import load_shape, load_tokenizer
 from fedsdr.runs.client_runtime import check_supervised
 
 CONNECT_SECONDS = 10.0
-Check = tuple[str, Callable[[], str]]  # what is checked; what is found (UserError: what is wrong)
+Check = tuple[str, Callable[[], str]]  # what is checked; its result, or a UserError
 
 
 def site_checks(
     config: Config, client: str, data: str, state_dir: Path, superlink: str, ca: Path | None
 ) -> Iterator[Check]:
-    """Yield the checks of one site, the quickest first. Nothing is sent but a greeting."""
+    """Yield the checks of one site, the fastest first. Nothing is sent but a TLS handshake."""
     yield "disk", lambda: _disk(state_dir)
     yield "connection", lambda: _connection(superlink, ca)
     yield "data", lambda: _data(config, client, data)
@@ -35,7 +35,7 @@ def _disk(folder: Path) -> str:
         probe = folder / ".fedsdr-check"
         probe.write_bytes(b"x")
         probe.unlink()
-    return f"{folder} can be written, {shutil.disk_usage(folder).free / 2**30:.1f} GiB are free"
+    return f"{folder} is writable, {shutil.disk_usage(folder).free / 2**30:.1f} GiB free"
 
 
 def _connection(address: str, ca: Path | None) -> str:
@@ -48,13 +48,13 @@ def _connection(address: str, ca: Path | None) -> str:
                 socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
             )
             if ca is None:
-                return f"{address} answers; nothing is encrypted (--root-certificates)"
+                return f"{address} answers; not encrypted (see --root-certificates)"
             context = ssl.create_default_context(cafile=str(ca))
             secure = stack.enter_context(context.wrap_socket(plain, server_hostname=host))
             return f"{address} answers with a certificate of {ca.name}, {secure.version()}"
     except FileNotFoundError:
         raise UserError(f"--root-certificates: no such file: {ca}") from None
-    except OSError as error:  # ssl's errors are of this kind, too
+    except OSError as error:  # including ssl.SSLError
         raise UserError(f"--superlink: {address} cannot be reached: {error}") from None
 
 
@@ -64,7 +64,7 @@ def _data(config: Config, name: str, path: str) -> str:
     rows = [renderer.encode(example, config.data.max_length) for example in client.raw]
     check_supervised(name, "training", rows)
     cut = sum(row.cut > 0 for row in rows)
-    return f"{len(rows)} training rows ({cut} are cut), {len(client.test)} test rows"
+    return f"{len(rows)} training rows ({cut} truncated), {len(client.test)} test rows"
 
 
 def _model(config: Config) -> str:

@@ -1,14 +1,16 @@
-"""What crosses Flower's wire: the values of types.py as records, and back.
+"""Conversion between the values of types.py and Flower records.
 
-    task     config "task", "settings"    arrays "shared", "control"
-    update   config "update", metrics "metrics"    arrays "delta", "control-delta"
-    fault    config "fault"
+    task     ConfigRecord "task", "settings"      ArrayRecord "shared", "control"
+    update   ConfigRecord "update"                ArrayRecord "delta", "control-delta"
+             MetricRecord "metrics"
+    fault    ConfigRecord "fault"
+    report   ConfigRecord "report": the reply to a message that is not a task
 
-Tensors cross as safetensors bytes, so that fp32, bf16 and int8 arrive bit by bit. Reading is
-strict: a record or key too many or of another type is a ValueError, so nothing rides along.
+Tensors are sent as safetensors bytes, so fp32, bf16 and int8 arrive bit for bit. Parsing is strict:
+an unexpected record, key or type is a ValueError, so that nothing else can be sent along.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, cast, get_origin
 
@@ -22,20 +24,33 @@ from fedsdr.types import ClientFault, ClientTask, ClientUpdate, LocalSettings
 _FORMAT = "safetensors"
 
 
-def task_to_records(task: ClientTask) -> RecordDict:
-    """Return a task as it goes down."""
-    return RecordDict(
-        {
-            "task": _scalars_of(task),
-            "settings": _scalars_of(task.settings),
-            "shared": _arrays(task.shared),
-            "control": _arrays(task.control),
-        }
-    )
+def tasks_to_records(tasks: Sequence[ClientTask]) -> list[RecordDict]:
+    """Return the records of each task.
+
+    Tensors that several tasks share are serialised once, and their messages share the record.
+    """
+    arrays: dict[int, ArrayRecord] = {}  # id of the tensors -> record
+
+    def record_of(tensors: Tensors) -> ArrayRecord:
+        if id(tensors) not in arrays:
+            arrays[id(tensors)] = _arrays(tensors)
+        return arrays[id(tensors)]
+
+    return [
+        RecordDict(
+            {
+                "task": _scalars_of(task),
+                "settings": _scalars_of(task.settings),
+                "shared": record_of(task.shared),
+                "control": record_of(task.control),
+            }
+        )
+        for task in tasks
+    ]
 
 
 def task_from_records(records: RecordDict) -> ClientTask:
-    """Return the task of a message; ValueError when it is anything else."""
+    """Return the task of a message. ValueError if the message is not exactly a task."""
     _check_names(records, {"task", "settings", "shared", "control"})
     return ClientTask(
         **_scalars(records, "task", ClientTask),
@@ -46,7 +61,7 @@ def task_from_records(records: RecordDict) -> ClientTask:
 
 
 def answer_to_records(answer: ClientUpdate | ClientFault) -> RecordDict:
-    """Return an update or a fault as it goes up."""
+    """Return the records of an update or a fault."""
     if isinstance(answer, ClientFault):
         return RecordDict({"fault": _scalars_of(answer)})
     return RecordDict(
@@ -60,44 +75,69 @@ def answer_to_records(answer: ClientUpdate | ClientFault) -> RecordDict:
 
 
 def answer_from_records(records: RecordDict) -> ClientUpdate | ClientFault:
-    """Return the update or fault of a message; ValueError when it is anything else."""
+    """Return the update or fault of a message. ValueError if the message is neither."""
     if "fault" in records:
         _check_names(records, {"fault"})
         return ClientFault(**_scalars(records, "fault", ClientFault))
     _check_names(records, {"update", "metrics", "delta", "control-delta"})
     metrics = records["metrics"]
     if not isinstance(metrics, MetricRecord):
-        raise ValueError("'metrics' is no record of numbers")
-    for name, value in metrics.items():
-        if isinstance(value, list):
-            raise ValueError(f"metric '{name}' is a list")
+        raise ValueError("'metrics' must be a MetricRecord")
     return ClientUpdate(
         **_scalars(records, "update", ClientUpdate),
         delta=_tensors(records, "delta"),
         control_delta=_tensors(records, "control-delta"),
-        metrics=cast(Mapping[str, float], dict(metrics)),
+        metrics=cast(Mapping[str, float], dict(metrics)),  # the round checks names and values
     )
 
 
-def _scalar_fields(kind: type) -> dict[str, Any]:
-    """Return name -> type of the fields that are one word or number."""
+def report_to_records(report: Mapping[str, str | int]) -> RecordDict:
+    """Return the records of a report: what a node replies to a message that is not a task."""
+    return RecordDict({"report": ConfigRecord(dict(report))})
+
+
+def report_from_records(
+    records: RecordDict, types: Mapping[str, type[str | int]]
+) -> dict[str, Any]:
+    """Return the report of a message: {"fault": reason}, or some of the keys of `types`.
+
+    ValueError if the message is not exactly a report.
+    """
+    _check_names(records, {"report"})
+    record = records["report"]
+    if not isinstance(record, ConfigRecord):
+        raise ValueError("'report' must be a ConfigRecord")
+    wanted = {"fault": str} if "fault" in record else types
+    for key, value in record.items():
+        if key not in wanted:
+            raise ValueError(f"unexpected key: {key}")
+        _check_type(value, wanted[key], f"report.{key}")
+    return dict(record)
+
+
+def _scalar_fields(kind: type) -> dict[str, type]:
+    """Return name -> type of the fields of a dataclass that are scalars."""
     types = {f.name: str if get_origin(f.type) is Literal else f.type for f in fields(kind)}
-    return {name: t for name, t in types.items() if t in (int, float, bool, str)}
+    scalars: tuple[type, ...] = (int, float, bool, str)
+    return {name: kind for name, kind in types.items() if kind in scalars}
 
 
 def _scalars_of(value: Any) -> ConfigRecord:
-    names = _scalar_fields(type(value))
-    return ConfigRecord({name: getattr(value, name) for name in names})
+    return ConfigRecord({name: getattr(value, name) for name in _scalar_fields(type(value))})
 
 
 def _scalars(records: RecordDict, name: str, kind: type) -> dict[str, Any]:
     record, types = records[name], _scalar_fields(kind)
     if not isinstance(record, ConfigRecord) or record.keys() != types.keys():
-        raise ValueError(f"'{name}' has not the keys {', '.join(types)}")
+        raise ValueError(f"'{name}' must have exactly {_listed(types)}")
     for key, wanted in types.items():
-        if type(record[key]) is not wanted:
-            raise ValueError(f"'{name}.{key}' is no {wanted.__name__}")
+        _check_type(record[key], wanted, f"{name}.{key}")
     return dict(record)
+
+
+def _check_type(value: object, wanted: type, what: str) -> None:
+    if type(value) is not wanted:
+        raise ValueError(f"'{what}' must be of type {wanted.__name__}")
 
 
 def _arrays(tensors: Tensors) -> ArrayRecord:
@@ -109,7 +149,7 @@ def _arrays(tensors: Tensors) -> ArrayRecord:
 def _tensors(records: RecordDict, name: str) -> Tensors:
     record = records[name]
     if not isinstance(record, ArrayRecord) or set(record) != {_FORMAT}:
-        raise ValueError(f"'{name}' is not one array of {_FORMAT}")
+        raise ValueError(f"'{name}' must be an ArrayRecord with one {_FORMAT} array")
     try:
         return load(record[_FORMAT].data)
     except SafetensorError as error:
@@ -117,6 +157,11 @@ def _tensors(records: RecordDict, name: str) -> Tensors:
 
 
 def _check_names(records: RecordDict, wanted: set[str]) -> None:
-    if set(records) != wanted:
-        odd = sorted(set(records) ^ wanted)
-        raise ValueError(f"a record is missing or one too many: {', '.join(odd)}")
+    if missing := wanted - set(records):
+        raise ValueError(f"missing record: {_listed(missing)}")
+    if unexpected := set(records) - wanted:
+        raise ValueError(f"unexpected record: {_listed(unexpected)}")
+
+
+def _listed(names: Mapping[str, object] | set[str]) -> str:
+    return ", ".join(sorted(names) if isinstance(names, set) else names)

@@ -78,10 +78,12 @@ def run_experiment(
     check_data(out, clients)
     rewriting = prepare_rewriting(site) if site.method.rewrites else None
     with alone(out):
+        checked_config(config, out, resume)  # again: another run may have started there meanwhile
         start_folder(site, clients)
         if rewriting and not (resumed and has_rewrites(site, clients)):
             distill_clients(site, rewriting, clients, progress)
-        state = (rounds or run_rounds)(site, clients, plan, progress)
+    state = (rounds or run_rounds)(site, clients, plan, progress)  # these take the lock themselves
+    with alone(out):
         state = personalize(site, clients, state, plan, progress)
         return finish(site, clients, state, progress)
 
@@ -89,12 +91,9 @@ def run_experiment(
 def run_rounds(
     site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
 ) -> ServerState:
-    """Run the remaining rounds, with a checkpoint after each."""
+    """Run the remaining rounds, with a checkpoint after each and the folder locked."""
     by_id = {client.client_id: client for client in clients}
     rounds = site.config.federation.rounds
-    state = load_or_init_state(
-        site.folder, plan, rounds, lambda: initial_shared(site.model, site.method, plan.seed)
-    )
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
         total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
@@ -103,8 +102,12 @@ def run_rounds(
             run = in_process(lambda task: train_at(site, by_id[task.client_id], task, advance))
             yield from run(tasks)
 
-    while state.round < rounds:
-        state = next_round(site.folder, state, plan, run_clients, progress)
+    with alone(site.folder):
+        state = load_or_init_state(
+            site.folder, plan, rounds, lambda: initial_shared(site.model, site.method, plan.seed)
+        )
+        while state.round < rounds:
+            state = next_round(site.folder, state, plan, run_clients, progress)
     return state
 
 
