@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Five domains at three sites, over Flower and in one process: are they equal, what does it cost?
+# Five domains at three sites, over Flower and in one process: compares the files and the cost.
 #
 #     deploy/five-domains.sh OUT
 #
-# With TLS=1 and so on as in deploy/trial.sh. One thread a process, so that the last bits agree.
+# TLS=1, STRANGER=1 and KILL_AFTER work as in deploy/trial.sh. One thread per process, so that the
+# last bits agree.
 set -euo pipefail
 out=$1 here=$(dirname "$0")
 export OMP_NUM_THREADS=1
@@ -20,7 +21,7 @@ fi
 export SET="--set engine.threads=1 ${SET:-}"
 began=$SECONDS
 "$here/trial.sh" "$config" "$out/rows" "$out/trial" bank clinic school
-echo "over Flower: $((SECONDS - began)) s in all"
+echo "over Flower: $((SECONDS - began)) s in total"
 [[ -e $out/one/results.json ]] || $fedsdr run "$config" --set data.clients="$out/rows" --out "$out/one"
 python - "$out" <<'PY'
 import json, pathlib, sys

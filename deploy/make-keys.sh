@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Keys and certificates for a trial: DIR/ca.crt, DIR/server.{crt,key}, and DIR/SITE, DIR/SITE.pub
-# for each site. For real use take certificates of your own authority, and let each site make its
-# own key and send the .pub file alone.
+# Make keys and certificates for a trial: DIR/ca.crt, DIR/server.{crt,key}, and DIR/SITE and
+# DIR/SITE.pub for each site. In production use certificates of your own authority, and let each site
+# make its own key and send only the .pub file.
 #
 #     deploy/make-keys.sh DIR HOST SITE...
 set -euo pipefail

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A SuperLink and one SuperNode a site on this machine, one run, and nothing left behind.
+# Run a SuperLink and one SuperNode per site on this machine for one run; all of them end with it.
 #
 #     [TLS=1] [STRANGER=1] [KILL_AFTER=ROUND] deploy/trial.sh CONFIG DATA OUT SITE...
 #
-# DATA/SITE.jsonl are the rows of a site. OUT/run is the server's folder, OUT/SITE what a site
-# keeps, OUT/log what they all say. A trial that stopped goes on when it is called again.
-# STRANGER (with TLS): a node whose key nobody registered tries to join, too.
+# DATA/SITE.jsonl has the rows of a site. OUT/run is the server's folder, OUT/SITE a site's state,
+# OUT/log the logs. A trial that was stopped continues when it is called again.
+# STRANGER (with TLS): a node whose key is not registered tries to join too.
 # KILL_AFTER: the SuperLink is killed as soon as that round is in OUT/run/rounds.jsonl.
 set -euo pipefail
 config=$1 data=$(realpath "$2") out=$3
@@ -17,7 +17,7 @@ here=$(dirname "$0")
 export FLWR_HOME=$out/flwr FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 mkdir -p "$FLWR_HOME"
 pids=()
-set -m # each of them is a process group, so that it can be ended with all that it has started
+set -m # each background job is a process group, so that its children can be ended with it
 stop() {
   kill -- "${pids[@]/#/-}" 2>/dev/null || true
   wait "${pids[@]}" 2>/dev/null || true
@@ -49,7 +49,7 @@ for site in "$@" ${STRANGER:+stranger}; do
   number=$((number + 1))
   key=()
   if [[ ${TLS:-} ]]; then
-    [[ $site == stranger ]] || flwr supernode register "$out/keys/$site.pub" trial || true # known
+    [[ $site == stranger ]] || flwr supernode register "$out/keys/$site.pub" trial || true # may be registered
     key=(--auth-supernode-private-key "$out/keys/$site")
   fi
   flower-supernode "${node[@]}" ${key[@]+"${key[@]}"} --superlink "127.0.0.1:$port" \
