@@ -4,12 +4,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from fedsdr.config import Config, key_names, load_config
+from fedsdr.config import Config, key_names, load_config, nested, save_config, with_values
+from fedsdr.data.partition import PARTITIONERS
+from fedsdr.errors import UserError
 from fedsdr.flower.app_folder import write_app
 from fedsdr.flower.run_config import to_run_config
+from fedsdr.runs.config_schema import REGISTRIES, check_names, config_schema
 
 ROOT = Path(__file__).parents[1]
+VALIDATOR = Draft202012Validator(config_schema())
 
 
 def test_the_reference_is_that_of_the_program():
@@ -39,8 +44,46 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_every_example_loads(path):
-    assert load_config(path).federation.rounds >= 1
+def test_every_example_loads_and_is_valid_by_the_json_schema(path):
+    check_names(load_config(path))
+    VALIDATOR.validate(tomllib.loads(path.read_text()))
+
+
+def test_the_json_schema_is_well_formed_and_accepts_what_a_run_saves(tmp_path):
+    Draft202012Validator.check_schema(VALIDATOR.schema)
+    save_config(Config(), tmp_path / "config.toml")
+    VALIDATOR.validate(tomllib.loads((tmp_path / "config.toml").read_text()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[train]\nlearning_rate = 1", "[train]\nlr = 0", "[train]\nbatch_size = 1.5", "data = 3",
+        "[data]\npartition = 'dirichlett'", "[algorithm]\nb1 = 1", "[compare]\nmethod = ['plain']",
+        "[teacher]\nengine = 'gguf'", "[lora]\ntarget_modules = []", "[model]\nname = ''",
+    ],
+)  # fmt: skip
+def test_the_json_schema_refuses_what_the_program_refuses(text, tmp_path):
+    assert not VALIDATOR.is_valid(tomllib.loads(text))
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UserError):
+        check_names(load_config(tmp_path / "c.toml"))
+
+
+def test_an_entry_that_is_added_to_a_registry_is_a_choice_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setitem(PARTITIONERS, "alphabetical", PARTITIONERS["iid"])
+    key = config_schema()["properties"]["data"]["properties"]["partition"]
+    assert key["enum"][-1] == "alphabetical"
+    (tmp_path / "c.toml").write_text("[data]\npartition = 'alphabetical'")
+    check_names(load_config(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize("key", REGISTRIES)
+def test_an_unknown_name_is_refused_with_the_choices_and_the_nearest(key):
+    (name, *_) = REGISTRIES[key]
+    config = with_values(Config(), nested(key, f"{name}s"), "there", Path())
+    with pytest.raises(UserError, match=f"^{key}: .*{name}.*did you mean '{name}'"):
+        check_names(config)
 
 
 def test_every_file_that_the_readme_names_is_there():

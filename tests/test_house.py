@@ -9,7 +9,7 @@ SOURCE = ROOT / "src" / "fedsdr"
 FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 
 # Still over a limit. Remove an entry once it is fixed; add none.
-LONG_FILES = {"config.py"}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "cli/data.py data",
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from fedsdr.config_keys import UpdateDtype
 from fedsdr.tensors import Tensors
 
 Branch = Literal["R", "S"]  # R is shared and aggregated, S is private and stays
@@ -72,7 +73,7 @@ class LocalSettings:
     s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
     mixture: float = 1.0  # share of rewrites where a phase reads "mixture"
     lora_dropout: float = 0.05
-    update_dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # of the update that goes up
+    update_dtype: UpdateDtype = "fp32"  # of the update that goes up
     clip_norm: float = 0.0  # of an update, all its tensors together; 0: no clipping
     local_noise: float = 0.0  # standard deviation of the noise that the client adds; 0: none
     afterwards: bool = False  # run the method's phases after the last round; nothing is sent

@@ -50,7 +50,7 @@ BAD_DATA = {
         {"a.jsonl": ROW + "\n"}, "test_fraction = 0.9\n", r"data.test_fraction"),
     "a missing folder": ({"a.jsonl": GOOD}, '[model]\nname = "./none"\n', r"no such folder"),
     "a mistyped key": ({"a.jsonl": GOOD}, "max_lenght = 3\n", r"did you mean 'data.max_length'"),
-    "a wrong type": ({"a.jsonl": GOOD}, 'max_length = "long"\n', r"takes a whole number"),
+    "a wrong type": ({"a.jsonl": GOOD}, 'max_length = "long"\n', r"must be an integer"),
 }  # fmt: skip
 
 

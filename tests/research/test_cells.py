@@ -164,7 +164,7 @@ def test_a_study_is_fixed_in_a_file(tmp_path):
         ({"sweep": {"data.alhpa": [1]}}, "unknown key 'data.alhpa'.*'data.alpha'"),
         ({"sweep": {"data.alpha": []}}, "sweep data.alpha: .*at least one value"),
         ({"sweep": {"data.alpha": 3}}, "sweep data.alpha: .*list"),
-        ({"sweep": {"data.alpha": ["x"]}}, "takes a number"),
+        ({"sweep": {"data.alpha": ["x"]}}, "must be a number"),
         ({"sweep": {"seed": [1]}}, "sweep seed: use compare.seeds"),
         ({"baseline": "plian"}, "baseline: unknown name.*did you mean 'plain'"),
         ({"variants": [{"method": {"name": "fedsd"}}]}, "has no name"),

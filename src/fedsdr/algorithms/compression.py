@@ -12,14 +12,13 @@ arXiv 1901.09847).
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedsdr.config_keys import UpdateDtype
 from fedsdr.tensors import Tensors, add, difference_in_spec, num_bytes, subtract
 
-UpdateDtype = Literal["fp32", "bf16", "int8"]
 SCALE = ".scale"  # the scales of the int8 tensor NAME are the tensor NAME.scale
 
 

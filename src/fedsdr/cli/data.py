@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedsdr.cli.options import config_file, overrides
+from fedsdr.cli.options import config_file, load_checked, overrides
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,14 +31,13 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> 
     from rich.text import Text
 
     from fedsdr.cli.table import wide_console
-    from fedsdr.config import load_config
     from fedsdr.data.chat_templates import preview, render_for
     from fedsdr.data.clients import load_clients
     from fedsdr.evaluation.metrics import metric_for
     from fedsdr.models.base_model import load_tokenizer
     from fedsdr.models.packing import supervised_tokens
 
-    settings = load_config(config, set_)
+    settings = load_checked(config, set_)
     clients = load_clients(settings.data)
     if write:
         _write_rows(clients, write)

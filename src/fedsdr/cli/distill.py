@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
+from fedsdr.cli.options import config_file, folder_of, load_checked, out_folder, overrides
 
 
 @click.command()
@@ -18,13 +18,12 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_audit
-    from fedsdr.config import load_config
     from fedsdr.data.clients import load_clients
     from fedsdr.runs.client_runtime import open_site
     from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
 
     folder = folder_of(config, out)
-    settings = load_config(config, set_)
+    settings = load_checked(config, set_)
     clients = load_clients(settings.data)
     site = open_site(settings, folder)
     print_audit(distill_clients(site, prepare_rewriting(site), clients, console_progress()))

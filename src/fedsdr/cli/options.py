@@ -1,8 +1,12 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, and the configuration that they name."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fedsdr.config import Config
 
 config_file = click.argument("config", type=click.Path(path_type=Path))
 run_folder = click.argument("run", type=click.Path(path_type=Path))
@@ -12,10 +16,21 @@ overrides = click.option(
 out_folder = click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Where the run goes; runs/NAME for a configuration called NAME.toml if not given.",
+    help="Folder of the run; default: runs/NAME for a configuration NAME.toml.",
 )
 
 
 def folder_of(config: Path, out: Path | None) -> Path:
-    """Return `out`, or runs/NAME for a configuration called NAME.toml."""
+    """Return `out`, or runs/NAME for a configuration NAME.toml."""
     return out or Path("runs") / config.stem
+
+
+def load_checked(path: Path, overrides: tuple[str, ...]) -> "Config":
+    """Load a configuration and check its names before anything slow happens."""
+    from fedsdr.config import load_config
+
+    config = load_config(path, overrides)
+    from fedsdr.runs.config_schema import check_names  # imports torch, so last
+
+    check_names(config)
+    return config

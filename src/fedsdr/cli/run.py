@@ -1,10 +1,12 @@
 """fedsdr run: rewrite, train in rounds, evaluate."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
+from fedsdr.cli.options import config_file, folder_of, load_checked, out_folder, overrides
+from fedsdr.config_keys import EngineName
 
 
 @click.command()
@@ -12,7 +14,7 @@ from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
 @overrides
 @out_folder
 @click.option("--resume", is_flag=True, help="Continue a stopped run.")
-@click.option("--engine", type=click.Choice(["in-process", "flower"]), help="As engine.name.")
+@click.option("--engine", type=click.Choice(get_args(EngineName)), help="As engine.name.")
 @click.option(
     "--federation",
     metavar="NAME",
@@ -30,13 +32,12 @@ def run(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.report import page_of
     from fedsdr.cli.table import print_results
-    from fedsdr.config import load_config
     from fedsdr.errors import UserError
     from fedsdr.files import write_atomically
     from fedsdr.runs.run import run_experiment, run_rounds
 
     folder = folder_of(config, out)
-    settings = load_config(config, (*set_, *([f"engine.name={engine}"] if engine else [])))
+    settings = load_checked(config, (*set_, *([f"engine.name={engine}"] if engine else [])))
     progress, rounds = console_progress(), run_rounds
     if settings.engine.name == "flower":
         from fedsdr.flower import check_installed

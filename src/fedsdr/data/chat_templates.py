@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from fedsdr.config import Template
 from fedsdr.data.conversation_layouts import (
     ALPACA,
     ALPACA_WITH_INPUT,
@@ -77,7 +76,7 @@ class Renderer:
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    name: Template
+    name: str
     fingerprint: str
     stop_token_ids: tuple[int, ...]
     layout: Layout
@@ -109,7 +108,7 @@ class Renderer:
         return TokenRow(example.id, tuple(tokens[:max_length]), tuple(supervised[:max_length]), cut)
 
 
-def render_for(tokenizer: "PreTrainedTokenizerBase", template: Template = "auto") -> Renderer:
+def render_for(tokenizer: "PreTrainedTokenizerBase", template: str = "auto") -> Renderer:
     """Return the renderer of a template: the tokenizer's own "chat" template, or "alpaca".
 
     "auto" is chat if the tokenizer has a chat template, else alpaca. Raises UserError for an

@@ -34,13 +34,13 @@ def load_clients(data: DataConfig) -> list[ClientData]:
     Columns that are not read are named in a warning, once a file. UserError, one line, for what the
     user can fix.
     """
+    deal = choose(data.partition, PARTITIONERS, "data.partition")
     if bool(data.clients) == bool(data.source):
         which = "only one" if data.clients else "one"
         raise UserError(f"data: set {which} of 'clients' and 'source'")
     if data.clients:
         reads = _reads(data.clients, "data.clients", data.seed)
     else:
-        deal = choose(data.partition, PARTITIONERS, "data.partition")
         pooled = _pooled(_reads(data.source, "data.source", data.seed))
         reads = _dealt(pooled, deal, data.num_clients, data.alpha, data.seed)
     for name in data.include:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from fedsdr.config import read_toml
+from fedsdr.config import read_table
 from fedsdr.data.answer_parsing import Kind, kind_of_one
 from fedsdr.errors import UserError, nearest
 from fedsdr.types import Example, Turn
@@ -39,7 +39,7 @@ def load_prompts(path: str | Path | None = None) -> dict[str, str]:
         return built_in
     own = {
         family: _checked(prompt, f"{path}: {family}", family)
-        for family, prompt in read_toml(Path(path), "teacher.prompts names it").items()
+        for family, prompt in read_table(Path(path), "teacher.prompts names it").items()
     }
     return {family: own.get(family, own.get("general", built_in[family])) for family in built_in}
 

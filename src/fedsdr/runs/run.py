@@ -9,16 +9,15 @@ from typing import Any
 
 from fedsdr.config import Config
 from fedsdr.data.clients import load_clients
-from fedsdr.errors import choose
 from fedsdr.federation.plan import Plan
 from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import Site, check_supervised, open_site, train_at
+from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
 from fedsdr.runs.rewriting import (
-    ENGINES,
     distill_clients,
     has_rewrites,
     prepare_rewriting,
@@ -59,7 +58,7 @@ def run_experiment(
     resumed = (out / "config.toml").exists()
     config = checked_config(config, out, resume)
     plan_of(config, {})  # names are checked before anything slow happens
-    choose(config.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
+    check_names(config)
     clients = load_clients(config.data)
     plan = plan_of(config, announced_by(clients))
     progress.log(

@@ -214,6 +214,7 @@ def _without_unread(config: Config) -> Config:
     method, algorithm = METHODS[config.method.name], ALGORITHMS[config.algorithm.name]
     read = {
         "name",
+        "aggregation",
         *algorithm.hyperparameters,
         *(["mu"] if algorithm.correction == "fedprox" else []),
     }

@@ -1,0 +1,48 @@
+"""The registry behind each configuration key that names one of its entries, and the JSON schema.
+
+The command line, docs/reference.md and editors take the choices of a key from here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fedsdr.algorithms import ALGORITHMS
+from fedsdr.algorithms.aggregation import AGGREGATIONS
+from fedsdr.config import CompareConfig, Config, value_of
+from fedsdr.data.chat_templates import LAYOUTS
+from fedsdr.data.partition import PARTITIONERS
+from fedsdr.distill.filters import FILTERS
+from fedsdr.errors import choose
+from fedsdr.teachers.choice import ENGINES
+from fedsdr.training.methods import METHODS
+
+REGISTRIES: dict[str, Mapping[str, object]] = {
+    "model.template": {"auto": None, **LAYOUTS},
+    "data.partition": PARTITIONERS,
+    "method.name": METHODS,
+    "algorithm.name": ALGORITHMS,
+    "algorithm.aggregation": AGGREGATIONS,
+    "teacher.engine": dict.fromkeys(("auto", *ENGINES)),
+    "teacher.filter": FILTERS,
+}
+
+
+def check_names(config: Config) -> None:
+    """Raise UserError for a key whose name is not in its registry, listing the choices."""
+    for key, registry in REGISTRIES.items():
+        choose(value_of(config, key), registry, key)
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file; each section is an object in `properties`."""
+    schema = TypeAdapter(Config).json_schema()
+    sections, properties = schema.pop("$defs"), schema["properties"]
+    for name, value in properties.items():
+        properties[name] = sections[value["$ref"].split("/")[-1]] if "$ref" in value else value
+    properties["compare"] = TypeAdapter(CompareConfig).json_schema()
+    for key, registry in REGISTRIES.items():
+        section, name = key.split(".")
+        properties[section]["properties"][name]["enum"] = list(registry)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
