@@ -28,7 +28,7 @@ def save_model(tmp_path):
     return save
 
 
-def test_the_relation_is_the_label_that_the_model_gives_most(save_model, tmp_path):
+def test_the_relation_is_the_label_with_the_largest_logit(save_model, tmp_path):
     model, tokenizer = save_model(["CONTRADICTION", "neutral", "Entail"])
     found = load_nli(str(tmp_path / "nli"), torch.device("cpu"), batch_size=2)(PAIRS)
     names = {"CONTRADICTION": "contradiction", "neutral": "neutral", "Entail": "entailment"}
@@ -43,6 +43,7 @@ def test_a_pair_longer_than_the_model_reads_is_cut(save_model, tmp_path):
     save_model(["entailment", "neutral", "contradiction"])
     infer = load_nli(str(tmp_path / "nli"), torch.device("cpu"))
     assert infer([("word " * 300, "word")])[0] in RELATIONS
+    assert infer([]) == []
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,6 @@ def test_a_model_with_other_labels_is_refused(labels, save_model, tmp_path):
         load_nli(str(tmp_path / "nli"), torch.device("cpu"))
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path):
+def test_a_model_that_does_not_exist_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--nli: .*nowhere' cannot be loaded"):
         load_nli(str(tmp_path / "nowhere"), torch.device("cpu"))

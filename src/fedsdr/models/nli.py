@@ -20,6 +20,7 @@ def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
     safetensors or has other labels.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.pipelines import TextClassificationPipeline
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -29,35 +30,24 @@ def load_nli(name: str, device: torch.device, batch_size: int = 16) -> Infer:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--nli: '{name}' cannot be loaded: {reason}") from None
-    labels = {int(i): str(label) for i, label in model.config.id2label.items()}
+    labels = [str(label) for label in model.config.id2label.values()]
     relations = {
-        i: next((r for r in RELATIONS if label.lower().startswith(r[:6])), "")
-        for i, label in labels.items()
+        label: next((r for r in RELATIONS if label.lower().startswith(r[:6])), "")
+        for label in labels
     }
     if sorted(relations.values()) != sorted(RELATIONS):
         raise UserError(
-            f"--nli: '{name}' has the labels {', '.join(labels.values())}; "
+            f"--nli: '{name}' has the labels {', '.join(labels)}; "
             f"name a model with the labels {', '.join(RELATIONS)}"
         )
-    model.to(device).eval()
     context = getattr(model.config, "max_position_embeddings", 512)
     length = min(tokenizer.model_max_length, context, 512)
+    classify = TextClassificationPipeline(model=model, tokenizer=tokenizer, device=device)
 
     def infer(pairs: Sequence[tuple[str, str]]) -> list[str]:
-        found: list[str] = []
-        for start in range(0, len(pairs), batch_size):
-            premises, hypotheses = zip(*pairs[start : start + batch_size], strict=True)
-            inputs = tokenizer(
-                list(premises),
-                list(hypotheses),
-                truncation="longest_first",
-                max_length=length,
-                padding=True,
-                return_tensors="pt",
-            ).to(device)
-            with torch.inference_mode():
-                best = model(**inputs).logits.argmax(dim=-1).tolist()
-            found += [relations[i] for i in best]
-        return found
+        inputs = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
+        options = {"truncation": "longest_first", "max_length": length, "batch_size": batch_size}
+        found = classify(inputs, **options) if inputs else []
+        return [relations[best["label"]] for best in found]
 
     return infer

@@ -48,8 +48,8 @@ def openai_generate(
     `timeout` is in seconds. The library repeats a request after a timeout, a lost connection or
     status 408, 409, 429 or 5xx, with exponential backoff; a reply that is not a chat completion is
     requested again at once; `attempts` bounds both. The environment variable `api_key_env` holds
-    the key. The endpoint applies its own chat template. `top_k`, which is not part of OpenAI's
-    API, is sent only when it is not 0. Token counts are the endpoint's (0 if it reports none).
+    the key. `top_k` is not part of OpenAI's API and is sent only when it is not 0. Token counts are
+    the endpoint's (0 if it reports none).
 
     The requests hold raw data. Any address but this machine therefore needs `allow_remote`,
     redirects are not followed, and this machine is reached without a proxy. UserError shows the

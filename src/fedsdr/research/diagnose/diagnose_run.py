@@ -10,17 +10,8 @@ from fedsdr.errors import UserError, choose
 from fedsdr.models.nli import RELATIONS, Infer, load_nli
 from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
+from fedsdr.research.diagnose import measurements as measure
 from fedsdr.research.diagnose.alignment import alignment_of
-from fedsdr.research.diagnose.measurements import (
-    Prepare,
-    branch_losses,
-    extra_round,
-    gradient_alignment,
-    loss_transfer,
-    sample_rows,
-    set_final,
-    set_initial,
-)
 from fedsdr.research.diagnose.rewrite_signs import Pair, mean_of, record_signs
 from fedsdr.research.diagnose.summary import OVERALL, json_numbers
 from fedsdr.runs.client_runtime import Site
@@ -50,7 +41,7 @@ class Inputs:
 
     def sampled(self, client: ClientData, examples: Sequence[Example]) -> list[Example]:
         """Return the same rows of raw and rewritten examples."""
-        at = sample_rows(self.seed, client.client_id, len(examples), self.rows)
+        at = measure.sample_rows(self.seed, client.client_id, len(examples), self.rows)
         return [examples[i] for i in at]
 
 
@@ -130,7 +121,7 @@ def _rewrites(inputs: Inputs) -> dict[str, Any]:
 
 def _entailment(inputs: Inputs, infer: Infer, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Shares of entailment, neutral and contradiction, premise -> hypothesis, both ways."""
-    at = sample_rows(inputs.seed, "nli", len(pairs), inputs.rows * len(inputs.clients))
+    at = measure.sample_rows(inputs.seed, "nli", len(pairs), inputs.rows * len(inputs.clients))
     sampled = [pairs[i] for i in at]
     ways = {"raw -> rewrite": sampled, "rewrite -> raw": [(new, raw) for raw, new in sampled]}
     relations = {way: infer(premises) for way, premises in ways.items()}
@@ -151,8 +142,8 @@ def _optimization(inputs: Inputs) -> dict[str, Any]:
         rows["rewritten"] = {
             c.client_id: inputs.sampled(c, inputs.rewritten[c.client_id]) for c in clients
         }
-    initial, final = set_initial(site), set_final(site, inputs.state)
-    models: dict[str, tuple[tuple[Branch, ...], Prepare]] = {
+    initial, final = measure.set_initial(site), measure.set_final(site, inputs.state)
+    models: dict[str, tuple[tuple[Branch, ...], measure.Prepare]] = {
         "at the start, R alone": ((R,), initial)
     }
     if R in site.method.sent:
@@ -161,7 +152,7 @@ def _optimization(inputs: Inputs) -> dict[str, Any]:
         if S in site.method.private:
             models["after training, R beside own S"] = ((R, S), final)
     cosines = {
-        f"{kind}, {name}": gradient_alignment(site, of_kind, *model)
+        f"{kind}, {name}": measure.gradient_alignment(site, of_kind, *model)
         for kind, of_kind in rows.items()
         for name, model in models.items()
     }
@@ -170,7 +161,7 @@ def _optimization(inputs: Inputs) -> dict[str, Any]:
         if learnt in rows:
             name = f"trained on {learnt}, loss on {measured}"
             with inputs.progress.bar(f"loss transfer, {name}", len(clients)) as advance:
-                transfer[name] = loss_transfer(
+                transfer[name] = measure.loss_transfer(
                     site, rows[learnt], rows[measured], initial, inputs.steps, advance
                 )
     return {"gradient cosine": cosines, "loss transfer": transfer}
@@ -187,10 +178,12 @@ def _held_out(inputs: Inputs) -> tuple[str, dict[str, list[Example]]]:
 def _serving(inputs: Inputs) -> dict[str, Any]:
     """The loss by branch: R is trained beside S and served without it."""
     which, rows = _held_out(inputs)
-    prepare, losses = set_final(inputs.site, inputs.state), {}
+    prepare, losses = measure.set_final(inputs.site, inputs.state), {}
     for client in inputs.clients:
         prepare(client.client_id)
-        losses[client.client_id] = branch_losses(inputs.site, client, rows[client.client_id])
+        losses[client.client_id] = measure.branch_losses(
+            inputs.site, client, rows[client.client_id]
+        )
     return {"of": which, "rows": {c: len(x) for c, x in rows.items()}, "losses": losses}
 
 
@@ -200,7 +193,7 @@ def _aggregation(inputs: Inputs) -> dict[str, Any]:
         return {"not measured": f"{inputs.site.method.name} sends nothing"}
     which, rows = _held_out(inputs)
     with inputs.progress.bar("one more round", len(inputs.clients)) as advance:
-        found = extra_round(inputs.site, inputs.clients, inputs.state, rows, advance)
+        found = measure.extra_round(inputs.site, inputs.clients, inputs.state, rows, advance)
     return {"of": which, "loss rows": {c: len(x) for c, x in rows.items()}, **found}
 
 

@@ -11,14 +11,7 @@ from fedsdr.errors import UserError, choose
 from fedsdr.files import disk_errors_named
 from fedsdr.progress import Progress
 from fedsdr.research.diagnose.measurements import sample_rows
-from fedsdr.research.judge.verdicts import (
-    Ballot,
-    Verdict,
-    ballots_of,
-    question_of,
-    standings,
-    verdict_of,
-)
+from fedsdr.research.judge import verdicts
 from fedsdr.runs.answers import Answers, answers_of
 from fedsdr.runs.run_folder import check_data, read_run
 from fedsdr.runs.served_models import Kind
@@ -74,7 +67,7 @@ def judge(
         for name, (run, kind) in models.items()
     }
     votes = _votes(chosen, answers, ask, out / "verdicts.jsonl", progress, judged_by, seed)
-    found = standings(votes, list(models))
+    found = verdicts.standings(votes, list(models))
     if found["unreadable"] == found["asked"]:
         raise UserError(
             f"{judged_by}: none of its {found['asked']} replies is the requested JSON "
@@ -115,13 +108,13 @@ def _votes(
     progress: Progress,
     judged_by: str,
     seed: int,
-) -> list[tuple[Ballot, Verdict | None]]:
+) -> list[tuple[verdicts.Ballot, verdicts.Verdict | None]]:
     """Return every ballot with its verdict, None if the reply is unreadable."""
     by_id = {(client, row.id): row for client, of in rows.items() for row in of}
     ballots, requests = {}, {}
-    for ballot in ballots_of(rows, list(answers), seed):
+    for ballot in verdicts.ballots_of(rows, list(answers), seed):
         texts = [answers[name][ballot.client][ballot.row] for name in ballot.order]
-        turns = question_of(ballot, by_id[ballot.client, ballot.row], texts)
+        turns = verdicts.question_of(ballot, by_id[ballot.client, ballot.row], texts)
         key = hashlib.sha256(repr((judged_by, turns, DECODING, ballot)).encode()).hexdigest()
         ballots[key], requests[key] = ballot, GenerationRequest(key, turns)
     replies = _kept_replies(path)
@@ -141,7 +134,7 @@ def _votes(
                 file.flush()
                 replies[reply.id] = reply.text
                 advance(1)
-    return [(ballot, verdict_of(replies[key], ballot)) for key, ballot in ballots.items()]
+    return [(ballot, verdicts.verdict_of(replies[key], ballot)) for key, ballot in ballots.items()]
 
 
 def _kept_replies(path: Path) -> dict[str, str]:
