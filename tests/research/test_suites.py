@@ -218,9 +218,33 @@ def test_the_tables_never_have_global_and_client_models_in_one_table():
     assert len(tables_of({"mmlu": suite | {"clients": {}}})) == 1
 
 
-@pytest.mark.parametrize("content", ["[[", NEST, '{"mmlu": {"ids": []}}', '{"mmlu": 3}'])
-def test_a_broken_file_of_results_is_one_line(content, tmp_path):
+ENTRY = {"scores": {"acc": [1.0, 0.0]}}
+SAVED = {"ids": ["a", "b"], "num_questions": 2, "shots": 0, "how": "so", "rounds": 3,
+         "models": {"base": ENTRY}, "clients": {}}  # fmt: skip
+
+
+def test_saved_results_are_read_back_with_what_else_is_there(tmp_path):
     assert saved_suites(tmp_path) == {}
-    (tmp_path / "suites.json").write_text(content)
-    with pytest.raises(UserError, match=r"suites\.json: broken"):
+    (tmp_path / "suites.json").write_text(json.dumps({"mmlu": SAVED}))
+    assert saved_suites(tmp_path) == {"mmlu": SAVED}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[[",
+        NEST,
+        '{"mmlu": 3}',
+        '{"mmlu": {"ids": []}}',
+        json.dumps({"mmlu": SAVED | {"models": 3}}),
+        json.dumps({"mmlu": SAVED | {"models": {"base": {"scores": {}}}}}),
+        json.dumps({"mmlu": SAVED | {"ids": ["a"]}}),
+        "\udcff".encode("utf-8", "surrogateescape"),
+    ],
+)
+def test_a_broken_file_of_results_is_one_line(content, tmp_path):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "suites.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"suites\.json: broken") as caught:
         saved_suites(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1

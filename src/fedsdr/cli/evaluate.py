@@ -70,7 +70,7 @@ def _on_suites(
     from fedsdr.extras import is_installed
     from fedsdr.research.suites.catalogue import choose_suites
 
-    # All that can be wrong with the command is found before a model is loaded.
+    # Check the whole command before a model is loaded.
     suites = choose_suites(names.lower(), code is not None)
     if not is_installed("lm_eval"):
         raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")

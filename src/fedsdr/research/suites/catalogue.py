@@ -1,4 +1,4 @@
-"""The public benchmarks by name: the harness's tasks, where their questions lie, what we change."""
+"""Public benchmarks by name: their harness tasks, local files, shots and changed settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ MEDICAL = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark as tasks of lm-evaluation-harness, with the harness's prompts and metrics.
+    """A benchmark: tasks of lm-evaluation-harness with the harness's prompts and metrics.
 
-    `read` gives the rows of each task from a local folder. `hub` are patterns of the names of tasks
-    whose data the harness can download; without one a folder is needed. `changes` replace keys of
-    the tasks' configuration. `metric` is the one that `fedsdr compare` takes.
+    `read` returns the rows of each task from a local folder. `hub` are name patterns of the tasks
+    whose data the harness can download; if empty, a folder is required. `changes` override keys of
+    the task configuration. `metric` is the one that `fedsdr compare` uses.
     """
 
     read: Reader
@@ -69,7 +69,7 @@ SUITES: dict[str, Suite] = {
 
 def choose_suites(names: str, allow_code: bool) -> dict[str, Suite]:
     """Return the suites of a list "mmlu,bbh". UserError for an unknown name, and for a suite that
-    runs generated code where that is not allowed."""
+    runs generated code if that is not allowed."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     suites = {name: choose(name, SUITES, "--suite") for name in wanted}
     if not suites:

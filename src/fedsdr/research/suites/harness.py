@@ -27,15 +27,15 @@ from fedsdr.runs.client_runtime import Site
 from fedsdr.types import Decoding, GenerationRequest, Turn
 
 VERSION = version("lm_eval")
-# The harness's folders that hold our tasks: to index all of them takes many seconds.
+# The folders of the harness that hold the tasks used here; indexing all takes many seconds.
 FOLDERS = ("mmlu/default", "bbh/fewshot", "gsm8k", "medqa", "pubmedqa", "truthfulqa")
 
 
 class TwoBranchLM(TemplateLM):
-    """A site's model as the harness calls it, with the branches that are in its forward by then.
+    """The harness's interface to a site's model, with the branches active at the time of the call.
 
-    Texts are encoded as in the harness's HFLM, without the chat template. A context that does not
-    fit the model's window loses its beginning; `cut` are those that did.
+    Texts are encoded as in the harness's HFLM, without the chat template. A context that exceeds
+    the model's window loses its beginning and is added to `cut`.
     """
 
     def __init__(self, site: Site) -> None:
@@ -77,7 +77,9 @@ class TwoBranchLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         asked = normalize_gen_kwargs(requests[0].args[1])  # the tasks of a suite generate alike
-        tokens = min(asked["max_gen_toks"], self.max_length // 2)  # half a small window for prompts
+        tokens = min(
+            asked["max_gen_toks"], self.max_length // 2
+        )  # a prompt keeps half of a small window
         generate = transformers_generate(
             self.site.model.model,
             self.tokenizer,
@@ -98,11 +100,10 @@ class TwoBranchLM(TemplateLM):
 def load_tasks(
     name: str, suite: Suite, folder: Path | None, unsafe: bool = False
 ) -> dict[str, Any]:
-    """Return the harness's tasks of a suite by name, over files in a folder, or over data from the
-    hub. Generated code runs in bubblewrap or, where that fails and `unsafe`, without a sandbox.
+    """Return task name -> task of a suite, over local files, or over the hub without a folder.
 
-    UserError for files that are missing or laid out differently, and where the hub or the sandbox
-    fails.
+    Generated code runs in bubblewrap; if bubblewrap fails and `unsafe` is set, without a sandbox.
+    UserError for missing or differently laid out files, an unreachable hub, a failing sandbox.
     """
     if not folder and not suite.hub:
         raise UserError(f"--suite: {name} is read from a folder; give --suite-data DIR")
@@ -131,7 +132,7 @@ def load_tasks(
 
 
 def _local(task: str, splits: Mapping[str, list[Row]], shots: int) -> dict[str, Any]:
-    """Return the configuration of a task that reads these rows. UserError for too few of them."""
+    """Return the settings that make a task read these rows. UserError for too few of them."""
     *examples, asked = splits.values()
     if not asked:
         raise UserError(f"--suite-data: no question of {task} is left to ask")
@@ -145,8 +146,7 @@ def _local(task: str, splits: Mapping[str, list[Row]], shots: int) -> dict[str, 
 
 
 def _check_answers(task: Any) -> None:
-    """UserError where the right answer of a multiple choice is none of the choices, which the
-    harness would count as wrong."""
+    """UserError if a right answer is not among the choices; the harness would score it as wrong."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
     examples = task.fewshot_docs() if task.config.num_fewshot else ()
@@ -165,8 +165,10 @@ def _pass_at_1(prefix: tuple[str, ...], doc: Row, answers: list[str]) -> dict[st
 def ask(
     lm: LM, suite: Suite, tasks: Mapping[str, Any], limit: int
 ) -> tuple[list[str], dict[str, list[float]]]:
-    """Ask a model the questions of a suite, at most `limit` of them (0: all), from its tasks in
-    turn. Return the ids of the questions, and by metric a score for each."""
+    """Ask a model at most `limit` questions of a suite (0: all), taken from its tasks in turn.
+
+    Return the question ids, and metric -> one score per question.
+    """
     turns = sorted((i, name) for name, task in tasks.items() for i in range(len(task.eval_docs)))
     counts = Counter(name for _, name in turns[: limit or None])
     first: Any = {name: range(count) for name, count in counts.items()}

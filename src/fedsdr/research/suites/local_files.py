@@ -1,5 +1,7 @@
-"""Public test sets in a local folder (the layouts of docs/suites.md), as rows with the columns of
-the harness's own data sets."""
+"""Read public test sets from a local folder, in the layouts that docs/suites.md lists.
+
+Rows get the columns of the data set that the harness's task uses.
+"""
 
 import csv
 import gzip
@@ -23,7 +25,7 @@ FAULTS = (KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError,
 
 
 def mmlu(*subjects: str) -> Reader:
-    """Return a reader of these subjects, of all that have a test file where none is given."""
+    """Return a reader of these subjects; without any, of all that have a test file."""
 
     def read(folder: Path) -> TaskRows:
         data = folder / "mmlu" / "data"
@@ -68,9 +70,11 @@ def table(
     split: str = "test",
     shots: int = 0,
 ) -> Reader:
-    """Return a reader of one .jsonl, .jsonl.gz or .csv file: `columns`, which must hold text, and
-    `more`. The first `shots` rows that differ in the first column are the worked examples; no row
-    with a value of theirs there is asked."""
+    """Return a reader of one .jsonl, .jsonl.gz or .csv file.
+
+    A row has `columns`, which must hold text, and what `more` returns. Worked examples: the first
+    `shots` rows with different values in the first column; rows that share one are not asked.
+    """
 
     def read(folder: Path) -> TaskRows:
         path = _files(folder, pattern)[0]
@@ -109,15 +113,14 @@ def crass(folder: Path) -> TaskRows:
 
 
 def drop_answers(row: Row) -> Row:
-    """Return DROP without white space around texts, and its alternative answers, lists of spans."""
+    """Return stripped passage and question, and the alternative answers, each a list of spans."""
     first, *others = row["answers_spans"]["spans"]
     texts = {name: row[name].strip() for name in ("passage", "question")}
     return {**texts, "answers": [[span.strip()] for span in (first, *others)]}
 
 
 def medqa_options(row: Row) -> Row:
-    """Return the options of MedQA, which some copies repeat in the question, and the letter of the
-    right one."""
+    """Return the question without the options that some copies append, options, right letter."""
     return {
         "question": row["question"].partition("\nA)")[0],
         "options": list(row["options"].values()),
@@ -126,14 +129,14 @@ def medqa_options(row: Row) -> Row:
 
 
 def pubmedqa_columns(row: Row) -> Row:
-    """Return question and contexts of PubMedQA as the harness names them."""
+    """Return question and contexts under the harness's names."""
     if not isinstance(row["contexts"], list):
         raise TypeError("contexts must be a list of texts")
     return {"QUESTION": row["question"], "CONTEXTS": row["contexts"]}
 
 
 def truthfulqa_targets(row: Row) -> Row:
-    """Return the true answers of TruthfulQA, the best first, and the false ones."""
+    """Return the true answers, the best first, and the false ones."""
     true, false = (
         [answer.strip() for answer in row[f"{kind} Answers"].split(";") if answer.strip()]
         for kind in ("Correct", "Incorrect")
@@ -160,7 +163,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 @contextmanager
 def named_faults(path: Path) -> Iterator[None]:
-    """Turn every fault of a missing, broken or differently laid out file into one line."""
+    """Turn any fault of a missing, broken or differently laid out file into a UserError."""
     try:
         yield
     except OSError as error:

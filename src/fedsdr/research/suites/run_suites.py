@@ -24,13 +24,13 @@ def run_suites(
     limit: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the models on suites with their tasks, and return what was added to suites.json.
+    """Measure all models of a run on suites, each given with its tasks; return the results.
 
-    The file is written after each suite, in place of that suite's results of before. `source` says
-    where the questions are from. Of each model there are mean and standard error of each metric,
-    the score of each question, and seconds.
+    suites.json is written after each suite and keeps the results of other suites. `source` says
+    where the questions come from. Results of a model: mean and standard error of each metric, the
+    score of each question, seconds.
     """
-    saved_suites(site.folder)  # a broken file is found before the work that it would lose
+    saved_suites(site.folder)  # fail on a broken file before the work starts
     models = list(models_of(site, state))
     results: dict[str, Any] = {}
     with progress.bar("suites", len(suites) * len(models)) as advance:

@@ -1,8 +1,8 @@
-"""Run a generated program in bubblewrap, and tell whether it ended without an exception.
+"""Run a generated program in bubblewrap and tell whether it passes.
 
-The program sees the system's libraries and Python's own, read-only, and an empty /tmp of 64 MiB; no
-network, no other process and no file of the user. It is judged as openai/human-eval does: the text
-is executed in an empty namespace, within 3 seconds, and must come to its end.
+The program sees the system's and Python's libraries read-only, an empty /tmp of 64 MiB, no network,
+no other process and no file of the user. As in openai/human-eval, it passes if it runs to its end
+in an empty namespace within 3 seconds, without an exception.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ BWRAP = (
     "--remount-ro", "/", "--chdir", "/tmp",
 )  # fmt: skip
 SECONDS = 3
-# Standard input has the exit code of a pass, a line break, and the program.
+# Standard input: the exit code that means "passed", a line break, the program.
 CHILD = f"""
 import os, resource, signal, sys
 bounds = {{"AS": 1 << 30, "CPU": {SECONDS + 1}, "FSIZE": 1 << 20, "NPROC": 32, "CORE": 0}}
@@ -44,9 +44,9 @@ os._exit(int(passed))
 
 
 def sandbox_prefix(unsafe: bool) -> tuple[str, ...]:
-    """Return what to put before a command to run it in bubblewrap, after a trial.
+    """Return the command prefix that runs a command in bubblewrap, after one trial.
 
-    Where that fails: nothing if `unsafe`, else UserError with the reason.
+    If the trial fails: an empty prefix if `unsafe`, else UserError with the reason.
     """
     if not shutil.which(BWRAP[0]):
         fault = "bubblewrap is not installed"
@@ -66,7 +66,7 @@ def sandbox_prefix(unsafe: bool) -> tuple[str, ...]:
 
 def passes(program: str, prefix: Sequence[str]) -> bool:
     """Return whether the program runs to its end, without an exception, within its bounds."""
-    passed = 20 + secrets.randbelow(100)  # a program that exits early does not know it
+    passed = 20 + secrets.randbelow(100)  # unknown to a program that exits early
     with tempfile.TemporaryDirectory(prefix="fedsdr-code-", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             [*prefix, str(PYTHON), "-I", "-S", "-c", CHILD],
