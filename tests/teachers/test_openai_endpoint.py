@@ -283,3 +283,20 @@ def test_a_missing_client_library_is_named_with_its_install_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     assert "pip install -e '.[openai]'" in error_line("http://localhost:1/v1")
+
+
+def test_fedsdr_distill_uses_an_endpoint_and_writes_its_password_nowhere(
+    write_config, tmp_path, fedsdr
+) -> None:
+    with server(lambda n, body: completion("The rate is good.")) as seen:
+        write_config()
+        url = seen.url.replace("http://", "http://me:hidden@")
+        keys = ["data.include=['bank']", "teacher.engine=openai", "teacher.model=m"]
+        overrides = [part for key in [*keys, f"teacher.url={url}"] for part in ("--set", key)]
+        code, out, err = fedsdr("distill", tmp_path / "config.toml", "--out", tmp_path, *overrides)
+    assert code == 0, err
+    assert "The rate is good." in (tmp_path / "distilled/bank.jsonl").read_text()
+    assert len(seen.calls) == 9
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"hidden" not in written
+    assert "hidden" not in out + err
