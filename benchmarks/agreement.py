@@ -43,11 +43,11 @@ def main() -> None:
         _, scores = ask(lm, suite, tasks, arguments.limit)
         return scores, round(time.perf_counter() - began, 1)
 
-    site, state = open_run(arguments.run)
-    site.model.set(state.shared)
-    with site.model.using(*site.method.global_model):
-        ours, our_seconds = answers(TwoBranchLM(site))
-    weights = next(site.base.model.parameters())
+    runtime, state = open_run(arguments.run)
+    runtime.model.set(state.shared)
+    with runtime.model.using(*runtime.method.global_model):
+        ours, our_seconds = answers(TwoBranchLM(runtime))
+    weights = next(runtime.base.model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         merged = Path(folder) / "merged"
         export_model(arguments.run, merged, merge=True)

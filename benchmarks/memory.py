@@ -30,7 +30,7 @@ def measure(case: dict) -> dict:
     from fedsdr.config import Config, LoraConfig, ModelConfig, TrainConfig
     from fedsdr.models.memory import estimate, full_pack, shape_of
     from fedsdr.models.packing import device_of
-    from fedsdr.runs.client_runtime import open_site
+    from fedsdr.runs.client_runtime import open_runtime
     from fedsdr.training.optimizer_step import train_phase
     from fedsdr.types import LocalSettings
 
@@ -41,7 +41,7 @@ def measure(case: dict) -> dict:
     )
     dropout, rows = config.lora.dropout, full_pack(case["pack_tokens"], MAX_LENGTH)
     expected = estimate(shape_of(config), rows, dropout=dropout, quantize=case["quantize"])
-    model = open_site(config, Path(tempfile.gettempdir())).model
+    model = open_runtime(config, Path(tempfile.gettempdir())).model
     device = device_of(model.model)
     settings = LocalSettings(batch_size=len(rows), pack_tokens=case["pack_tokens"])
 

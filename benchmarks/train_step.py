@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_map_only
 from fedsdr.config import Config, DataConfig
 from fedsdr.data.clients import load_clients
 from fedsdr.models.packing import supervised_tokens
-from fedsdr.runs.client_runtime import Site, open_site
+from fedsdr.runs.client_runtime import ClientRuntime, open_runtime
 from fedsdr.training.optimizer_step import train_phase
 from fedsdr.types import LocalSettings, TokenRow
 
@@ -58,31 +58,31 @@ def now() -> float:
     return time.perf_counter()
 
 
-def real_rows(site: Site, data: str, count: int, max_length: int) -> list[TokenRow]:
+def real_rows(runtime: ClientRuntime, data: str, count: int, max_length: int) -> list[TokenRow]:
     """Return `count` rows, taken from the clients in turn."""
     clients = load_clients(DataConfig(clients=data, test_fraction=0.0))
     ways = [client.raw for client in clients]
     mixed = [rows[i] for i in range(-(-count // len(ways))) for rows in ways][:count]
-    return [site.renderer.encode(example, max_length) for example in mixed]
+    return [runtime.renderer.encode(example, max_length) for example in mixed]
 
 
-def our_step(site: Site, rows: Sequence[TokenRow]) -> Step:
+def our_step(runtime: ClientRuntime, rows: Sequence[TokenRow]) -> Step:
     """Return a step that trains R with S in the forward."""
     settings = LocalSettings(batch_size=len(rows))
-    start = site.model.initial("R", 0) | site.model.initial("S", 1)
+    start = runtime.model.initial("R", 0) | runtime.model.initial("S", 1)
 
     def step() -> tuple[float, float]:
-        site.model.set(start)
+        runtime.model.set(start)
         began = now()
-        with site.model.using("R", "S", trained="R", dropout=settings.lora_dropout):
-            parameters = site.model.parameters("R")
-            done = train_phase(site.model.model, parameters, rows, settings, epochs=1, seed=0)
+        with runtime.model.using("R", "S", trained="R", dropout=settings.lora_dropout):
+            parameters = runtime.model.parameters("R")
+            done = train_phase(runtime.model.model, parameters, rows, settings, epochs=1, seed=0)
         return done.loss, now() - began
 
     return step
 
 
-def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
+def trl_step(runtime: ClientRuntime, rows: Sequence[TokenRow], **arguments: Any) -> Step:
     """Return the same step with SFTTrainer."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -99,7 +99,7 @@ def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
             self.seconds = now() - self.began
 
     # A new model with transformers' attention, norms and head, as in TRL.
-    base = site.model.model
+    base = runtime.model.model
     folder = str(base.config._name_or_path)
     own = type(base).from_pretrained(folder, dtype=torch.float32)
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
@@ -132,7 +132,7 @@ def trl_step(site: Site, rows: Sequence[TokenRow], **arguments: Any) -> Step:
             peft_model,
             args=config,
             train_dataset=data,
-            processing_class=site.base.tokenizer,
+            processing_class=runtime.base.tokenizer,
             callbacks=[clock],
         )
         trainer.train()
@@ -207,8 +207,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 
-    site = open_site(Config(), Path(tempfile.mkdtemp()))
-    rows = real_rows(site, options.data, options.rows, options.max_length)
+    runtime = open_runtime(Config(), Path(tempfile.mkdtemp()))
+    rows = real_rows(runtime, options.data, options.rows, options.max_length)
     tokens, labels = sum(len(r.tokens) for r in rows), sum(map(supervised_tokens, rows))
     fast_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
     best = {
@@ -217,12 +217,12 @@ def main() -> None:
         "train_sampling_strategy": "group_by_length",
     }
     contenders = {
-        "fedsdr, two branches": our_step(site, rows),
-        "SFTTrainer, fastest equivalent settings": trl_step(site, rows, **best),
+        "fedsdr, two branches": our_step(runtime, rows),
+        "SFTTrainer, fastest equivalent settings": trl_step(runtime, rows, **best),
     }
     if not options.skip_default:
         contenders["SFTTrainer, defaults in fp32" if not fast_bf16 else "SFTTrainer, defaults"] = (
-            trl_step(site, rows, **({} if fast_bf16 else {"bf16": False}))
+            trl_step(runtime, rows, **({} if fast_bf16 else {"bf16": False}))
         )
     losses = {name: step()[0] for name, step in contenders.items()}  # and warm up
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -1,20 +1,26 @@
-"""Files that are either whole or not there: written to a temporary name, then renamed.
+"""Files that are either complete or absent: written to a temporary name, then renamed.
 
-The temporary name is always the same, so that what a kill left there is written over. So two
-processes must not write the same file at once: where they could, one of them holds it `alone`.
+The temporary name is fixed, so that the next write replaces what a kill left there. Two processes
+must not write the same file at once; where they could, one of them holds the folder `alone`.
+
+Files of state have a manifest beside them, with the SHA-256 of each, so that damage is found.
+Private files have mode 0600 in folders of mode 0700; all others have the user's ordinary mode.
 """
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import BusyError, DiskError, UserError
 
+MANIFEST = "manifest.json"
 _REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
@@ -23,7 +29,7 @@ _REFUSALS = (
 
 @contextlib.contextmanager
 def disk_errors_named(path: Path) -> Iterator[None]:
-    """Turn a full disk, a missing right or an impossible path into one line that names `path`."""
+    """Turn a full disk, a missing permission or an impossible path into a DiskError with `path`."""
     from safetensors import SafetensorError
 
     try:
@@ -32,7 +38,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
         if error.errno not in _REFUSALS:
             raise
         raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
-    except SafetensorError as error:  # it reports a full disk in its own way
+    except SafetensorError as error:  # wraps the operating system's error
         if "I/O" not in str(error) and "os error" not in str(error).lower():
             raise
         raise DiskError(f"{path}: cannot be written: {error}") from error
@@ -40,7 +46,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold the folder for this process. BusyError when another has not let go of it in time."""
+    """Lock the folder for this process. BusyError when another process holds it for longer."""
     from filelock import FileLock, Timeout
 
     with disk_errors_named(folder):
@@ -49,7 +55,7 @@ def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise BusyError(f"{folder}: another process works there; wait for its end") from None
+            raise BusyError(f"{folder}: another process works there; wait until it ends") from None
     try:
         yield
     finally:
@@ -57,9 +63,9 @@ def alone(folder: Path, seconds: float = 0.0) -> Iterator[None]:
 
 
 def made_once(path: Path, make: Callable[[Path], object], seconds: float = 3600.0) -> Path:
-    """Return `path`, after `make(path)` where it is not there yet, by one of all processes.
+    """Return `path`; call `make(path)` first where it does not exist, in one process alone.
 
-    BusyError when another is at it for longer than that.
+    BusyError when another process takes longer than `seconds`.
     """
     if not path.exists():
         with alone(path.parent, seconds):
@@ -68,22 +74,23 @@ def made_once(path: Path, make: Callable[[Path], object], seconds: float = 3600.
     return path
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
+def write_file(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:
     """Call `write` with a temporary path in the same folder, then rename it to `path`."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
+            _set_mode(temporary, private)
             _sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path`, whole or not at all. DiskError when the disk refuses."""
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 text to `path`, completely or not at all. DiskError when the disk refuses."""
+    write_file(path, lambda new: new.write_text(text, encoding="utf-8"), private=private)
 
 
 def json_lines(path: Path) -> list[Any]:
@@ -106,11 +113,17 @@ def read_json(path: Path, if_missing: str) -> dict[str, Any]:
     return found
 
 
-def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a new temporary folder, then put it in the place of `path`.
+def write_folder(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    private: bool = False,
+    manifest: bool = False,
+) -> None:
+    """Call `write` with a new temporary folder, then rename it to `path`, with a manifest if asked.
 
-    A folder that is already there is moved aside first and removed last; if the new one cannot
-    take its place, it is put back. What a kill left behind is cleared away.
+    An existing folder is moved aside first and removed last; it is put back when the new one cannot
+    take its place. What a kill left behind is removed.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     with disk_errors_named(path):
@@ -121,7 +134,10 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
         try:
             temporary.mkdir(parents=True)
             write(temporary)
-            for file in temporary.iterdir():
+            if manifest:
+                write_manifest(temporary, temporary.iterdir())
+            for file in (temporary, *temporary.iterdir()):
+                _set_mode(file, private)
                 _sync(file)
             if path.exists():
                 os.replace(path, old)
@@ -131,6 +147,41 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
                 os.replace(old, path)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(folder: Path, files: Iterable[Path], *, private: bool = False) -> None:
+    """Write the SHA-256 of these files of the folder; write them before."""
+    digests = {file.name: _sha256(file) for file in sorted(files)}
+    text = json.dumps({"sha256": digests}, indent=2) + "\n"
+    write_atomically(folder / MANIFEST, text, private=private)
+
+
+def check_manifest(folder: Path, fix: str) -> None:
+    """UserError, which ends with `fix`, when a file of the manifest is missing or has changed.
+
+    A folder without a manifest was written by an older version and passes.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return
+    try:
+        digests = dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise UserError(f"{path}: damaged; {fix}") from None
+    for name, digest in digests.items():
+        file = folder / Path(str(name)).name
+        if not file.is_file():
+            raise UserError(f"{file}: missing; {fix}")
+        if _sha256(file) != digest:
+            raise UserError(f"{file}: damaged (its checksum is not that of {MANIFEST}); {fix}")
+
+
+def make_private(folder: Path) -> Path:
+    """Create the folder where it is missing, readable by its owner alone; return it."""
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _set_mode(folder, private=True)
+    return folder
 
 
 def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:
@@ -144,6 +195,23 @@ def numbered_folders(folder: Path, prefix: str) -> dict[int, Path]:
         if (number := path.name.removeprefix(prefix)).isdecimal() and path.is_dir()
     }
     return dict(sorted(found.items()))
+
+
+def _set_mode(path: Path, private: bool) -> None:
+    mode = 0o700 if private else 0o777 & ~_umask()
+    path.chmod(mode if path.is_dir() else mode & 0o666)
+
+
+@functools.cache
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -37,7 +37,7 @@ def ran(monkeypatch):
     """The configurations that were run, by a stand-in that trains nothing."""
     configs = []
 
-    def run(config, out: Path, progress, *, resume, open_site):
+    def run(config, out: Path, progress, *, resume, open_runtime):
         configs.append(config)
         if config.train.lr > 1:
             raise UserError("diverged; lower train.lr")

@@ -45,17 +45,17 @@ def learned(folder):
 def test_a_comparison_runs_every_cell_once_and_csv_and_json_agree(cells, tmp_path, monkeypatch):
     bases = Counter()
     rewrites = Counter()
-    open_site, put = shared_base.open_site, cache.RewriteCache.put
+    open_runtime, put = shared_base.open_runtime, cache.RewriteCache.put
 
     def counted(config, folder):
         bases[config.model] += 1
-        return open_site(config, folder)
+        return open_runtime(config, folder)
 
     def counted_put(self, key, generation):
         rewrites[key] += 1
         return put(self, key, generation)
 
-    monkeypatch.setattr(shared_base, "open_site", counted)
+    monkeypatch.setattr(shared_base, "open_runtime", counted)
     monkeypatch.setattr(cache.RewriteCache, "put", counted_put)
     out = tmp_path / "out"
     done, failed = run_cells(cells, out, SILENT)
@@ -107,12 +107,12 @@ def test_a_stopped_comparison_goes_on_and_runs_no_finished_cell_again(cells, tmp
     trained = []
     train_at = run_module.train_at
 
-    def train(site, client, task, after_step):
+    def train(runtime, client, task, after_step):
         if len(trained) == 4:  # in the second cell
             trained.append(None)
             raise KeyboardInterrupt
-        trained.append(site.folder.name)
-        return train_at(site, client, task, after_step)
+        trained.append(runtime.folder.name)
+        return train_at(runtime, client, task, after_step)
 
     monkeypatch.setattr(run_module, "train_at", train)
     with pytest.raises(KeyboardInterrupt):
@@ -216,7 +216,7 @@ def test_changed_data_are_noticed_before_anything_is_run(one, tmp_path, data_fol
     run_cells(cells[:1], tmp_path, SILENT)
     (rows / "bank.jsonl").write_text((rows / "school.jsonl").read_text())
     monkeypatch.setattr(compare_runs, "run_experiment", None)
-    with pytest.raises(UserError, match="data of client 'bank' are not those"):
+    with pytest.raises(UserError, match="data of client 'bank' have changed"):
         run_cells(cells, tmp_path, SILENT)
 
 
@@ -342,13 +342,13 @@ def test_a_client_without_test_rows_is_named_below_the_table(one, tmp_path, data
 
 
 def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path, monkeypatch):
-    opened, open_site = [], shared_base.open_site
+    opened, open_runtime = [], shared_base.open_runtime
 
     def counted(config, folder):
         opened.append(folder.name)
-        return open_site(config, folder)
+        return open_runtime(config, folder)
 
-    monkeypatch.setattr(shared_base, "open_site", counted)
+    monkeypatch.setattr(shared_base, "open_runtime", counted)
     open_once = shared_base.one_base()
     config = cells[0].config
     wider = replace(config, lora=replace(config.lora, rank=4))
@@ -357,9 +357,9 @@ def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path,
     assert (goes_on.model.dtype, goes_on.model.template) != ("auto", "auto")
     scores = open_once(config, tmp_path / "0").base_scores
     for i, one in enumerate((replace(goes_on, seed=5), replace(config, seed=6)), start=1):
-        site = open_once(one, tmp_path / str(i))
-        assert (site.config.seed, site.folder.name) == (one.seed, str(i))
-        assert site.base_scores is scores
+        runtime = open_once(one, tmp_path / str(i))
+        assert (runtime.config.seed, runtime.folder.name) == (one.seed, str(i))
+        assert runtime.base_scores is scores
     other = replace(config, model=replace(config.model, template="alpaca"))
     assert open_once(other, tmp_path / "other").renderer.name == "alpaca"
     assert open_once(wider, tmp_path / "wider").config.lora.rank == 4

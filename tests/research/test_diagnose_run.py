@@ -23,8 +23,8 @@ def bytes_of(folder):
 
 def run_and_open(config, out):
     run_experiment(config, out, SILENT)
-    site, state = open_run(out)
-    return site, state, load_clients(site.config.data)
+    runtime, state = open_run(out)
+    return runtime, state, load_clients(runtime.config.data)
 
 
 def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config, tmp_path, fedsdr):
@@ -58,11 +58,11 @@ def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config,
 
 
 def test_the_divergence_of_a_run_is_scipys_over_the_tokens_of_its_answers(write_config, tmp_path):
-    site, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
-    found = diagnose(site, state, clients, SILENT, only=["text"])["text"]
+    runtime, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
+    found = diagnose(runtime, state, clients, SILENT, only=["text"])["text"]
     counts = []
     for client in clients[:2]:
-        ids = [i for e in client.raw for i in site.base.tokenizer(e.response)["input_ids"]]
+        ids = [i for e in client.raw for i in runtime.base.tokenizer(e.response)["input_ids"]]
         counts.append(torch.bincount(torch.tensor(ids), minlength=500).numpy())
     pair = found["Jensen-Shannon divergence"]["raw"]["bank / clinic"]
     assert pair["value"] == pytest.approx(jensenshannon(*counts, base=2) ** 2, abs=1e-9)
@@ -70,16 +70,18 @@ def test_the_divergence_of_a_run_is_scipys_over_the_tokens_of_its_answers(write_
 
 
 def test_the_gradient_cosine_is_that_of_autograd(write_config, tmp_path):
-    site, _, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
+    runtime, _, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
     rows = {c.client_id: c.raw[:4] for c in clients}
-    found = measurements.gradient_alignment(site, rows, ("R",), measurements.set_initial(site))
+    found = measurements.gradient_alignment(
+        runtime, rows, ("R",), measurements.set_initial(runtime)
+    )
     flat = []
     for examples in rows.values():
-        measurements.set_initial(site)("")
-        encoded = site.encode(examples)
-        with site.model.using("R", trained="R"):
-            loss = row_losses(site.model.model, encoded).sum()
-            gradients = torch.autograd.grad(loss, list(site.model.parameters("R").values()))
+        measurements.set_initial(runtime)("")
+        encoded = runtime.encode(examples)
+        with runtime.model.using("R", trained="R"):
+            loss = row_losses(runtime.model.model, encoded).sum()
+            gradients = torch.autograd.grad(loss, list(runtime.model.parameters("R").values()))
         flat.append(torch.cat([g.flatten() for g in gradients]).double())
     wanted = torch.cosine_similarity(flat[0], flat[1], dim=0)
     assert found["matrix"][0][1] == pytest.approx(float(wanted), abs=1e-5)
@@ -89,24 +91,24 @@ def test_the_gradient_cosine_is_that_of_autograd(write_config, tmp_path):
 
 def test_rows_cut_before_their_answer_give_no_number(write_config, tmp_path):
     config = write_config("federation.rounds=1")
-    site, _, clients = run_and_open(config, tmp_path / "run")
+    runtime, _, clients = run_and_open(config, tmp_path / "run")
     long = replace(clients[0].raw[0], instruction="word " * 300)
     rows = {"long": [long, long], "school": clients[2].raw[:2]}
-    start = measurements.set_initial(site)
-    cosines = measurements.gradient_alignment(site, rows, ("R",), start)
+    start = measurements.set_initial(runtime)
+    cosines = measurements.gradient_alignment(runtime, rows, ("R",), start)
     assert cosines["mean"] is None
-    losses = measurements.loss_transfer(site, rows, rows, start, 1, lambda done: None)
+    losses = measurements.loss_transfer(runtime, rows, rows, start, 1, lambda done: None)
     assert math.isnan(losses["before"][0])
     assert losses["matrix"][1][1] < 0
 
 
 def test_training_on_one_client_helps_it_and_does_not_affect_the_next(write_config, tmp_path):
-    site, _, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
+    runtime, _, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
     rows = {c.client_id: c.raw[:4] for c in clients}
 
     def transfer(chosen):
-        start = measurements.set_initial(site)
-        return measurements.loss_transfer(site, chosen, rows, start, 3, lambda done: None)
+        start = measurements.set_initial(runtime)
+        return measurements.loss_transfer(runtime, chosen, rows, start, 3, lambda done: None)
 
     every = transfer(rows)
     assert all(every["matrix"][i][i] < 0 for i in range(3))
@@ -116,8 +118,8 @@ def test_training_on_one_client_helps_it_and_does_not_affect_the_next(write_conf
 
 
 def test_the_extra_round_is_the_round_that_the_run_would_do_next(write_config, tmp_path):
-    site, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
-    found = diagnose(site, state, clients, SILENT, only=["aggregation"])["aggregation"]
+    runtime, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
+    found = diagnose(runtime, state, clients, SILENT, only=["aggregation"])["aggregation"]
     shutil.copytree(tmp_path / "run", tmp_path / "on")
     results = run_experiment(
         write_config("federation.rounds=2"), tmp_path / "on", SILENT, resume=True
@@ -140,9 +142,9 @@ def test_parts_without_rewrites_work_for_every_kind_of_method(method, write_conf
         "data.max_examples=4",
         "data.include=['bank', 'school']",
     )
-    site, state, clients = run_and_open(config, tmp_path / "run")
+    runtime, state, clients = run_and_open(config, tmp_path / "run")
     parts = ["optimization", "serving", "aggregation"]
-    found = diagnose(site, state, clients, SILENT, only=parts, rows=2, steps=1)
+    found = diagnose(runtime, state, clients, SILENT, only=parts, rows=2, steps=1)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert tables_of(found)
     has = set(found["serving"]["losses"]["bank"])
@@ -179,7 +181,7 @@ def test_a_run_without_rewrites_is_one_line_and_fedsdr_distill_makes_them(
         (["--rows", "1"], "--rows: is 1"),
         (["--steps", "0"], "--steps: is 0"),
         (["--nli", "./nowhere"], "cannot be loaded"),
-        (["--set", "train.lr=1"], "not of a finished run"),
+        (["--set", "train.lr=1"], "cannot be changed for an existing run"),
     ],
 )
 def test_wrong_arguments_are_one_line_before_anything_is_written(
@@ -197,8 +199,8 @@ def test_wrong_arguments_are_one_line_before_anything_is_written(
 
 def test_alignment_is_not_measured_for_a_single_client(write_config, tmp_path):
     config = write_config("data.include=['bank']", "federation.rounds=1")
-    site, state, clients = run_and_open(config, tmp_path / "run")
-    found = diagnose(site, state, clients, SILENT, rows=2, steps=1)
+    runtime, state, clients = run_and_open(config, tmp_path / "run")
+    found = diagnose(runtime, state, clients, SILENT, rows=2, steps=1)
     assert "not measured" in found["text"]
     assert "not measured" in found["optimization"]
     assert found["aggregation"]["product error"] == pytest.approx(0, abs=1e-6)
@@ -206,14 +208,14 @@ def test_alignment_is_not_measured_for_a_single_client(write_config, tmp_path):
 
 
 def test_entailment_is_counted_in_both_directions(write_config, tmp_path, monkeypatch):
-    site, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
+    runtime, state, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
     raw = {e.response for c in clients for e in c.raw}
 
     def infer(pairs):
         return ["entailment" if premise in raw else "neutral" for premise, _ in pairs]
 
     monkeypatch.setattr(diagnose_run, "load_nli", lambda name, device: infer)
-    found = diagnose(site, state, clients, SILENT, only=["rewrites"], nli="x", rows=2)
+    found = diagnose(runtime, state, clients, SILENT, only=["rewrites"], nli="x", rows=2)
     made = found["rewrites"]["all made"]
     assert made["entailment, raw -> rewrite"]["value"] == 1
     assert made["entailment, rewrite -> raw"]["value"] == 0

@@ -101,8 +101,8 @@ def test_win_rates_follow_the_judges_verdicts_on_the_models_answers(of, runs, tm
 @pytest.mark.parametrize("model", ["base", "global", "client"])
 def test_the_judged_answers_are_those_that_evaluate_scores(model, runs):
     run = runs[1]
-    site, _ = open_run(run)
-    clients = load_clients(site.config.data)
+    runtime, _ = open_run(run)
+    clients = load_clients(runtime.config.data)
     rows = {c.client_id: c.test for c in clients}
     answers = answers_of(run, model, clients, rows, SILENT)
     results = json.loads((run / "results.json").read_text())

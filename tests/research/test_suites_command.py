@@ -47,13 +47,13 @@ def run(trained, write_config, tmp_path):
 @pytest.mark.parametrize("name", ["mmlu", "drop", "truthfulqa"])
 def test_branches_answer_as_the_harness_own_model_of_the_merged_export(name, run, folder, tmp_path):
     suite, tasks = SUITES[name], load_tasks(name, SUITES[name], folder)
-    site, state = open_run(run)
+    runtime, state = open_run(run)
     export_model(run, tmp_path / "merged", merge=True)
     theirs = HFLM(pretrained=str(tmp_path / "merged"), device="cpu", dtype=torch.float32)
-    site.model.set(state.shared)
+    runtime.model.set(state.shared)
     expected_ids, expected = ask(theirs, suite, tasks, 6)
-    with site.model.using("R"):
-        ids, scores = ask(TwoBranchLM(site), suite, tasks, 6)
+    with runtime.model.using("R"):
+        ids, scores = ask(TwoBranchLM(runtime), suite, tasks, 6)
     assert ids == expected_ids
     assert scores.keys() == expected.keys()
     for metric in scores:
@@ -69,15 +69,15 @@ def requests(kind, arguments):
 
 
 def test_log_likelihoods_and_texts_equal_those_of_the_harness_own_model(run, tmp_path):
-    site, state = open_run(run)
+    runtime, state = open_run(run)
     export_model(run, tmp_path / "merged", merge=True)
     theirs = HFLM(pretrained=str(tmp_path / "merged"), device="cpu", dtype=torch.float32)
-    site.model.set(state.shared)
-    ours = TwoBranchLM(site)
+    runtime.model.set(state.shared)
+    ours = TwoBranchLM(runtime)
     assert ours.max_length == theirs.max_length
     how = {"until": ["e"], "max_gen_toks": 8, "do_sample": False}
     asked = requests("generate_until", [(text, dict(how)) for text, _ in TEXTS[:3]])
-    with site.model.using("R"):
+    with runtime.model.using("R"):
         found = ours.loglikelihood(requests("loglikelihood", TEXTS))
         texts = ours.generate_until(asked)
     expected = theirs.loglikelihood(requests("loglikelihood", TEXTS), disable_tqdm=True)
@@ -89,8 +89,8 @@ def test_log_likelihoods_and_texts_equal_those_of_the_harness_own_model(run, tmp
 
 
 def test_a_context_longer_than_the_window_loses_its_beginning_and_is_counted(run):
-    site, _ = open_run(run)  # the tiny model has 512 positions
-    lm = TwoBranchLM(site)
+    runtime, _ = open_run(run)  # the tiny model has 512 positions
+    lm = TwoBranchLM(runtime)
     assert lm.max_length == 512
     kept = lm.tokenizer.decode(lm.tok_encode("word " * 400 + "here")[-511:])
     long, short, fitting = lm.loglikelihood(
@@ -193,7 +193,7 @@ def test_another_layout_is_found_before_a_model_is_loaded(
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "bbh" / "bbh" / "word_sorting.json").write_text("{}")
-    monkeypatch.setattr("fedsdr.runs.run_folder.open_site", None)
+    monkeypatch.setattr("fedsdr.runs.run_folder.open_runtime", None)
     code, _, err = fedsdr("evaluate", run, "--suite", "mmlu,bbh", "--suite-data", broken)
     assert code == 2
     assert "word_sorting.json: layout is not that of docs/suites.md: no 'examples'" in err

@@ -6,14 +6,15 @@ import pytest
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import UserError
 from fedsdr.progress import SILENT
-from fedsdr.runs import rewriting as rewriting_module
-from fedsdr.runs.client_runtime import open_site
-from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
+from fedsdr.runs import teacher_setup
+from fedsdr.runs.client_runtime import open_runtime
+from fedsdr.runs.rewriting import distill_clients
 from fedsdr.runs.run import run_experiment
+from fedsdr.runs.teacher_setup import prepare_rewriting
 from fedsdr.types import Generation
 
 
-def openvino_reading(site, monkeypatch, tmp_path, answers):
+def openvino_reading(runtime, monkeypatch, tmp_path, answers):
     """Put a fake in place of OpenVINO that answers as the loaded model ("right"), with other text
     ("wrong") or not at all ("unreadable"), by the end of the file's name; return the paths read.
     """
@@ -25,26 +26,28 @@ def openvino_reading(site, monkeypatch, tmp_path, answers):
         if answer == "unreadable":
             raise UserError("no such architecture")
         if answer == "right":
-            return site.generate(3)
+            return runtime.generate(3)
         return lambda asked, _: (Generation(r.id, "something else", True, 1, 1) for r in asked)
 
     choice = "openvino", "fastest"
-    monkeypatch.setattr(rewriting_module, "choose_engine", lambda *a, **k: choice)
-    monkeypatch.setattr(rewriting_module, "import_extra", lambda *a: None)
-    monkeypatch.setattr(rewriting_module, "version", lambda package: "1")
+    monkeypatch.setattr(teacher_setup, "choose_engine", lambda *a, **k: choice)
+    monkeypatch.setattr(teacher_setup, "import_extra", lambda *a: None)
+    monkeypatch.setattr(teacher_setup, "version", lambda package: "1")
     monkeypatch.setattr("fedsdr.teachers.openvino.openvino_generate", openvino)
-    monkeypatch.setattr(rewriting_module, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(teacher_setup, "cache_folder", lambda: tmp_path)
     return read
 
 
 @pytest.fixture
 def gguf_site(write_config, tmp_path):
-    """A site with the model of a folder, which says that it came from a .gguf file."""
+    """A runtime with the model of a folder, which says that it came from a .gguf file."""
 
     def open_(engine="auto"):
-        site = open_site(write_config(f"teacher.engine={engine}"), tmp_path / "run")
-        base = replace(site.base, gguf=tmp_path / "model.gguf", name=str(tmp_path / "model.gguf"))
-        return replace(site, base=base)
+        runtime = open_runtime(write_config(f"teacher.engine={engine}"), tmp_path / "run")
+        base = replace(
+            runtime.base, gguf=tmp_path / "model.gguf", name=str(tmp_path / "model.gguf")
+        )
+        return replace(runtime, base=base)
 
     return open_
 
@@ -52,9 +55,9 @@ def gguf_site(write_config, tmp_path):
 def test_auto_takes_the_fast_engine_where_it_answers_as_the_loaded_model_does(
     gguf_site, monkeypatch, tmp_path
 ):
-    site = gguf_site()
-    read = openvino_reading(site, monkeypatch, tmp_path, {"model.gguf": "right"})
-    rewriting = prepare_rewriting(site)
+    runtime = gguf_site()
+    read = openvino_reading(runtime, monkeypatch, tmp_path, {"model.gguf": "right"})
+    rewriting = prepare_rewriting(runtime)
     assert (rewriting.teacher.engine, rewriting.why) == ("openvino 1", "fastest")
     assert read == [tmp_path / "model.gguf"]
 
@@ -63,14 +66,14 @@ def test_auto_takes_the_fast_engine_where_it_answers_as_the_loaded_model_does(
 def test_a_copy_of_the_file_is_taken_where_the_engine_misreads_the_file_itself(
     engine, gguf_site, monkeypatch, tmp_path
 ):
-    site = gguf_site(engine)
+    runtime = gguf_site(engine)
     answers = {"-fp16.gguf": "right", "model.gguf": "wrong"}
-    read = openvino_reading(site, monkeypatch, tmp_path, answers)
-    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: read.append(source))
-    rewriting = prepare_rewriting(site)
+    read = openvino_reading(runtime, monkeypatch, tmp_path, answers)
+    monkeypatch.setattr(teacher_setup, "write_fp16_copy", lambda source, to: read.append(source))
+    rewriting = prepare_rewriting(runtime)
     assert rewriting.teacher.engine == "openvino 1 fp16 copy"
     assert "fp16 copy" in rewriting.why
-    copy = tmp_path / "models" / f"model-{site.base.fingerprint[:12]}-fp16.gguf"
+    copy = tmp_path / "models" / f"model-{runtime.base.fingerprint[:12]}-fp16.gguf"
     own = tmp_path / "model.gguf"
     assert read == [own, own, copy]  # tried, copied, tried
 
@@ -79,53 +82,55 @@ def test_a_copy_of_the_file_is_taken_where_the_engine_misreads_the_file_itself(
 def test_auto_leaves_an_engine_that_computes_another_model_or_cannot_read_it(
     what, gguf_site, monkeypatch, tmp_path
 ):
-    site = gguf_site()
-    openvino_reading(site, monkeypatch, tmp_path, {".gguf": what})
-    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: None)
-    rewriting = prepare_rewriting(site)
+    runtime = gguf_site()
+    openvino_reading(runtime, monkeypatch, tmp_path, {".gguf": what})
+    monkeypatch.setattr(teacher_setup, "write_fp16_copy", lambda source, to: None)
+    rewriting = prepare_rewriting(runtime)
     assert rewriting.teacher.engine.startswith("transformers")
-    assert {"wrong": "otherwise", "unreadable": "no such architecture"}[what] in rewriting.why
+    assert {"wrong": "differ from those of the loaded model", "unreadable": "no such architecture"}[
+        what
+    ] in rewriting.why
 
 
 def test_a_named_engine_is_used_though_it_answers_otherwise_and_that_is_said(
     gguf_site, monkeypatch, tmp_path
 ):
-    site = gguf_site("openvino")
-    openvino_reading(site, monkeypatch, tmp_path, {".gguf": "wrong"})
-    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: None)
-    rewriting = prepare_rewriting(site)
+    runtime = gguf_site("openvino")
+    openvino_reading(runtime, monkeypatch, tmp_path, {".gguf": "wrong"})
+    monkeypatch.setattr(teacher_setup, "write_fp16_copy", lambda source, to: None)
+    rewriting = prepare_rewriting(runtime)
     assert rewriting.teacher.engine == "openvino 1"
-    assert "answers otherwise" in rewriting.why
+    assert "answers differ" in rewriting.why
 
 
 def test_a_named_engine_that_cannot_read_the_model_says_so_at_once(
     gguf_site, monkeypatch, tmp_path
 ):
-    site = gguf_site("openvino")
-    openvino_reading(site, monkeypatch, tmp_path, {".gguf": "unreadable"})
-    monkeypatch.setattr(rewriting_module, "write_fp16_copy", lambda source, to: None)
+    runtime = gguf_site("openvino")
+    openvino_reading(runtime, monkeypatch, tmp_path, {".gguf": "unreadable"})
+    monkeypatch.setattr(teacher_setup, "write_fp16_copy", lambda source, to: None)
     with pytest.raises(UserError, match="no such architecture"):
-        prepare_rewriting(site)
+        prepare_rewriting(runtime)
 
 
 def test_a_model_folder_is_exported_once_and_the_export_is_read(
     write_config, monkeypatch, tmp_path, model_folder
 ):
-    site = open_site(write_config("teacher.engine=auto"), tmp_path / "run")
-    read = openvino_reading(site, monkeypatch, tmp_path, {"-openvino": "right"})
+    runtime = open_runtime(write_config("teacher.engine=auto"), tmp_path / "run")
+    read = openvino_reading(runtime, monkeypatch, tmp_path, {"-openvino": "right"})
     exported = []
 
     def export(source, target):
         exported.append(source)
         target.mkdir(parents=True)
 
-    monkeypatch.setattr(rewriting_module, "export_folder", export)
+    monkeypatch.setattr(teacher_setup, "export_folder", export)
     for _ in range(2):
-        rewriting = prepare_rewriting(site)
+        rewriting = prepare_rewriting(runtime)
         assert rewriting.teacher.engine == "openvino 1 export"
     assert exported == [model_folder]
     assert set(read) == {
-        tmp_path / "models" / f"{model_folder.name}-{site.base.fingerprint[:12]}-openvino"
+        tmp_path / "models" / f"{model_folder.name}-{runtime.base.fingerprint[:12]}-openvino"
     }
 
 
@@ -151,11 +156,10 @@ def test_what_is_wrong_with_the_teacher_is_said_before_anything_is_written(
 
 def test_a_run_follows_distill_in_the_same_folder(write_config, tmp_path):
     config = write_config("federation.rounds=1")
-    site, clients = open_site(config, tmp_path / "run"), load_clients(config.data)
-    audits = distill_clients(site, prepare_rewriting(site), clients, SILENT)
+    runtime, clients = open_runtime(config, tmp_path / "run"), load_clients(config.data)
+    audits = distill_clients(runtime, prepare_rewriting(runtime), clients, SILENT)
     assert {a.generated for a in audits.values()} == {9}
     results = run_experiment(config, tmp_path / "run", SILENT)
-    assert results["cost"]["tokens"]["rewrite, this run"] == 0
     assert results["cost"]["tokens"]["rewrite"] == sum(a.new_tokens for a in audits.values())
     facts = json.loads((tmp_path / "run/distilled/audit.json").read_text())
     assert facts["clients"].keys() == {"bank", "clinic", "school"}
@@ -180,5 +184,5 @@ def test_data_that_changed_are_not_gone_on_with(write_config, tmp_path, data_fol
     run_experiment(write_config("federation.rounds=1", *overrides), tmp_path / "run", SILENT)
     with (copy / "bank.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "new", "input": "", "output": "row"}) + "\n")
-    with pytest.raises(UserError, match="data of client 'bank' are not those"):
+    with pytest.raises(UserError, match="data of client 'bank' have changed"):
         run_experiment(write_config(*overrides), tmp_path / "run", SILENT, resume=True)

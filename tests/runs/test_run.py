@@ -17,12 +17,13 @@ from fedsdr.progress import SILENT
 from fedsdr.research.diagnose.measurements import extra_round
 from fedsdr.runs import rounds
 from fedsdr.runs import run as run_module
-from fedsdr.runs.client_runtime import evaluate_model, open_site, train_at
+from fedsdr.runs.client_runtime import evaluate_model, open_runtime, train_at
 from fedsdr.runs.export import export_model
-from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
+from fedsdr.runs.rewriting import distill_clients
 from fedsdr.runs.run import run_experiment, run_rounds
 from fedsdr.runs.run_folder import open_run
 from fedsdr.runs.run_plan import announced_by, plan_of
+from fedsdr.runs.teacher_setup import prepare_rewriting
 from fedsdr.training.methods import METHODS
 
 
@@ -103,11 +104,11 @@ def kill_in_round_2(moment, patch):
             raise Killed
         return answer
 
-    def save(folder, state):
+    def save(folder, state, digest):
         calls["save"] += 1
         if moment == "before the checkpoint" and calls["save"] == 2:
             raise Killed
-        real_save(folder, state)
+        real_save(folder, state, digest)
         if moment == "after the checkpoint" and calls["save"] == 2:
             raise Killed
 
@@ -135,7 +136,7 @@ def test_a_personal_branch_is_trained_once_after_the_rounds_of_plain_and_changes
     run_experiment(config, out, SILENT, resume=True)
     assert (learned_bytes(out), (out / "rounds.jsonl").read_bytes()) == before
     longer = write_config("method.name=plain-personal", "federation.rounds=5")
-    with pytest.raises(UserError, match="after the last round was trained after 3"):
+    with pytest.raises(UserError, match="phases after the last round were trained after round 3"):
         run_experiment(longer, out, SILENT, resume=True)
 
 
@@ -143,8 +144,10 @@ def test_a_second_run_and_another_method_rewrite_nothing_again(write_config, tmp
     first = run_experiment(write_config(), tmp_path / "a", SILENT)
     assert first["cost"]["tokens"]["rewrite"] > 0
     for name, method in (("b", "fedsdr"), ("c", "fedsd")):
-        again = run_experiment(write_config(f"method.name={method}"), tmp_path / name, SILENT)
-        assert again["cost"]["tokens"]["rewrite, this run"] == 0
+        lines = []
+        progress = replace(SILENT, log=lines.append)
+        again = run_experiment(write_config(f"method.name={method}"), tmp_path / name, progress)
+        assert sum(" 0 new tokens, 9 from the cache" in line for line in lines) == 3
         assert again["cost"]["tokens"]["rewrite"] == first["cost"]["tokens"]["rewrite"]
     assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
 
@@ -162,10 +165,10 @@ def method_algorithm_pairs():
 def rounds_alone(config, folder):
     """Rewrite and train without evaluating; return the server's state."""
     clients = load_clients(config.data)
-    site = open_site(config, folder)
-    if site.method.rewrites:
-        distill_clients(site, prepare_rewriting(site), clients, SILENT)
-    return run_rounds(site, clients, plan_of(config, announced_by(clients)), SILENT)
+    runtime = open_runtime(config, folder)
+    if runtime.method.rewrites:
+        distill_clients(runtime, prepare_rewriting(runtime), clients, SILENT)
+    return run_rounds(runtime, clients, plan_of(config, announced_by(clients)), SILENT)
 
 
 @pytest.mark.parametrize(("method", "algorithm"), method_algorithm_pairs())
@@ -200,10 +203,10 @@ def test_every_method_runs_with_int8_updates_in_a_quarter_of_the_bytes(
 def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypatch, caplog):
     real = run_module.train_at
 
-    def train(site, client, task, after_step):
+    def train(runtime, client, task, after_step):
         if client.client_id == "clinic" and task.round == 2:
             raise RuntimeError("the disk of the clinic is gone")
-        return real(site, client, task, after_step)
+        return real(runtime, client, task, after_step)
 
     monkeypatch.setattr(run_module, "train_at", train)
     run_experiment(write_config(), tmp_path / "run", SILENT)
@@ -217,6 +220,22 @@ def test_one_faulty_client_does_not_end_the_run(write_config, tmp_path, monkeypa
     assert "the disk of the clinic is gone" in caplog.text
 
 
+def test_resume_starts_a_run_where_there_is_none_and_ends_at_once_where_it_is_finished(
+    write_config, tmp_path, monkeypatch
+):
+    lines = []
+    progress = replace(SILENT, log=lines.append)
+    config = write_config("federation.rounds=1")
+    first = run_experiment(config, tmp_path / "new", progress, resume=True)
+    assert any("no run there yet" in line for line in lines)
+    monkeypatch.setattr(run_module, "run_rounds", None)  # would fail if called again
+    again = run_experiment(
+        config, tmp_path / "new", progress, resume=True, open_runtime=lambda *_: pytest.fail("load")
+    )
+    assert again == first
+    assert any("finished already" in line for line in lines)
+
+
 def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
     out = tmp_path / "run"
     run_experiment(write_config("federation.rounds=1"), out, SILENT)
@@ -226,8 +245,6 @@ def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
     with pytest.raises(UserError, match=r"train\.lr.*was 0\.01 and is now 0\.5"):
         run_experiment(write_config("train.lr=0.5"), out, SILENT, resume=True)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    with pytest.raises(UserError, match="no run to resume"):
-        run_experiment(write_config(), tmp_path / "new", SILENT, resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not a run folder"):
@@ -237,12 +254,12 @@ def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
 def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
     write_config, tmp_path, monkeypatch
 ):
-    from fedsdr.runs import client_runtime as site
+    from fedsdr.runs import client_runtime as runtime
 
     first = write_config("federation.rounds=1", "train.pack_tokens=0")
     run_experiment(first, tmp_path / "a", SILENT)
     assert load_config(tmp_path / "a/config.toml").train.pack_tokens == 1024
-    monkeypatch.setattr(site, "choose_pack", None)  # would fail if called again
+    monkeypatch.setattr(runtime, "choose_pack", None)  # would fail if called again
     more = write_config("federation.rounds=2", "train.pack_tokens=0", "train.checkpointing=true")
     run_experiment(more, tmp_path / "a", SILENT, resume=True)
     assert load_config(tmp_path / "a/config.toml").train.checkpointing
@@ -337,11 +354,11 @@ def test_a_run_without_test_rows_ends_with_its_cost_alone(write_config, tmp_path
 
 def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
     config = write_config()
-    site, client = open_site(config, tmp_path), load_clients(config.data)[0]
-    site.model.set({n: torch.full_like(v, torch.nan) for n, v in site.model.get("S").items()})
-    evaluate_model(site, [client], ("R",))
+    runtime, client = open_runtime(config, tmp_path), load_clients(config.data)[0]
+    runtime.model.set({n: torch.full_like(v, torch.nan) for n, v in runtime.model.get("S").items()})
+    evaluate_model(runtime, [client], ("R",))
     with pytest.raises(UserError, match=r"client 'bank': the loss of base\+R\+S .* not finite"):
-        evaluate_model(site, [client], ("R", "S"))
+        evaluate_model(runtime, [client], ("R", "S"))
 
 
 def test_a_private_run_tells_its_epsilon_each_round_and_at_the_end(write_config, tmp_path):
@@ -369,8 +386,8 @@ def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
     class Killed(BaseException):
         pass
 
-    def killed_in_the_end(site, client, task, after_step=None):
-        update = train_at(site, client, task, after_step)
+    def killed_in_the_end(runtime, client, task, after_step=None):
+        update = train_at(runtime, client, task, after_step)
         if task.settings.afterwards:
             raise Killed
         return update
@@ -381,9 +398,9 @@ def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
         with pytest.raises(Killed):
             run_experiment(config, tmp_path / "run", SILENT)
     assert run_experiment(config, tmp_path / "run", SILENT, resume=True)["rounds"] == 3
-    site, state = open_run(tmp_path / "run")
-    rows = {c.client_id: c.raw for c in load_clients(site.config.data)}
-    found = extra_round(site, load_clients(site.config.data), state, rows, lambda rows: None)
+    runtime, state = open_run(tmp_path / "run")
+    rows = {c.client_id: c.raw for c in load_clients(runtime.config.data)}
+    found = extra_round(runtime, load_clients(runtime.config.data), state, rows, lambda rows: None)
     assert found["rows"] == len(rows)  # with local noise each counts as one
 
 
@@ -394,7 +411,7 @@ def test_a_run_does_not_go_on_without_a_client_that_it_began_with(
     overrides = f"data.clients={rows}", "method.name=plain"
     run_experiment(write_config(*overrides, "federation.rounds=1"), tmp_path / "run", SILENT)
     (rows / "school.jsonl").unlink()
-    with pytest.raises(UserError, match="data of client 'school' are not those"):
+    with pytest.raises(UserError, match="data of client 'school' have changed"):
         run_experiment(write_config(*overrides), tmp_path / "run", SILENT, resume=True)
 
 

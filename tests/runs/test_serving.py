@@ -44,11 +44,11 @@ def test_chat_answers_as_the_exported_models_do_in_plain_peft(
     export_model(run, tmp_path / "adapter", client_id="clinic")
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     model = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    site, _ = open_run(run)
-    prompt = torch.tensor([site.renderer.prompt((Turn("user", question),))])
+    runtime, _ = open_run(run)
+    prompt = torch.tensor([runtime.renderer.prompt((Turn("user", question),))])
     made = model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False,
-        eos_token_id=list(site.renderer.stop_token_ids), pad_token_id=0,
+        eos_token_id=list(runtime.renderer.stop_token_ids), pad_token_id=0,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     text = tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True).strip()

@@ -25,8 +25,8 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
     from fedsdr.runs.served_models import models_of
     from fedsdr.types import Decoding, GenerationRequest, Turn
 
-    site, state = open_run(run)
-    models = dict(models_of(site, state))
+    runtime, state = open_run(run)
+    models = dict(models_of(runtime, state))
     clients = {name.removeprefix("client "): name for name in models if name.startswith("client ")}
     if client is not None:
         choose(client, clients, "--client")
@@ -39,7 +39,7 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
         request = GenerationRequest("question", (Turn("user", question),), seed=number)
         for name in names:
             with models[name]():
-                (answer,) = site.generate(1)([request], decoding)
+                (answer,) = runtime.generate(1)([request], decoding)
             click.secho(f"{name}:", bold=True)
             click.echo(f"{answer.text.strip()}\n")
 

@@ -54,11 +54,11 @@ def diagnose(
     for name, value, least in (("--rows", rows, 2), ("--steps", steps, 1)):
         if value < least:
             raise UserError(f"{name}: is {value}; it must be at least {least}")
-    site, state = open_run(run, set_)
-    clients = load_clients(site.config.data)
+    runtime, state = open_run(run, set_)
+    clients = load_clients(runtime.config.data)
     check_data(run, clients)
     found = measure(
-        site, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
+        runtime, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
     )
     tables, folder = tables_of(found), out or run
     write_atomically(folder / "diagnose.json", json.dumps(found, indent=2, allow_nan=False) + "\n")

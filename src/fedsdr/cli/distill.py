@@ -19,12 +19,24 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_audit
     from fedsdr.data.clients import load_clients
-    from fedsdr.runs.client_runtime import open_site
-    from fedsdr.runs.rewriting import distill_clients, prepare_rewriting
+    from fedsdr.errors import UserError
+    from fedsdr.files import alone
+    from fedsdr.runs.client_runtime import open_runtime
+    from fedsdr.runs.rewriting import distill_clients, read_audit
+    from fedsdr.runs.run_folder import checked_config
+    from fedsdr.runs.teacher_setup import prepare_rewriting
 
     folder = folder_of(config, out)
     settings = load_checked(config, set_)
+    if (folder / "config.toml").exists():
+        settings = checked_config(settings, folder, resume=True)
+        if read_audit(folder / "distilled"):
+            raise UserError(
+                f"{folder}: holds a run, whose rewrites must not change; choose another --out"
+            )
     clients = load_clients(settings.data)
-    site = open_site(settings, folder)
-    print_audit(distill_clients(site, prepare_rewriting(site), clients, console_progress()))
+    runtime = open_runtime(settings, folder)
+    rewriting = prepare_rewriting(runtime)
+    with alone(folder):
+        print_audit(distill_clients(runtime, rewriting, clients, console_progress()))
     print(f"\nrewrites in {folder / 'distilled'}/")

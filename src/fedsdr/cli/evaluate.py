@@ -54,10 +54,10 @@ def evaluate(
     from fedsdr.runs.evaluation import evaluate_clients
     from fedsdr.runs.run_folder import check_data, open_run
 
-    site, state = open_run(run, set_)
-    clients = load_clients(site.config.data)
+    runtime, state = open_run(run, set_)
+    clients = load_clients(runtime.config.data)
     check_data(run, clients)
-    results = evaluate_clients(site, clients, state, console_progress())
+    results = evaluate_clients(runtime, clients, state, console_progress())
     write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
     print_results(results)
 
@@ -83,7 +83,7 @@ def _on_suites(
     from fedsdr.runs.run_folder import open_run
 
     loaded = {n: (s, load_tasks(n, s, folder, code == "unsafe")) for n, s in suites.items()}
-    site, state = open_run(run, set_)
+    runtime, state = open_run(run, set_)
     source = "local files" if folder else "the hub"
-    results = run_suites(site, state, loaded, source, limit, console_progress())
+    results = run_suites(runtime, state, loaded, source, limit, console_progress())
     print_tables(tables_of(results).items())

@@ -73,7 +73,9 @@ class RewriteCache:
     def put(self, key: str, generation: Generation) -> None:
         """Store a rewrite, in memory and on disk. UserError when the disk refuses."""
         row = dataclasses.replace(generation, id=key)
-        line = ("\n" if self._partial else "") + json.dumps(dataclasses.asdict(row)) + "\n"
+        fields = dataclasses.asdict(row)
+        fields["check"] = _digest(json.dumps(fields))[:16]
+        line = ("\n" if self._partial else "") + json.dumps(fields) + "\n"
         with disk_errors_named(self.path):
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
@@ -87,9 +89,14 @@ class RewriteCache:
 
 
 def _row(line: bytes) -> Generation | None:
+    """Return the rewrite of a line, or None for a line that is partial or damaged."""
     try:
-        return Generation(**json.loads(line))
-    except (ValueError, TypeError):  # partial, or of another version
+        fields = json.loads(line)
+        check = fields.pop("check", None)  # older versions wrote none
+        if check is not None and check != _digest(json.dumps(fields))[:16]:
+            return None
+        return Generation(**fields)
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

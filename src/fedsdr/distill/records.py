@@ -88,7 +88,8 @@ def with_rewrites(
 
 def write_distilled(path: str | Path, records: Iterable[RewriteRecord]) -> None:
     """Write the records as JSON lines, whole or not at all. UserError when the disk refuses."""
-    write_atomically(Path(path), "".join(json.dumps(asdict(r)) + "\n" for r in records))
+    text = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    write_atomically(Path(path), text, private=True)
 
 
 def read_distilled(path: str | Path, examples: Sequence[Example]) -> tuple[Example, ...]:

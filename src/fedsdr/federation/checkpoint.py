@@ -9,18 +9,24 @@ the newer one is in place, so a full disk or a kill leaves the last complete one
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedsdr.errors import UserError
-from fedsdr.files import numbered_folders, write_folder
+from fedsdr.files import check_manifest, numbered_folders, write_folder
 from fedsdr.tensors import Tensors
 from fedsdr.types import ServerState
 
+FIX = "restore that folder from a copy, or start a new run in another --out"
 
-def save_state(folder: Path, state: ServerState) -> None:
-    """Write the state of `state.round`, then remove older rounds. UserError on a full disk."""
+
+def save_state(folder: Path, state: ServerState, records_digest: str = "") -> None:
+    """Write the state of `state.round`, then remove older rounds. UserError on a full disk.
+
+    `records_digest` is the SHA-256 of rounds.jsonl at this round, kept beside the state.
+    """
 
     def write(target: Path) -> None:
         for name, tensors in _parts(state).items():
@@ -31,11 +37,12 @@ def save_state(folder: Path, state: ServerState) -> None:
             "parts": sorted(_parts(state)),
             "memory": sorted(state.optimizer_state),  # a moment without tensors has no file
             "draws": state.draws,
+            "records": records_digest,
         }
         (target / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     newest = folder / f"round-{state.round:04d}"
-    write_folder(newest, write)
+    write_folder(newest, write, manifest=True)
     for number, old in numbered_folders(folder, "round-").items():
         if number != state.round:
             shutil.rmtree(old)
@@ -44,15 +51,12 @@ def save_state(folder: Path, state: ServerState) -> None:
 
 
 def load_state(folder: Path) -> ServerState | None:
-    """Return the newest complete state, or None when there is none. UserError when it is broken."""
-    rounds = [
-        p for p in numbered_folders(folder, "round-").values() if (p / "state.json").is_file()
-    ]
-    if not rounds:
+    """Return the newest state, or None when there is none. UserError when it is damaged."""
+    newest = _newest(folder)
+    if newest is None:
         return None
-    newest = rounds[-1]
+    facts = _read_facts(newest)
     try:
-        facts = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         parts = {name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}
         return ServerState(
             round=facts["round"],
@@ -62,11 +66,36 @@ def load_state(folder: Path) -> ServerState | None:
             accepted=facts["accepted"],
             draws=tuple((clients, asked) for clients, asked in facts.get("draws", ())),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{newest}: the checkpoint cannot be read ({error}); "
-            "remove that folder to start from round 1"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(newest, error) from None
+
+
+def records_digest(folder: Path) -> str:
+    """Return the SHA-256 of rounds.jsonl at the newest round; '' where none was written."""
+    newest = _newest(folder)
+    return "" if newest is None else str(_read_facts(newest).get("records", ""))
+
+
+def _newest(folder: Path) -> Path | None:
+    rounds = list(numbered_folders(folder, "round-").values())
+    if not rounds:
+        return None
+    check_manifest(rounds[-1], FIX)
+    return rounds[-1]
+
+
+def _read_facts(newest: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(newest, error) from None
+    if not isinstance(facts, dict):
+        raise _damaged(newest, "state.json holds no object")
+    return facts
+
+
+def _damaged(newest: Path, error: object) -> UserError:
+    return UserError(f"{newest}: the checkpoint cannot be read ({error}); {FIX}")
 
 
 def _parts(state: ServerState) -> dict[str, Tensors]:

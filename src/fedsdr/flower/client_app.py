@@ -22,10 +22,11 @@ from fedsdr.flower.node_config import NodeConfig, node_config_of
 from fedsdr.flower.run_config import RUN_ID, Scalar
 from fedsdr.flower.wire import answer_to_records, report_to_records, task_from_records
 from fedsdr.progress import SILENT
-from fedsdr.runs.client_runtime import Site, open_site, train_at
-from fedsdr.runs.rewriting import distill_clients, has_rewrites, prepare_rewriting
+from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, train_at
+from fedsdr.runs.rewriting import distill_clients, has_rewrites
 from fedsdr.runs.run_folder import check_data, start_folder
 from fedsdr.runs.run_plan import client_settings
+from fedsdr.runs.teacher_setup import prepare_rewriting
 from fedsdr.types import ClientData, ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ def answer_task(task: ClientTask, context: Context, seconds: float) -> ClientUpd
 
 
 @contextlib.contextmanager
-def open_client(context: Context, run_id: str, seconds: float) -> Iterator[tuple[Site, ClientData]]:
+def open_client(
+    context: Context, run_id: str, seconds: float
+) -> Iterator[tuple[ClientRuntime, ClientData]]:
     """Yield the loaded base and the client's data, rewritten if the method reads rewrites.
 
     Holds the lock on the client's folder: a late task that its round gave up on may still be
@@ -179,7 +182,7 @@ def _load_client(node: NodeConfig, context: Context) -> ClientData:
     return client
 
 
-def _load_site(node: NodeConfig, client: ClientData, context: Context) -> Site:
+def _load_site(node: NodeConfig, client: ClientData, context: Context) -> ClientRuntime:
     if not node.is_site:
         return _simulated_site(_run_items(context))
     site = _open_site(node)
@@ -187,10 +190,10 @@ def _load_site(node: NodeConfig, client: ClientData, context: Context) -> Site:
     return site
 
 
-def _open_site(node: NodeConfig) -> Site:
+def _open_site(node: NodeConfig) -> ClientRuntime:
     if node.config.engine.threads:
         torch.set_num_threads(node.config.engine.threads)
-    return open_site(node.config, node.folder)
+    return open_runtime(node.config, node.folder)
 
 
 def _run_items(context: Context) -> RunItems:
@@ -205,5 +208,5 @@ def _simulated_clients(run: RunItems) -> list[ClientData]:
 
 
 @functools.lru_cache(maxsize=1)
-def _simulated_site(run: RunItems) -> Site:
+def _simulated_site(run: RunItems) -> ClientRuntime:
     return _open_site(node_config_of(dict(run), {"partition-id": 0}))

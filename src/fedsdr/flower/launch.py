@@ -23,7 +23,7 @@ from fedsdr.flower.flwr_command import failure_reason, flower_environment, run_a
 from fedsdr.flower.run_config import SITE_KEYS, RunConfig, to_run_config
 from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
-from fedsdr.runs.client_runtime import Site
+from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
 
@@ -31,7 +31,7 @@ START_SECONDS = 60.0  # for a SuperLink on this machine
 
 
 def simulate(
-    site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
+    runtime: ClientRuntime, clients: Sequence[ClientData], plan: Plan, progress: Progress
 ) -> ServerState:
     """Run the remaining rounds in Flower's simulation, into the site's folder.
 
@@ -39,7 +39,7 @@ def simulate(
     each and train one client at a time, with as many threads as this process: the number of threads
     decides the last bits of a product.
     """
-    config, folder = site.config, site.folder.resolve()
+    config, folder = runtime.config, runtime.folder.resolve()
     engine = dataclasses.replace(
         config.engine,
         sites=len(clients),
@@ -48,7 +48,7 @@ def simulate(
     values: RunConfig = to_run_config(dataclasses.replace(config, engine=engine))
     values |= {"out": str(folder), "resume": True}
     parallel = engine.parallel_clients
-    gpus = 1 / parallel if device_of(site.model.model).type == "cuda" else 0.0
+    gpus = 1 / parallel if device_of(runtime.model.model).type == "cuda" else 0.0
     resources = (
         f"num-supernodes={len(clients)} init-args-num-cpus={parallel} "
         f"client-resources-num-cpus=1 client-resources-num-gpus={gpus}"

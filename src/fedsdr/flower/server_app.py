@@ -32,7 +32,7 @@ from fedsdr.models.adapters import save_adapter
 from fedsdr.models.base_model import load_shape
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import SILENT, Progress
-from fedsdr.runs.rounds import initial_shared, keep, load_or_init_state
+from fedsdr.runs.rounds import initial_shared, load_or_init_state, save_round
 from fedsdr.runs.run_folder import checked_config
 from fedsdr.runs.run_plan import plan_of
 from fedsdr.tensors import Tensors
@@ -106,7 +106,7 @@ def serve(
         run_clients = over_grid(grid, connected, config.engine.round_seconds)
         state, record = run_round(state, plan, run_clients)
         refused = (*record.refused, *nodes.take_refusals())
-        keep(out, state, dataclasses.replace(record, refused=refused), progress)
+        save_round(out, state, dataclasses.replace(record, refused=refused), progress)
     return state
 
 

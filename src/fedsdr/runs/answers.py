@@ -7,7 +7,7 @@ from pathlib import Path
 from fedsdr.evaluation.held_out import greedy, requests_for
 from fedsdr.files import json_lines, write_atomically
 from fedsdr.progress import Progress
-from fedsdr.runs.client_runtime import Site, forward_of
+from fedsdr.runs.client_runtime import ClientRuntime, forward_of
 from fedsdr.runs.run_folder import open_run, read_run
 from fedsdr.runs.served_models import Kind, serving_of
 from fedsdr.types import ClientData, Example, ServerState
@@ -45,12 +45,12 @@ def answers_of(
         if (wanted := [row for row in examples if row.id not in found[client]])
     }
     if missing:
-        site, state = open_run(run, overrides)
+        runtime, state = open_run(run, overrides)
         count = sum(len(wanted) for wanted in missing.values())
         with progress.bar(f"answers of {run} ({model})", count) as advance:
             for client in (c for c in clients if c.client_id in missing):
                 name = client.client_id
-                found[name] |= _generate(site, state, client, model, missing[name])
+                found[name] |= _generate(runtime, state, client, model, missing[name])
                 lines = (
                     json.dumps({"id": row, "answer": text, **depends_on[name]}) + "\n"
                     for row, text in found[name].items()
@@ -68,11 +68,15 @@ def _kept(path: Path, depends_on: Mapping[str, int]) -> dict[str, str]:
 
 
 def _generate(
-    site: Site, state: ServerState, client: ClientData, model: Kind, rows: Sequence[Example]
+    runtime: ClientRuntime,
+    state: ServerState,
+    client: ClientData,
+    model: Kind,
+    rows: Sequence[Example],
 ) -> dict[str, str]:
-    serving = serving_of(site, state, model, client.client_id)
-    site.model.set(serving.values)
-    requests = requests_for([(row.id, row) for row in rows], site.config.seed)
-    decoding = greedy(site.config.evaluation.max_new_tokens)
-    with forward_of(site, serving.branches, client if serving.mixed else None) as (_, generate):
+    serving = serving_of(runtime, state, model, client.client_id)
+    runtime.model.set(serving.values)
+    requests = requests_for([(row.id, row) for row in rows], runtime.config.seed)
+    decoding = greedy(runtime.config.evaluation.max_new_tokens)
+    with forward_of(runtime, serving.branches, client if serving.mixed else None) as (_, generate):
         return {made.id: made.text for made in generate(requests, decoding)}

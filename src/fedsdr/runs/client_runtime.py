@@ -1,7 +1,7 @@
-"""What the client's side of any engine needs: model, template, private folder, and the work.
+"""The client's side of any engine: the model, the template, the private folders, and the work.
 
-A site may hold one client (a hospital) or all of them (a simulation): there is one base model
-either way, and what belongs to a client is read when its turn comes.
+A runtime may serve one client (a hospital) or all of them (a simulation). There is one base model
+either way; what belongs to a client is loaded for its task.
 """
 
 import dataclasses
@@ -42,37 +42,46 @@ from fedsdr.types import (
     TokenRow,
 )
 
+# A token takes about 45 bytes as a Python int and a flag: at most 60 MB are kept.
+CACHED_CLIENTS, CACHED_TOKENS = 64, 20_000
+
 
 @dataclass(frozen=True)
-class Site:
-    """One loaded base with two branches, and the folder where clients keep what is private."""
+class ClientRuntime:
+    """One loaded base model with two branches, and the folder of the clients' private state."""
 
     config: Config
     folder: Path
     base: Base
     model: BranchedModel
     renderer: Renderer
-    # The scores of the bare base, which the runs of a comparison share, by what they depend on.
+    # The scores of the base model, shared by the runs of a comparison; the key says on what.
     base_scores: dict[object, dict[str, ClientScores]] = dataclasses.field(default_factory=dict)
+    # Tokenised training rows: (client, with rewrites, time of their file) -> (raw examples, rows)
+    rows: dict[tuple[str, bool, int], tuple[tuple[Example, ...], ClientRows]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def method(self) -> Method:
         return choose(self.config.method.name, METHODS, "method.name")
 
     def store(self, client_id: str) -> ClientStore:
-        """Return where a client keeps its S."""
+        """Return the store of a client's private state."""
         folder = self.folder / "clients" / client_id
         return ClientStore(folder, self.config.lora.alpha, self.base.name)
 
     def private_of(self, client_id: str, state: ServerState) -> Tensors:
-        """Return a client's S after its last counted round; empty where the method has none or
-        no update of the client was counted."""
+        """Return a client's S after its last accepted round; empty where the method has none or no
+        update of the client was accepted."""
         if not self.method.private:
             return {}
-        return self.store(client_id).load(state.accepted.get(client_id, 0)).private
+        branches = self.method.private
+        like = {n: p for branch in branches for n, p in self.model.parameters(branch).items()}
+        return self.store(client_id).load(state.accepted.get(client_id, 0), like).private
 
     def distilled(self, client_id: str) -> Path:
-        """Return where a client keeps its rewrites."""
+        """Return the file of a client's rewrites."""
         return self.folder / "distilled" / f"{client_id}.jsonl"
 
     def encode(self, examples: Sequence[Example]) -> tuple[TokenRow, ...]:
@@ -81,7 +90,7 @@ class Site:
         return tuple(self.renderer.encode(example, length) for example in examples)
 
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
-        """Return (summed loss in nats, supervised tokens) of each, with the forward as it is."""
+        """Return (summed loss in nats, supervised tokens) of each, with the current forward."""
         rows = self.encode(examples)
         sums = [0.0] * len(rows)
         with torch.inference_mode():
@@ -92,7 +101,7 @@ class Site:
         return [(s, supervised_tokens(row)) for s, row in zip(sums, rows, strict=True)]
 
     def generate(self, batch_size: int) -> Generate:
-        """Return a `Generate` over the model with the forward as it is when it is called."""
+        """Return a `Generate` over the model; it uses the forward at the time of the call."""
         return transformers_generate(
             self.model.model,
             self.base.tokenizer,
@@ -102,10 +111,10 @@ class Site:
         )
 
 
-def open_site(config: Config, folder: Path) -> Site:
-    """Load the base model and put the branches on it. UserError for all that the user can mend.
+def open_runtime(config: Config, folder: Path) -> ClientRuntime:
+    """Load the base model and add the branches. UserError for what the user can fix.
 
-    The site's configuration has what "auto" and an automatic pack size came to.
+    In the runtime's configuration, "auto" and an automatic pack size are resolved.
     """
     if not config.train.pack_tokens:
         config = with_pack(config, choose_pack(config)[0])
@@ -115,15 +124,15 @@ def open_site(config: Config, folder: Path) -> Site:
     )
     if config.train.checkpointing:
         checkpoint_layers(base.model)
-    return site_of(config, folder, base, model)
+    return runtime_of(config, folder, base, model)
 
 
-def site_of(config: Config, folder: Path, base: Base, model: BranchedModel) -> Site:
-    """Return a site whose base is loaded, with what "auto" came to in its configuration."""
+def runtime_of(config: Config, folder: Path, base: Base, model: BranchedModel) -> ClientRuntime:
+    """Return the runtime of a loaded base, with "auto" resolved in its configuration."""
     renderer = render_for(base.tokenizer, config.model.template)
     dtype = dtype_of(config.model)
     resolved = dataclasses.replace(config.model, dtype=dtype, template=renderer.name)
-    return Site(dataclasses.replace(config, model=resolved), folder, base, model, renderer)
+    return ClientRuntime(dataclasses.replace(config, model=resolved), folder, base, model, renderer)
 
 
 def with_pack(config: Config, pack_tokens: int) -> Config:
@@ -133,83 +142,100 @@ def with_pack(config: Config, pack_tokens: int) -> Config:
 
 
 def check_supervised(client_id: str, kind: str, rows: Sequence[TokenRow]) -> None:
-    """UserError when there are rows and no token of them counts in the loss."""
+    """UserError when there are rows but none of their tokens counts in the loss."""
     if rows and not any(supervised_tokens(row) for row in rows):
         cut = sum(row.cut > 0 for row in rows)
         raise UserError(
             f"client '{client_id}': no token of its {len(rows)} {kind} rows is supervised "
-            f"({cut} are cut); raise data.max_length or look at: fedsdr data CONFIG"
+            f"({cut} rows are cut); raise data.max_length, see: fedsdr data CONFIG"
         )
 
 
 def train_at(
-    site: Site,
+    runtime: ClientRuntime,
     client: ClientData,
     task: ClientTask,
     after_step: Callable[[int], None] | None = None,
 ) -> ClientUpdate:
-    """Do one client's work of one round; its rewrites are read from its own folder. `after_step`
-    is told the rows of each optimizer step."""
+    """Do a client's work of one round. `after_step` is given the rows of each optimizer step."""
     method = choose(task.settings.method, METHODS, "method.name")
-    rewritten: tuple[Example, ...] = ()
-    if method.rewrites:
-        rewritten = read_distilled(site.distilled(client.client_id), client.raw)
-    rows = ClientRows(site.encode(client.raw), site.encode(rewritten))
-    check_supervised(client.client_id, "training", rows.raw)
-    if not task.settings.pack_tokens:  # automatic: what fits is this machine's affair
-        pack_tokens = site.config.train.pack_tokens
+    rows = _rows_of(runtime, client, rewritten=method.rewrites)
+    if not task.settings.pack_tokens:  # automatic: this machine knows what fits
+        pack_tokens = runtime.config.train.pack_tokens
         settings = dataclasses.replace(task.settings, pack_tokens=pack_tokens)
         task = dataclasses.replace(task, settings=settings)
-    return client_update(task, rows, site.model, site.store(client.client_id), after_step)
+    return client_update(task, rows, runtime.model, runtime.store(client.client_id), after_step)
+
+
+def _rows_of(runtime: ClientRuntime, client: ClientData, *, rewritten: bool) -> ClientRows:
+    """Return the training rows of a client as tokens, kept from round to round where they fit.
+
+    The rewrites are read from the client's own folder, and again when the file has changed.
+    """
+    name, path = client.client_id, runtime.distilled(client.client_id)
+    changed = path.stat().st_mtime_ns if rewritten and path.exists() else 0
+    key = (name, rewritten, changed)
+    found = runtime.rows.get(key)
+    if found and found[0] is client.raw:
+        return found[1]
+    examples = read_distilled(path, client.raw) if rewritten else ()
+    rows = ClientRows(runtime.encode(client.raw), runtime.encode(examples))
+    check_supervised(name, "training", rows.raw)
+    check_supervised(name, "rewritten", rows.rewritten)
+    if sum(len(row.tokens) for row in (*rows.raw, *rows.rewritten)) <= CACHED_TOKENS:
+        if len(runtime.rows) >= CACHED_CLIENTS:
+            runtime.rows.pop(next(iter(runtime.rows)))
+        runtime.rows[key] = (client.raw, rows)
+    return rows
 
 
 def evaluate_model(
-    site: Site,
+    runtime: ClientRuntime,
     clients: Sequence[ClientData],
     branches: tuple[Branch, ...],
     *,
     mixed_by: ClientData | None = None,
 ) -> dict[str, ClientScores]:
-    """Measure the model of these branches, as they are set now, on the test rows of each client.
+    """Measure the model of these branches, with their current values, on each client's test rows.
 
-    With `mixed_by`, R and S are weighed for each row, by the training rows of that client.
+    With `mixed_by`, R and S are weighted per row, by the training rows of that client (FedDPA).
     """
     tests = {
         c.client_id: HeldOut(c.test, metric_for((*c.raw, *c.test)))  # by its kind of data
         for c in clients
     }
-    with forward_of(site, branches, mixed_by) as (losses, generate):
+    with forward_of(runtime, branches, mixed_by) as (losses, generate):
         scores = evaluate_on(
             tests,
             losses=losses,
             generate=generate,
-            max_new_tokens=site.config.evaluation.max_new_tokens,
-            seed=site.config.seed,
+            max_new_tokens=runtime.config.evaluation.max_new_tokens,
+            seed=runtime.config.seed,
         )
     for name, measured in scores.items():
         if not math.isfinite(measured.loss):
             model = "+".join(("base", *branches))
             raise UserError(
                 f"client '{name}': the loss of {model} on its test rows is not finite; "
-                "start anew with a lower train.lr"
+                "run again with a lower train.lr"
             )
     return scores
 
 
 @contextmanager
 def forward_of(
-    site: Site, branches: tuple[Branch, ...], mixed_by: ClientData | None = None
+    runtime: ClientRuntime, branches: tuple[Branch, ...], mixed_by: ClientData | None = None
 ) -> Iterator[tuple[Losses, Generate]]:
-    """Give the losses and the generation of the model with these branches in its forward."""
-    generate = site.generate(site.config.evaluation.batch_size)
+    """Yield the losses and the generation of the model with these branches in its forward."""
+    generate = runtime.generate(runtime.config.evaluation.batch_size)
     if mixed_by:
         local = MixedModel(
-            model=site.model,
-            prompt=site.renderer.prompt,
+            model=runtime.model,
+            prompt=runtime.renderer.prompt,
             examples=mixed_by.raw,
-            seed=site.config.seed,
+            seed=runtime.config.seed,
         )
-        yield local.losses(site.losses), local.generate(generate)
+        yield local.losses(runtime.losses), local.generate(generate)
         return
-    with site.model.using(*branches):
-        yield site.losses, generate
+    with runtime.model.using(*branches):
+        yield runtime.losses, generate

@@ -1,6 +1,5 @@
 """Measure base, global and client models, and what the run has cost."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,78 +8,79 @@ from typing import Any
 
 from fedsdr.evaluation.held_out import ClientScores
 from fedsdr.evaluation.results import ClientResult, build_results
-from fedsdr.files import json_lines
 from fedsdr.progress import Progress
-from fedsdr.runs.client_runtime import Site, evaluate_model
+from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
+from fedsdr.runs.rewriting import read_audit
+from fedsdr.runs.rounds import read_records
 from fedsdr.runs.served_models import serving_of
 from fedsdr.types import ClientData, ServerState
 
 
 def evaluate_clients(
-    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
+    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState, progress: Progress
 ) -> dict[str, Any]:
-    """Measure base, global and client models, each on every client's test rows.
+    """Measure the base, global and client models on every client's test rows.
 
-    Without any test row (data.test_fraction = 0) there is nothing but the cost.
+    Without test rows (data.test_fraction = 0) only the cost is returned.
     """
     began = time.perf_counter()
-    config = site.config
+    config = runtime.config
     measured: dict[str, ClientResult] = {}
     tested = [client for client in clients if client.test]
     with progress.bar("evaluating", 3 * len(tested)) as advance:
-        base = _base_scores(site, tested)
+        base = _base_scores(runtime, tested)
         advance(len(tested))
-        serving = serving_of(site, state, "global")
-        site.model.set(serving.values)
-        shared = evaluate_model(site, tested, serving.branches) if serving.branches else base
+        serving = serving_of(runtime, state, "global")
+        runtime.model.set(serving.values)
+        shared = evaluate_model(runtime, tested, serving.branches) if serving.branches else base
         advance(len(tested))
         for client in tested:
             name = client.client_id
-            own = _client_scores(site, client, state, shared[name])
+            own = _client_scores(runtime, client, state, shared[name])
             advance(1)
             models = {"base": base[name], "global": shared[name], "client": own}
             measured[name] = ClientResult(len(client.raw), models)
     facts: dict[str, Any] = {
-        "method": site.method.name,
+        "method": runtime.method.name,
         "algorithm": config.algorithm.name,
         "seed": config.seed,
         "rounds": state.round,
-        "cost": cost_of(site.folder, measured, time.perf_counter() - began),
+        "cost": cost_of(runtime.folder, measured, time.perf_counter() - began),
     }
     results = build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
     results["max_new_tokens"] = config.evaluation.max_new_tokens  # of an answer that is scored
-    return results | _privacy_of(site)
+    return results | _privacy_of(runtime)
 
 
-def _privacy_of(site: Site) -> dict[str, Any]:
-    """Return what the run has spent of its privacy, nothing where none was asked for."""
-    asked = site.config.privacy
+def _privacy_of(runtime: ClientRuntime) -> dict[str, Any]:
+    """Return the privacy settings and the epsilon spent; empty without differential privacy."""
+    asked = runtime.config.privacy
     if asked.mode == "none":
         return {}
-    spent = [record["epsilon"] for record in json_lines(site.folder / "rounds.jsonl")]
+    spent = [record["epsilon"] for record in read_records(runtime.folder)]
     epsilon = max(value for value in spent if value is not None)
     return {"privacy": {**asdict(asked), "epsilon": epsilon, "neighbours": "one client replaced"}}
 
 
-def _base_scores(site: Site, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
-    config = site.config
+def _base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
+    config = runtime.config
     rows = tuple((c.client_id, c.raw, c.test) for c in clients)
-    forward = site.renderer.name, config.data.max_length, config.train.pack_tokens
+    forward = runtime.renderer.name, config.data.max_length, config.train.pack_tokens
     key = rows, config.evaluation, *forward
-    if key not in site.base_scores:
-        site.base_scores[key] = evaluate_model(site, clients, ())
-    return site.base_scores[key]
+    if key not in runtime.base_scores:
+        runtime.base_scores[key] = evaluate_model(runtime, clients, ())
+    return runtime.base_scores[key]
 
 
 def _client_scores(
-    site: Site, client: ClientData, state: ServerState, shared: ClientScores
+    runtime: ClientRuntime, client: ClientData, state: ServerState, shared: ClientScores
 ) -> ClientScores:
-    own = serving_of(site, state, "client", client.client_id)
+    own = serving_of(runtime, state, "client", client.client_id)
     if own.values is state.shared:
         return shared
-    site.model.set(own.values)
+    runtime.model.set(own.values)
     mixed_by = client if own.mixed else None
-    return evaluate_model(site, [client], own.branches, mixed_by=mixed_by)[client.client_id]
+    return evaluate_model(runtime, [client], own.branches, mixed_by=mixed_by)[client.client_id]
 
 
 def cost_of(
@@ -88,10 +88,10 @@ def cost_of(
 ) -> dict[str, Any]:
     """Return tokens, seconds by phase and bytes each way, from the files of the run.
 
-    Of training and bytes up, what was counted: refused updates are not in it. "rewrite" is all
-    tokens of the rewrites, whenever they were made; "this run" those that the cache lacked.
+    Training and bytes up count accepted updates. "rewrite" counts all rewrites, whenever they were
+    made: how many came from the cache does not change the result.
     """
-    records = json_lines(folder / "rounds.jsonl")
+    records = read_records(folder)
     trained = [client for record in records for client in record["clients"]]
     tokens: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -102,13 +102,11 @@ def cost_of(
                 tokens[f"train {phase}"] = tokens.get(f"train {phase}", 0) + value
             elif what == "seconds":
                 seconds[f"train {phase}"] = seconds.get(f"train {phase}", 0.0) + value
-    audit = folder / "distilled" / "audit.json"
-    if audit.exists():
-        rewriting = json.loads(audit.read_text())["clients"].values()
+    if audit := read_audit(folder / "distilled"):
+        rewriting = audit["clients"].values()
         tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
-        tokens["rewrite, this run"] = sum(c["new_tokens"] for c in rewriting)
-        seconds["rewrite, this run"] = sum(c["seconds"] for c in rewriting)
-    # Models that are the same were measured once: plain's client model is its global one.
+        seconds["rewrite"] = sum(c["seconds"] for c in rewriting)
+    # A model is measured once: the client model of plain is its global one.
     distinct = {id(s): s for client in measured.values() for s in client.models.values()}
     tokens["evaluate"] = sum(row.new_tokens for scores in distinct.values() for row in scores.rows)
     seconds["evaluate"] = evaluation_seconds

@@ -17,8 +17,8 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
     """
     if to.exists():
         raise UserError(f"{to}: exists already; choose another --out")
-    site, state = open_run(run)
-    method = site.method
+    runtime, state = open_run(run)
+    method = runtime.method
     branches: tuple[Branch, ...] = method.client_model if client_id else method.global_model
     if method.mixed and client_id:
         raise UserError(
@@ -31,21 +31,21 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
             known = ", ".join(sorted(state.accepted))
             hint = nearest(client_id, state.accepted)
             raise UserError(f"--client: no client '{client_id}' in {run} (it has: {known}){hint}")
-        values |= site.private_of(client_id, state)
+        values |= runtime.private_of(client_id, state)
     if not branches:
         raise UserError(
             f"{run}: {method.name} makes no global model; export a client with --client"
         )
     if merge:
-        site.model.set(values)
-        merged = site.model.merge(*branches)
+        runtime.model.set(values)
+        merged = runtime.model.merge(*branches)
         merged.set_attn_implementation("sdpa")  # type: ignore[operator]
 
         def write(folder: Path) -> None:
             merged.save_pretrained(folder)  # type: ignore[operator]
-            site.base.tokenizer.save_pretrained(folder)
+            runtime.base.tokenizer.save_pretrained(folder)
 
         write_folder(to, write)
         return f"merged model in {to}: AutoModelForCausalLM.from_pretrained('{to}')"
-    save_adapter(to, values, branches, alpha=site.config.lora.alpha, base_name=site.base.name)
+    save_adapter(to, values, branches, alpha=runtime.config.lora.alpha, base_name=runtime.base.name)
     return f"adapter in {to}: PeftModel.from_pretrained(base, '{to}')"

@@ -1,18 +1,20 @@
 """The rounds of a run in its folder, whichever engine runs the clients.
 
-FOLDER/checkpoint/      the state after the last whole round
+FOLDER/checkpoint/      the state after the last complete round
 FOLDER/rounds.jsonl     one line a round
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import load_state, save_state
-from fedsdr.federation.round import Plan, RunClients, first_state, run_round
+from fedsdr.federation.checkpoint import load_state, records_digest, save_state
+from fedsdr.federation.plan import Plan, first_state
+from fedsdr.federation.round import RunClients, run_round
 from fedsdr.files import disk_errors_named, write_atomically
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import Progress
@@ -21,9 +23,11 @@ from fedsdr.tensors import Tensors
 from fedsdr.training.methods import Method
 from fedsdr.types import RoundRecord, ServerState
 
+RECORDS = "rounds.jsonl"
+
 
 def initial_shared(model: BranchedModel, method: Method, seed: int) -> Tensors:
-    """Return the shared tensors before round 1; of `model` only names and shapes count."""
+    """Return the shared tensors before round 1, from the names and shapes of `model` alone."""
     return {
         name: value
         for branch in method.sent
@@ -32,69 +36,121 @@ def initial_shared(model: BranchedModel, method: Method, seed: int) -> Tensors:
 
 
 def load_or_init_state(
-    folder: Path, plan: Plan, rounds: int, start: Callable[[], Tensors]
+    folder: Path, plan: Plan, rounds: int, initial: Callable[[], Tensors]
 ) -> ServerState:
-    """Return the state after the last whole round of the folder; of a new run, that of `start`.
+    """Return the state after the last complete round, or the state before round 1 of a new run.
 
-    UserError when `rounds` asks for less than is done, or for more of a run whose phases after the
-    last round are done.
+    UserError when the folder is damaged, when more than `rounds` rounds are done, or when more
+    rounds are asked of a run whose phases after the last round are done.
     """
-    state = load_state(folder / "checkpoint") or first_state(start(), plan)
+    state = load_state(folder / "checkpoint") or first_state(initial(), plan)
     if state.round > rounds:
         raise UserError(
-            f"{folder}: {state.round} rounds are done and are not taken back; raise "
-            f"federation.rounds = {rounds} or choose another --out"
+            f"{folder}: {state.round} rounds are done; raise federation.rounds = {rounds} or "
+            "choose another --out"
         )
-    last = max([state.round, *state.accepted.values()])
-    _keep_records(folder / "rounds.jsonl", last)
+    last = last_line(state)
+    _drop_records_after(folder, last)
     if state.round < min(rounds, last):
         raise UserError(
-            f"{folder}: what comes after the last round was trained after {state.round}; "
-            f"more rounds need another --out, or go back to federation.rounds = {state.round}"
+            f"{folder}: the phases after the last round were trained after round {state.round}; "
+            f"set federation.rounds = {state.round}, or choose another --out for more rounds"
         )
     return state
+
+
+def last_line(state: ServerState) -> int:
+    """Return the number of lines of rounds.jsonl; phases after the last round have one more."""
+    return max([state.round, *state.accepted.values()])
 
 
 def next_round(
     folder: Path, state: ServerState, plan: Plan, run_clients: RunClients, progress: Progress
 ) -> ServerState:
-    """Run one round and keep it in the folder; return the state after it."""
+    """Run one round and save it in the folder; return the state after it."""
     state, record = run_round(state, plan, run_clients)
-    keep(folder, state, record, progress)
+    save_round(folder, state, record, progress)
     return state
 
 
-def keep(folder: Path, state: ServerState, record: RoundRecord, progress: Progress) -> None:
-    """Write the record of a round, then the state after it; say so."""
-    _append_record(folder / "rounds.jsonl", record)
-    save_state(folder / "checkpoint", state)
-    progress.log(round_line(dataclasses.asdict(record)))
-
-
-def _append_record(path: Path, record: RoundRecord) -> None:
+def save_round(folder: Path, state: ServerState, record: RoundRecord, progress: Progress) -> None:
+    """Append the record of a round, then write the checkpoint and log a line."""
+    path = folder / RECORDS
+    line = json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
     with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+            file.write(line)
+    save_state(folder / "checkpoint", state, _digest(_records(_lines(path), folder)))
+    progress.log(round_line(dataclasses.asdict(record)))
 
 
-def _keep_records(path: Path, rounds: int) -> None:
-    """Drop the lines of rounds that the checkpoint does not have, and a torn last line."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()[:rounds]
-        write_atomically(path, "".join(line + "\n" for line in lines))
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of rounds.jsonl. UserError when it is missing or damaged."""
+    records = _records(_lines(folder / RECORDS), folder)
+    _check_digest(folder, records)
+    return records
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; restore it from a copy") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy") from None
+
+
+def _records(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder / RECORDS}: cannot be read ({error}); restore it from a copy"
+        ) from None
+
+
+def _check_digest(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    digest = records_digest(folder / "checkpoint")
+    if digest and digest != _digest(records):
+        raise UserError(
+            f"{folder / RECORDS}: damaged (it is not the file of the checkpoint); restore it from "
+            "a copy, or choose another --out"
+        )
+
+
+def _digest(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 of the records without seconds, the same for every run of a config."""
+    return hashlib.sha256(json.dumps(_without_seconds(records)).encode()).hexdigest()
+
+
+def _without_seconds(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_seconds(v) for k, v in value.items() if "seconds" not in k}
+    return [_without_seconds(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _drop_records_after(folder: Path, count: int) -> None:
+    """Keep the first `count` lines: a killed round leaves a line without a checkpoint."""
+    path = folder / RECORDS
+    if not count:
+        path.unlink(missing_ok=True)
+        return
+    lines = _lines(path)[:count]
+    _check_digest(folder, _records(lines, folder))
+    write_atomically(path, "".join(line + "\n" for line in lines))
 
 
 def round_line(record: Mapping[str, Any]) -> str:
-    """Return a line of rounds.jsonl in words."""
-    parts: dict[str, list[float]] = {}
+    """Return a line of rounds.jsonl as a sentence for the log."""
+    losses: dict[str, list[float]] = {}
     for client in record["clients"]:
         for key, value in client.items():
             if key.endswith(".loss") and isinstance(value, float):
-                parts.setdefault(key.removesuffix(".loss"), []).append(value)
-    told = [f"round {record['round']}: {len(record['clients'])} updates"]
-    told += [f"{len(record['refused'])} refused"] if record["refused"] else []
-    told += [f"loss {name} {sum(v) / len(v):.3f}" for name, v in parts.items()]
-    told += [f"step {record['step_norm']:.3f}", f"{record['bytes_up'] / 1e6:.1f} MB up"]
-    told += [f"epsilon {record['epsilon']:.3g}"] if record["epsilon"] is not None else []
-    return ", ".join([*told, f"{record['seconds']:.0f} s"])
+                losses.setdefault(key.removesuffix(".loss"), []).append(value)
+    parts = [f"round {record['round']}: {len(record['clients'])} updates"]
+    parts += [f"{len(record['refused'])} refused"] if record["refused"] else []
+    parts += [f"loss {name} {sum(v) / len(v):.3f}" for name, v in losses.items()]
+    parts += [f"step {record['step_norm']:.3f}", f"{record['bytes_up'] / 1e6:.1f} MB up"]
+    parts += [f"epsilon {record['epsilon']:.3g}"] if record["epsilon"] is not None else []
+    return ", ".join([*parts, f"{record['seconds']:.0f} s"])

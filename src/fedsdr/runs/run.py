@@ -13,18 +13,15 @@ from fedsdr.federation.plan import Plan
 from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.progress import Progress
-from fedsdr.runs.client_runtime import Site, check_supervised, open_site, train_at
+from fedsdr.runs.client_runtime import ClientRuntime, check_supervised, open_runtime, train_at
 from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
-from fedsdr.runs.rewriting import (
-    distill_clients,
-    has_rewrites,
-    prepare_rewriting,
-)
-from fedsdr.runs.rounds import initial_shared, keep, load_or_init_state, next_round
-from fedsdr.runs.run_folder import check_data, checked_config, start_folder
+from fedsdr.runs.rewriting import distill_clients, has_rewrites
+from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round, save_round
+from fedsdr.runs.run_folder import check_data, checked_config, finished_results, start_folder
 from fedsdr.runs.run_plan import announced_by, plan_of
+from fedsdr.runs.teacher_setup import prepare_rewriting
 from fedsdr.seeds import seed_for
 from fedsdr.training.local_training import rows_to_train
 from fedsdr.types import (
@@ -37,7 +34,7 @@ from fedsdr.types import (
 )
 
 # Runs the remaining rounds, with a checkpoint after each.
-RunRounds = Callable[[Site, Sequence[ClientData], Plan, Progress], ServerState]
+RunRounds = Callable[[ClientRuntime, Sequence[ClientData], Plan, Progress], ServerState]
 
 
 def run_experiment(
@@ -46,72 +43,84 @@ def run_experiment(
     progress: Progress,
     *,
     resume: bool = False,
-    open_site: Callable[[Config, Path], Site] = open_site,
+    open_runtime: Callable[[Config, Path], ClientRuntime] = open_runtime,
     rounds: RunRounds | None = None,
 ) -> dict[str, Any]:
     """Run a configuration into the folder `out` and return what results.json holds.
 
-    With `resume`, continue after the last complete round; the result has the same bytes as that of
-    an uninterrupted run. `rounds` is another engine's replacement for `run_rounds`. Raises
-    UserError for what the user can fix, before `out` is touched where that can be known.
+    With `resume`, continue after the last complete round, or start where there is no run yet; the
+    result has the same bytes as that of an uninterrupted run. `rounds` is another engine's
+    replacement for `run_rounds`. Raises UserError for what the user can fix, before `out` is
+    touched where that can be known.
     """
     resumed = (out / "config.toml").exists()
     config = checked_config(config, out, resume)
     plan_of(config, {})  # names are checked before anything slow happens
     check_names(config)
+    if resume and not resumed:
+        progress.log(f"{out}: no run there yet, so this one starts from round 1")
     clients = load_clients(config.data)
     plan = plan_of(config, announced_by(clients))
+    check_data(out, clients)
+    if resumed and (results := finished_results(config, out)):
+        progress.log(f"{out}: finished already, nothing to do (measure again: fedsdr evaluate)")
+        return results
     progress.log(
         f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
         f"{sum(len(c.test) for c in clients)} test rows"
     )
     with progress.bar(f"loading {config.model.name}", 1) as advance:
-        site = open_site(config, out)
+        runtime = open_runtime(config, out)
         advance(1)
     if not config.train.pack_tokens:
-        chosen = site.config.train.pack_tokens
+        chosen = runtime.config.train.pack_tokens
         progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
     for client in clients:
-        check_supervised(client.client_id, "training", site.encode(client.raw))
-        check_supervised(client.client_id, "test", site.encode(client.test))
-    check_data(out, clients)
-    rewriting = prepare_rewriting(site) if site.method.rewrites else None
+        check_supervised(client.client_id, "training", runtime.encode(client.raw))
+        check_supervised(client.client_id, "test", runtime.encode(client.test))
+    rewriting = prepare_rewriting(runtime) if runtime.method.rewrites else None
     with alone(out):
         checked_config(config, out, resume)  # again: another run may have started there meanwhile
-        start_folder(site, clients)
-        if rewriting and not (resumed and has_rewrites(site, clients)):
-            distill_clients(site, rewriting, clients, progress)
-    state = (rounds or run_rounds)(site, clients, plan, progress)  # these take the lock themselves
+        start_folder(runtime, clients)
+        if rewriting and not (resumed and has_rewrites(runtime, clients)):
+            distill_clients(runtime, rewriting, clients, progress)
+    run = rounds or run_rounds  # takes the lock itself: a simulation's server is another process
+    state = run(runtime, clients, plan, progress)
     with alone(out):
-        state = personalize(site, clients, state, plan, progress)
-        return finish(site, clients, state, progress)
+        state = personalize(runtime, clients, state, plan, progress)
+        return finish(runtime, clients, state, progress)
 
 
 def run_rounds(
-    site: Site, clients: Sequence[ClientData], plan: Plan, progress: Progress
+    runtime: ClientRuntime, clients: Sequence[ClientData], plan: Plan, progress: Progress
 ) -> ServerState:
     """Run the remaining rounds, with a checkpoint after each and the folder locked."""
     by_id = {client.client_id: client for client in clients}
-    rounds = site.config.federation.rounds
+    rounds = runtime.config.federation.rounds
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
         total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
         what = f"round {tasks[0].round} of {rounds}, rows trained"
         with progress.bar(what, total) as advance:
-            run = in_process(lambda task: train_at(site, by_id[task.client_id], task, advance))
+            run = in_process(lambda task: train_at(runtime, by_id[task.client_id], task, advance))
             yield from run(tasks)
 
-    with alone(site.folder):
+    with alone(runtime.folder):
         state = load_or_init_state(
-            site.folder, plan, rounds, lambda: initial_shared(site.model, site.method, plan.seed)
+            runtime.folder,
+            plan,
+            rounds,
+            lambda: initial_shared(runtime.model, runtime.method, plan.seed),
         )
+        for client in state.accepted:  # a damaged S ends the run here, not in its client's round
+            runtime.private_of(client, state)
         while state.round < rounds:
-            state = next_round(site.folder, state, plan, run_clients, progress)
+            state = next_round(runtime.folder, state, plan, run_clients, progress)
     return state
 
 
 def personalize(
-    site: Site,
+    runtime: ClientRuntime,
     clients: Sequence[ClientData],
     state: ServerState,
     plan: Plan,
@@ -123,7 +132,9 @@ def personalize(
     client fails.
     """
     last = state.round + 1
-    if not site.method.afterwards or all(state.accepted.get(c.client_id) == last for c in clients):
+    if not runtime.method.afterwards or all(
+        state.accepted.get(c.client_id) == last for c in clients
+    ):
         return state
     given = plan.settings
     settings = dataclasses.replace(
@@ -141,25 +152,25 @@ def personalize(
             name = client.client_id
             seed, kept = seed_for(plan.seed, "client"), state.accepted.get(name, 0)
             task = ClientTask(last, name, seed, state.shared, {}, settings, kept)
-            update = train_at(site, client, task, advance)
+            update = train_at(runtime, client, task, advance)
             done.append({"id": name, "num_examples": update.num_examples, **update.metrics})
     record = RoundRecord(last, tuple(done), (), 0, 0, 0.0, time.perf_counter() - began)
     state = dataclasses.replace(state, accepted={c.client_id: last for c in clients})
-    keep(site.folder, state, record, progress)
+    save_round(runtime.folder, state, record, progress)
     return state
 
 
 def finish(
-    site: Site, clients: Sequence[ClientData], state: ServerState, progress: Progress
+    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState, progress: Progress
 ) -> dict[str, Any]:
     """Write the global adapter, measure all models, and write results.json."""
-    branches, alpha = site.method.global_model, site.config.lora.alpha
+    branches, alpha = runtime.method.global_model, runtime.config.lora.alpha
     if branches:
-        folder = site.folder / "global"
-        save_adapter(folder, state.shared, branches, alpha=alpha, base_name=site.base.name)
+        folder = runtime.folder / "global"
+        save_adapter(folder, state.shared, branches, alpha=alpha, base_name=runtime.base.name)
     for client, last in state.accepted.items():  # a refused update may have left a later S
-        if site.method.private:
-            site.store(client).publish(last)
-    results = evaluate_clients(site, clients, state, progress)
-    write_atomically(site.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        if runtime.method.private:
+            runtime.store(client).publish(last)
+    results = evaluate_clients(runtime, clients, state, progress)
+    write_atomically(runtime.folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results

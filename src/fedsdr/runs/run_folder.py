@@ -1,57 +1,63 @@
-"""A run's folder: whose it is, whether it may be gone on with, and opening it again."""
+"""A run folder: whose it is, whether its run can be resumed, and opening it again."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fedsdr.config import Config, key_names, load_config, save_config, value_of
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.files import write_atomically
-from fedsdr.runs.client_runtime import Site, open_site
+from fedsdr.runs.client_runtime import ClientRuntime, open_runtime
+from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
 
-# What may differ when a run is measured again: all else would be another run, or other rows.
+# Keys that may differ when a run is measured again; any other would be another run.
 MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device",
              "train.pack_tokens")  # fmt: skip
 
-# What may differ when a run is gone on with: checkpointing changes no bit of what is learnt, and
-# is what lets a run go on that was too large for its machine.
-_RESUMABLE = ("federation.rounds", "train.checkpointing")  # and where it runs: [engine]
+# Keys that may differ when a run is resumed, beside those of [engine]. Activation checkpointing
+# changes no bit of the result and lets a run continue that was too large for its machine.
+_RESUMABLE = ("federation.rounds", "train.checkpointing")
 _AUTOMATIC = {"train.pack_tokens": 0}  # "auto" elsewhere
 
 
-def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Site, ServerState]:
-    """Open a run folder with its model and the state after its last whole round.
+def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[ClientRuntime, ServerState]:
+    """Load the model of a run folder and the state after its last complete round.
 
-    UserError for overrides that would make it another run, and for data that have changed.
+    UserError for overrides that would make it another run, and for damaged files.
     """
     config, state = read_run(run, overrides)
-    return open_site(config, run), state
+    return open_runtime(config, run), state
 
 
 def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ServerState]:
-    """Return what `open_run` goes by, without its model."""
+    """Return the configuration and the state of a run, without its model."""
     for override in overrides:
         if override.partition("=")[0].strip() not in MEASURING:
             raise UserError(
-                f"--set {override}: not of a finished run (what may be set: {', '.join(MEASURING)})"
+                f"--set {override}: cannot be changed for an existing run (choose from: "
+                f"{', '.join(MEASURING)})"
             )
     if not (run / "config.toml").is_file():
         raise UserError(f"{run}: not a run folder (no config.toml); make one with: fedsdr run")
     state = load_state(run / "checkpoint")
     if state is None:
-        raise UserError(f"{run}: no round is finished yet; go on with: fedsdr run --resume")
+        raise UserError(
+            f"{run}: no round is finished yet; continue with: fedsdr run CONFIG --out RUN --resume"
+        )
     return load_config(run / "config.toml", overrides), state
 
 
 def checked_config(config: Config, out: Path, resume: bool) -> Config:
-    """Return the configuration to run: that of the folder when its run is resumed, where "auto"
-    is what it came to, with as many rounds as are asked for now.
+    """Return the configuration to run.
 
-    UserError when `out` holds another run, or a run that nobody asked to go on with.
+    A resumed run keeps the configuration of its folder, with "auto" resolved, and takes the number
+    of rounds of `config`. With `resume` and no run in `out`, a new run starts, so that a scheduler
+    can repeat the same command. UserError when `out` holds another run, or a run without `resume`.
     """
     saved = out / "config.toml"
     if not saved.exists():
@@ -59,12 +65,10 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
         own = {"distilled", ".config.toml.tmp", ".lock"}
         if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - own):
             raise UserError(f"{out}: exists and is not a run folder; choose another --out")
-        if resume:
-            raise UserError(f"{out}: no run to resume there; leave --resume out to start one")
         return config
     if not resume:
         raise UserError(
-            f"{out}: holds a run already; add --resume to go on, or choose another --out"
+            f"{out}: holds a run already; add --resume to continue it, or choose another --out"
         )
     before = load_config(saved)
     for key in key_names():
@@ -81,16 +85,45 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     return dataclasses.replace(before, federation=federation, train=train, engine=config.engine)
 
 
+def finished_results(config: Config, out: Path) -> dict[str, Any] | None:
+    """Return results.json when the run in `out` is finished and was measured as `config` asks, else
+    None. Results without a complete run behind them do not count."""
+    try:
+        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {
+        "rounds": config.federation.rounds,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+    }
+    complete = isinstance(results, dict) and {"clients", "cost", *wanted} <= results.keys()
+    if not complete or any(results[key] != value for key, value in wanted.items()):
+        return None
+    state = load_state(out / "checkpoint")
+    if state is None or state.round != config.federation.rounds:
+        return None
+    phases_left = METHODS[config.method.name].afterwards and state.round not in (
+        last - 1 for last in state.accepted.values()
+    )
+    return None if phases_left else results
+
+
 def check_data(out: Path, clients: Sequence[ClientData]) -> None:
-    """UserError when the rows of a run have changed: trained rows could now be test rows."""
+    """UserError when the rows of a run have changed: training rows could now be test rows."""
     path = out / "data.json"
     if not path.exists():
+        if (out / "checkpoint").exists():
+            raise UserError(f"{path}: missing; it says with which rows this run began: restore it")
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), _digests(clients)
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy") from None
+    now = _digests(clients)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise UserError(
-                f"{path}: the data of client '{name}' are not those that this run began with; "
+                f"{path}: the data of client '{name}' have changed since this run began; "
                 "put them back or choose another --out"
             )
 
@@ -100,9 +133,8 @@ def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
     return {c.client_id: sha256(repr((c.raw, c.test)).encode()).hexdigest() for c in clients}
 
 
-def start_folder(site: Site, clients: Sequence[ClientData]) -> None:
-    """Write what identifies the run: its configuration, with what "auto" came to, so that it
-    repeats elsewhere, and a hash of each client's rows."""
-    save_config(site.config, site.folder / "config.toml")
+def start_folder(runtime: ClientRuntime, clients: Sequence[ClientData]) -> None:
+    """Write the configuration, with every "auto" resolved, and a hash of each client's rows."""
+    save_config(runtime.config, runtime.folder / "config.toml")
     digests = json.dumps(_digests(clients), indent=2) + "\n"
-    write_atomically(site.folder / "data.json", digests)
+    write_atomically(runtime.folder / "data.json", digests)

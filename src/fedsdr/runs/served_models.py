@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, NamedTuple
 
-from fedsdr.runs.client_runtime import Site
+from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.tensors import Tensors
 from fedsdr.types import Branch, ServerState
 
@@ -20,22 +20,24 @@ class Serving(NamedTuple):
     mixed: bool = False
 
 
-def serving_of(site: Site, state: ServerState, kind: Kind, client_id: str = "") -> Serving:
+def serving_of(
+    runtime: ClientRuntime, state: ServerState, kind: Kind, client_id: str = ""
+) -> Serving:
     """Return the model of this kind, "client" that of `client_id`.
 
     Where nothing is sent the global model is the base; a client without an S of its own is served
     with the global one, whose `values` are then those of the state.
     """
-    method = site.method
+    method = runtime.method
     if kind == "base":
         return Serving({}, ())
-    private = site.private_of(client_id, state) if kind == "client" else {}
+    private = runtime.private_of(client_id, state) if kind == "client" else {}
     if private:
         return Serving({**state.shared, **private}, method.client_model, method.mixed)
     return Serving(state.shared, method.global_model if method.sent else ())
 
 
-def models_of(site: Site, state: ServerState) -> Iterator[tuple[str, Forward]]:
+def models_of(runtime: ClientRuntime, state: ServerState) -> Iterator[tuple[str, Forward]]:
     """Give each model a name and what puts it into the forward, each only once.
 
     FedDPA's clients mix anew for each instance: left out.
@@ -44,16 +46,16 @@ def models_of(site: Site, state: ServerState) -> Iterator[tuple[str, Forward]]:
     def forward_of(serving: Serving) -> Forward:
         @contextmanager
         def forward() -> Iterator[None]:
-            site.model.set(serving.values)
-            with site.model.using(*serving.branches):
+            runtime.model.set(serving.values)
+            with runtime.model.using(*serving.branches):
                 yield
 
         return forward
 
-    yield "base", forward_of(serving_of(site, state, "base"))
-    if site.method.sent:
-        yield "global", forward_of(serving_of(site, state, "global"))
+    yield "base", forward_of(serving_of(runtime, state, "base"))
+    if runtime.method.sent:
+        yield "global", forward_of(serving_of(runtime, state, "global"))
     for client in sorted(state.accepted):
-        own = serving_of(site, state, "client", client)
+        own = serving_of(runtime, state, "client", client)
         if own.values is not state.shared and not own.mixed:
             yield f"client {client}", forward_of(own)

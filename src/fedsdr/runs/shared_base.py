@@ -8,15 +8,15 @@ from pathlib import Path
 from fedsdr.config import Config
 from fedsdr.models.base_model import dtype_of
 from fedsdr.models.memory import choose_pack
-from fedsdr.runs.client_runtime import Site, open_site, site_of, with_pack
+from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, runtime_of, with_pack
 
 
-def one_base() -> Callable[[Config, Path], Site]:
-    """Return an `open_site` that reuses the last base model if the next run can use it.
+def one_base() -> Callable[[Config, Path], ClientRuntime]:
+    """Return an `open_runtime` that reuses the last base model if the next run can use it.
 
     An automatic pack size is chosen once for all runs with the same shapes.
     """
-    held: list[Site] = []
+    held: list[ClientRuntime] = []
     packs: dict[str, int] = {}
 
     def model(of: Config) -> tuple[object, ...]:
@@ -25,7 +25,7 @@ def one_base() -> Callable[[Config, Path], Site]:
         lora = of.lora
         return loaded, lora.rank, lora.alpha, lora.target_modules, of.train.checkpointing
 
-    def open_(config: Config, folder: Path) -> Site:
+    def open_(config: Config, folder: Path) -> ClientRuntime:
         wanted = model(config)
         reused = bool(held) and model(held[0].config) == wanted
         if not reused:
@@ -38,10 +38,10 @@ def one_base() -> Callable[[Config, Path], Site]:
             config = with_pack(config, packs[shape])
         if reused:
             return replace(
-                site_of(config, folder, held[0].base, held[0].model),
+                runtime_of(config, folder, held[0].base, held[0].model),
                 base_scores=held[0].base_scores,
             )
-        held.append(open_site(config, folder))
+        held.append(open_runtime(config, folder))
         return held[0]
 
     return open_

@@ -12,14 +12,22 @@ was lost starts from the latter.
 
 import functools
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fedsdr.errors import UserError
-from fedsdr.files import numbered_folders, write_file, write_folder
+from fedsdr.files import (
+    check_manifest,
+    make_private,
+    numbered_folders,
+    write_file,
+    write_folder,
+)
 from fedsdr.models.adapters import (
     CONFIG,
     WEIGHTS,
@@ -28,7 +36,7 @@ from fedsdr.models.adapters import (
     peft_tensors,
     write_adapter_files,
 )
-from fedsdr.tensors import Tensors
+from fedsdr.tensors import Tensors, difference_in_spec
 from fedsdr.types import S
 
 CONTROL, RESIDUAL, SENT = "control.safetensors", "residual.safetensors", "sent.safetensors"
@@ -56,17 +64,21 @@ class ClientStore:
         """Return the folder of the state after `round`."""
         return self.folder / f"round-{round:04d}"
 
-    def load(self, round: int) -> ClientState:
+    def load(self, round: int, like: Mapping[str, Tensor] | None = None) -> ClientState:
         """Return the state after `round`; the empty state for round 0.
 
-        UserError when the round's folder is missing: S must not start anew without a word.
+        UserError when it is missing or damaged, or S has other names or shapes than `like`: S must
+        not silently start anew.
         """
         folder = self.round_folder(round)
         if round == 0:
             return ClientState()
         if not folder.is_dir():
             raise UserError(f"{folder}: missing; it holds this client's state after round {round}")
+        check_manifest(folder, f"it is this client's state after round {round}: restore it")
         private = load_adapter(folder, S) if (folder / WEIGHTS).exists() else {}
+        if like and (difference := difference_in_spec(private, like)):
+            raise UserError(f"{folder / WEIGHTS}: {difference}; restore the S of round {round}")
         return ClientState(private, *(_read(folder / name) for name in (CONTROL, RESIDUAL, SENT)))
 
     def newest(self) -> int:
@@ -88,7 +100,8 @@ class ClientStore:
                 if tensors:
                     save_file(tensors, folder / name)
 
-        write_folder(self.round_folder(round), write)
+        make_private(self.folder)
+        write_folder(self.round_folder(round), write, private=True, manifest=True)
         self.publish(self.newest())
         for before, folder in numbered_folders(self.folder, "round-").items():
             if before < round and before != accepted:
@@ -99,7 +112,7 @@ class ClientStore:
         for name in (WEIGHTS, CONFIG):
             source, target = self.round_folder(round) / name, self.folder / name
             if source.exists():
-                write_file(target, functools.partial(shutil.copyfile, source))
+                write_file(target, functools.partial(shutil.copyfile, source), private=True)
 
 
 def _read(path: Path) -> Tensors:

@@ -30,7 +30,8 @@ def client_update(
         return ClientUpdate(task.client_id, task.round, 1, sent, {})
     method = choose(settings.method, METHODS, "method.name")
     has_state = method.private or task.control or settings.update_dtype != "fp32"
-    before = store.load(task.accepted_round if has_state else 0)
+    like = {n: p for branch in method.private for n, p in model.parameters(branch).items()}
+    before = store.load(task.accepted_round if has_state else 0, like)
     train = with_privacy(train_locally) if noisy or settings.clip_norm else train_locally
     result = train(task, rows, model, before, after_step)
     if not all_finite(result.state.private):

@@ -62,7 +62,7 @@ def run_cells(
         try:
             resume = (folder / "config.toml").exists()
             results = finished(cell, out) or run_experiment(
-                cell.config, folder, progress, resume=resume, open_site=open_once
+                cell.config, folder, progress, resume=resume, open_runtime=open_once
             )
             if not results["clients"]:
                 raise UserError("no test rows, so nothing was measured (data.test_fraction)")
@@ -131,7 +131,7 @@ def comparison_of(
     for cell in measured:
         asked = {name: s for name, s in suites[cell.name].items() if name in settings}
         groups[cell.group][cell.config.seed] = {**done[cell.name], "suites": asked}
-    rewriting = [run["cost"]["seconds"].get("rewrite, this run", 0.0) for run in done.values()]
+    rewriting = [run["cost"]["seconds"].get("rewrite", 0.0) for run in done.values()]
     return {
         "baseline": baseline,
         "keys": [key for key, _ in cells[0].group.point],

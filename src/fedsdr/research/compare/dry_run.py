@@ -55,14 +55,14 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         progress.log(f"a small run of {group}")
         with tempfile.TemporaryDirectory() as folder:
             small = _small(config, clients, Path(folder))
-            cost = run_experiment(small, Path(folder) / "run", progress, open_site=open_once)[
+            cost = run_experiment(small, Path(folder) / "run", progress, open_runtime=open_once)[
                 "cost"
             ]
             tried = load_clients(small.data)
-            site = open_once(small, Path(folder))
+            runtime = open_once(small, Path(folder))
         raw, tried_raw = ([row for client in of for row in client.raw] for of in (clients, tried))
         tokens, tried_tokens = (
-            sum(len(row.tokens) for row in site.encode(rows)) for rows in (raw, tried_raw)
+            sum(len(row.tokens) for row in runtime.encode(rows)) for rows in (raw, tried_raw)
         )
         train, rewrite = tokens / tried_tokens, len(raw) / len(tried_raw)
         evaluate = sum(len(client.test) for client in clients)  # the small run has one test row
@@ -73,13 +73,13 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
             kind: train * math.fsum(cost[kind].get(phase, 0) * n for phase, n in times.items())
             for kind in ("tokens", "seconds")
         }
-        _, memory = choose_pack(site.config)
+        _, memory = choose_pack(runtime.config)
         found[group] = Estimate(
             runs=len(own.keys() - counted),
             train_tokens=trained["tokens"],
             rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
             seconds=trained["seconds"] + cost["seconds"]["evaluate"] * evaluate,
-            rewrite_seconds=cost["seconds"].get("rewrite, this run", 0.0) * rewrite,
+            rewrite_seconds=cost["seconds"].get("rewrite", 0.0) * rewrite,
             bytes_up=cost["bytes_up"] * sent,
             bytes_down=cost["bytes_down"] * sent,
             memory=None if memory is None else memory.total,

@@ -14,7 +14,7 @@ from fedsdr.research.diagnose import measurements as measure
 from fedsdr.research.diagnose.alignment import alignment_of
 from fedsdr.research.diagnose.rewrite_signs import Pair, mean_of, record_signs
 from fedsdr.research.diagnose.summary import OVERALL, json_numbers
-from fedsdr.runs.client_runtime import Site
+from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.rewriting import has_rewrites
 from fedsdr.seeds import seed_for
 from fedsdr.types import Branch, ClientData, Example, R, S, ServerState
@@ -26,7 +26,7 @@ ONE_CLIENT = {"not measured": "the run has a single client"}
 class Inputs:
     """What every part reads."""
 
-    site: Site
+    runtime: ClientRuntime
     state: ServerState
     clients: Sequence[ClientData]
     rewritten: Mapping[str, tuple[Example, ...]]  # client -> as it is trained on; {} without
@@ -37,7 +37,7 @@ class Inputs:
 
     @property
     def seed(self) -> int:
-        return seed_for(self.site.config.seed, "diagnose")
+        return seed_for(self.runtime.config.seed, "diagnose")
 
     def sampled(self, client: ClientData, examples: Sequence[Example]) -> list[Example]:
         """Return the same rows of raw and rewritten examples."""
@@ -46,7 +46,7 @@ class Inputs:
 
 
 def diagnose(
-    site: Site,
+    runtime: ClientRuntime,
     state: ServerState,
     clients: Sequence[ClientData],
     progress: Progress,
@@ -63,23 +63,23 @@ def diagnose(
     """
     parts = {name: choose(name, PARTS, "--only") for name in only or PARTS}
     rewritten = {}
-    if has_rewrites(site, clients):
+    if has_rewrites(runtime, clients):
         rewritten = {
-            c.client_id: read_distilled(site.distilled(c.client_id), c.raw) for c in clients
+            c.client_id: read_distilled(runtime.distilled(c.client_id), c.raw) for c in clients
         }
     elif needing := [name for name in parts if name in ("text", "rewrites")]:
         others = " ".join(f"--only {name}" for name in PARTS if name not in ("text", "rewrites"))
         raise UserError(
-            f"{site.folder}: no rewrites for {', '.join(needing)}; make them with: fedsdr distill "
-            f"{site.folder / 'config.toml'} --out {site.folder}, or measure the rest: {others}"
+            f"{runtime.folder}: no rewrites for {', '.join(needing)}; make them with: fedsdr "
+            f"distill RUN/config.toml --out RUN, or measure the rest: {others}"
         )
-    infer = load_nli(nli, device_of(site.base.model)) if nli and "rewrites" in parts else None
-    inputs = Inputs(site, state, clients, rewritten, rows, steps, infer, progress)
+    infer = load_nli(nli, device_of(runtime.base.model)) if nli and "rewrites" in parts else None
+    inputs = Inputs(runtime, state, clients, rewritten, rows, steps, infer, progress)
     found: dict[str, Any] = {
-        "method": site.method.name,
-        "algorithm": site.config.algorithm.name,
+        "method": runtime.method.name,
+        "algorithm": runtime.config.algorithm.name,
         "rounds": state.round,
-        "seed": site.config.seed,
+        "seed": runtime.config.seed,
         "clients": {c.client_id: {"train": len(c.raw), "test": len(c.test)} for c in clients},
         "rows a client at most": rows,
         "steps": steps,
@@ -99,7 +99,7 @@ def _text(inputs: Inputs) -> dict[str, Any]:
         {client: ["\n".join(responses_of(row)) for row in rows] for client, rows in kind.items()}
         for kind in ({c.client_id: c.raw for c in inputs.clients}, inputs.rewritten)
     )
-    return alignment_of(raw, rewritten, inputs.site.base.tokenizer, inputs.seed)
+    return alignment_of(raw, rewritten, inputs.runtime.base.tokenizer, inputs.seed)
 
 
 def _rewrites(inputs: Inputs) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _rewrites(inputs: Inputs) -> dict[str, Any]:
     records = {}
     for client in inputs.clients:
         ids = {example.id for example in client.raw}  # the file may hold rewrites of other rows
-        path = inputs.site.distilled(client.client_id)
+        path = inputs.runtime.distilled(client.client_id)
         records[client.client_id] = [r for r in read_records(path) if r.id in ids]
     used = {c: [r for r in made if r.used == "rewrite"] for c, made in records.items()}
     merged = ([r for of_client in kind.values() for r in of_client] for kind in (records, used))
@@ -134,7 +134,7 @@ def _entailment(inputs: Inputs, infer: Infer, pairs: Sequence[Pair]) -> dict[str
 
 def _optimization(inputs: Inputs) -> dict[str, Any]:
     """Whether what one client learns helps or harms the others."""
-    site, clients = inputs.site, inputs.clients
+    runtime, clients = inputs.runtime, inputs.clients
     if len(clients) < 2:
         return ONE_CLIENT
     rows = {"raw": {c.client_id: inputs.sampled(c, c.raw) for c in clients}}
@@ -142,17 +142,17 @@ def _optimization(inputs: Inputs) -> dict[str, Any]:
         rows["rewritten"] = {
             c.client_id: inputs.sampled(c, inputs.rewritten[c.client_id]) for c in clients
         }
-    initial, final = measure.set_initial(site), measure.set_final(site, inputs.state)
+    initial, final = measure.set_initial(runtime), measure.set_final(runtime, inputs.state)
     models: dict[str, tuple[tuple[Branch, ...], measure.Prepare]] = {
         "at the start, R alone": ((R,), initial)
     }
-    if R in site.method.sent:
-        served = site.method.global_model
+    if R in runtime.method.sent:
+        served = runtime.method.global_model
         models[f"after training, {'+'.join(served)}"] = (served, final)
-        if S in site.method.private:
+        if S in runtime.method.private:
             models["after training, R beside own S"] = ((R, S), final)
     cosines = {
-        f"{kind}, {name}": measure.gradient_alignment(site, of_kind, *model)
+        f"{kind}, {name}": measure.gradient_alignment(runtime, of_kind, *model)
         for kind, of_kind in rows.items()
         for name, model in models.items()
     }
@@ -162,7 +162,7 @@ def _optimization(inputs: Inputs) -> dict[str, Any]:
             name = f"trained on {learnt}, loss on {measured}"
             with inputs.progress.bar(f"loss transfer, {name}", len(clients)) as advance:
                 transfer[name] = measure.loss_transfer(
-                    site, rows[learnt], rows[measured], initial, inputs.steps, advance
+                    runtime, rows[learnt], rows[measured], initial, inputs.steps, advance
                 )
     return {"gradient cosine": cosines, "loss transfer": transfer}
 
@@ -178,22 +178,22 @@ def _held_out(inputs: Inputs) -> tuple[str, dict[str, list[Example]]]:
 def _serving(inputs: Inputs) -> dict[str, Any]:
     """The loss by branch: R is trained beside S and served without it."""
     which, rows = _held_out(inputs)
-    prepare, losses = measure.set_final(inputs.site, inputs.state), {}
+    prepare, losses = measure.set_final(inputs.runtime, inputs.state), {}
     for client in inputs.clients:
         prepare(client.client_id)
         losses[client.client_id] = measure.branch_losses(
-            inputs.site, client, rows[client.client_id]
+            inputs.runtime, client, rows[client.client_id]
         )
     return {"of": which, "rows": {c: len(x) for c, x in rows.items()}, "losses": losses}
 
 
 def _aggregation(inputs: Inputs) -> dict[str, Any]:
     """What averaging the factors does to one more round of updates."""
-    if not inputs.site.method.sent:
-        return {"not measured": f"{inputs.site.method.name} sends nothing"}
+    if not inputs.runtime.method.sent:
+        return {"not measured": f"{inputs.runtime.method.name} sends nothing"}
     which, rows = _held_out(inputs)
     with inputs.progress.bar("one more round", len(inputs.clients)) as advance:
-        found = measure.extra_round(inputs.site, inputs.clients, inputs.state, rows, advance)
+        found = measure.extra_round(inputs.runtime, inputs.clients, inputs.state, rows, advance)
     return {"of": which, "loss rows": {c: len(x) for c, x in rows.items()}, **found}
 
 

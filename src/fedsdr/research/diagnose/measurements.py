@@ -18,7 +18,7 @@ from fedsdr.federation.round import run_round
 from fedsdr.federation.update_checks import decoded
 from fedsdr.progress import Advance
 from fedsdr.research.diagnose.update_geometry import cosine_of, cosines, off_diagonal
-from fedsdr.runs.client_runtime import Site, forward_of, train_at
+from fedsdr.runs.client_runtime import ClientRuntime, forward_of, train_at
 from fedsdr.runs.run_plan import announced_by, client_settings, plan_of
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, WeightedMean, add, norm
@@ -46,25 +46,25 @@ def sample_rows(seed: int, client_id: str, count: int, limit: int) -> list[int]:
     return sorted(rng.sample(range(count), min(count, limit)))
 
 
-def set_initial(site: Site) -> Prepare:
+def set_initial(runtime: ClientRuntime) -> Prepare:
     """Return a function that sets the R that the run started from: A random, B zero."""
-    start = site.model.initial(R, seed_for(site.config.seed, "start"))
-    return lambda client_id: site.model.set(start)
+    start = runtime.model.initial(R, seed_for(runtime.config.seed, "start"))
+    return lambda client_id: runtime.model.set(start)
 
 
-def set_final(site: Site, state: ServerState) -> Prepare:
+def set_final(runtime: ClientRuntime, state: ServerState) -> Prepare:
     """Return a function that sets the shared tensors and the client's S (B_S = 0 if none)."""
 
     def prepare(client_id: str) -> None:
-        site.model.set(state.shared)
-        if S in site.method.private:
-            site.model.set(site.private_of(client_id, state) or site.model.initial(S, 0))
+        runtime.model.set(state.shared)
+        if S in runtime.method.private:
+            runtime.model.set(runtime.private_of(client_id, state) or runtime.model.initial(S, 0))
 
     return prepare
 
 
 def gradient_alignment(
-    site: Site, rows: Rows, branches: tuple[Branch, ...], prepare: Prepare
+    runtime: ClientRuntime, rows: Rows, branches: tuple[Branch, ...], prepare: Prepare
 ) -> dict[str, Any]:
     """Return the cosines between the clients' gradients of the loss in R's factors.
 
@@ -74,8 +74,8 @@ def gradient_alignment(
     wholes, withins = [], []
     for client_id, examples in rows.items():
         prepare(client_id)
-        encoded = site.encode(examples)
-        halves = [_gradient(site, branches, encoded[i::2]) for i in (0, 1)]
+        encoded = runtime.encode(examples)
+        halves = [_gradient(runtime, branches, encoded[i::2]) for i in (0, 1)]
         mean = WeightedMean()
         for gradient, tokens in halves:
             if tokens:
@@ -93,19 +93,26 @@ def gradient_alignment(
 
 
 def _gradient(
-    site: Site, branches: tuple[Branch, ...], rows: Sequence[TokenRow]
+    runtime: ClientRuntime, branches: tuple[Branch, ...], rows: Sequence[TokenRow]
 ) -> tuple[Tensors, int]:
     """Return the gradient of the mean loss per supervised token, and the number of tokens."""
-    parameters = site.model.parameters(R)
-    with site.model.using(*branches, trained=R):
-        pack_tokens = site.config.train.pack_tokens
-        _, tokens = accumulate_gradients(site.model.model, parameters.values(), rows, pack_tokens)
+    parameters = runtime.model.parameters(R)
+    with runtime.model.using(*branches, trained=R):
+        pack_tokens = runtime.config.train.pack_tokens
+        _, tokens = accumulate_gradients(
+            runtime.model.model, parameters.values(), rows, pack_tokens
+        )
         found = {n: p.grad.cpu().clone() for n, p in parameters.items() if p.grad is not None}
     return found, tokens
 
 
 def loss_transfer(
-    site: Site, trained: Rows, measured: Rows, prepare: Prepare, steps: int, advance: Advance
+    runtime: ClientRuntime,
+    trained: Rows,
+    measured: Rows,
+    prepare: Prepare,
+    steps: int,
+    advance: Advance,
 ) -> dict[str, Any]:
     """Return how `steps` optimizer steps of R alone on one client change the loss of another.
 
@@ -113,25 +120,25 @@ def loss_transfer(
     Each training starts from `prepare` with the run's settings, at most 8 rows a batch, no dropout.
     `mean` is over i != j; `percent` is the mean of the changes relative to the losses before.
     """
-    settings = client_settings(site.config)
+    settings = client_settings(runtime.config)
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, 8))
     matrix, shares = [], []
     before: list[float] = []
     for client_id, examples in trained.items():
         prepare(client_id)
         if not before:
-            before = [mean_loss(site, rows, (R,)) for rows in measured.values()]
-        rows = list(islice(cycle(site.encode(examples)), steps * settings.batch_size))
-        with site.model.using(R, trained=R):
+            before = [mean_loss(runtime, rows, (R,)) for rows in measured.values()]
+        rows = list(islice(cycle(runtime.encode(examples)), steps * settings.batch_size))
+        with runtime.model.using(R, trained=R):
             train_phase(
-                site.model.model,
-                site.model.parameters(R),
+                runtime.model.model,
+                runtime.model.parameters(R),
                 rows,
                 settings,
                 epochs=1,
-                seed=seed_for(site.config.seed, "diagnose", client_id),
+                seed=seed_for(runtime.config.seed, "diagnose", client_id),
             )
-        after = [mean_loss(site, rows, (R,)) for rows in measured.values()]
+        after = [mean_loss(runtime, rows, (R,)) for rows in measured.values()]
         matrix.append([a - b for a, b in zip(after, before, strict=True)])
         shares.append([100 * (a - b) / b for a, b in zip(after, before, strict=True)])
         advance(1)
@@ -145,7 +152,7 @@ def loss_transfer(
 
 
 def mean_loss(
-    site: Site,
+    runtime: ClientRuntime,
     examples: Sequence[Example],
     branches: tuple[Branch, ...],
     mixed_by: ClientData | None = None,
@@ -155,20 +162,22 @@ def mean_loss(
     NaN if every row was cut before its answer. `mixed_by`: the client that weighs the branches
     per instance, as feddpa does.
     """
-    with forward_of(site, branches, mixed_by) as (losses_of, _):
+    with forward_of(runtime, branches, mixed_by) as (losses_of, _):
         losses = losses_of(examples)
     tokens = sum(tokens for _, tokens in losses)
     return sum(loss for loss, _ in losses) / tokens if tokens else math.nan
 
 
-def branch_losses(site: Site, client: ClientData, examples: Sequence[Example]) -> dict[str, float]:
+def branch_losses(
+    runtime: ClientRuntime, client: ClientData, examples: Sequence[Example]
+) -> dict[str, float]:
     """Return the loss under base, R, S and R+S, as far as the method has them, as they are set."""
-    method = site.method
+    method = runtime.method
     has = {*method.sent, *method.private}
     every: list[tuple[Branch, ...]] = [(), (R,), (S,), (R, S)]
     return {
         "+".join(branches) or "base": mean_loss(
-            site, examples, branches, client if method.mixed and len(branches) > 1 else None
+            runtime, examples, branches, client if method.mixed and len(branches) > 1 else None
         )
         for branches in every
         if has.issuperset(branches)
@@ -176,7 +185,11 @@ def branch_losses(site: Site, client: ClientData, examples: Sequence[Example]) -
 
 
 def extra_round(
-    site: Site, clients: Sequence[ClientData], state: ServerState, rows: Rows, advance: Advance
+    runtime: ClientRuntime,
+    clients: Sequence[ClientData],
+    state: ServerState,
+    rows: Rows,
+    advance: Advance,
 ) -> dict[str, Any]:
     """Run one more round with every client in a copy of the folder; return only numbers.
 
@@ -185,17 +198,17 @@ def extra_round(
     """
     by_id = {client.client_id: client for client in clients}
     plan = dataclasses.replace(
-        plan_of(site.config, announced_by(clients)), clients_per_round=0, min_updates=1
+        plan_of(runtime.config, announced_by(clients)), clients_per_round=0, min_updates=1
     )
     # Personalization after the last round counts as a round of the client's own.
     state = dataclasses.replace(state, round=max([state.round, *state.accepted.values()]))
     updates: list[ClientUpdate] = []
     losses: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        copy = dataclasses.replace(site, folder=Path(temporary))
+        copy = dataclasses.replace(runtime, folder=Path(temporary))
         for name in ("clients", "distilled"):
-            if (site.folder / name).is_dir():
-                shutil.copytree(site.folder / name, copy.folder / name)
+            if (runtime.folder / name).is_dir():
+                shutil.copytree(runtime.folder / name, copy.folder / name)
 
         def measure(client_id: str, whose: str) -> None:
             found = branch_losses(copy, by_id[client_id], rows[client_id])

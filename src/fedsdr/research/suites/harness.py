@@ -23,7 +23,7 @@ from fedsdr.models.generation import transformers_generate
 from fedsdr.research.suites.catalogue import Suite
 from fedsdr.research.suites.local_files import Row
 from fedsdr.research.suites.sandbox import passes, sandbox_prefix
-from fedsdr.runs.client_runtime import Site
+from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.types import Decoding, GenerationRequest, Turn
 
 VERSION = version("lm_eval")
@@ -32,16 +32,16 @@ FOLDERS = ("mmlu/default", "bbh/fewshot", "gsm8k", "medqa", "pubmedqa", "truthfu
 
 
 class TwoBranchLM(TemplateLM):
-    """The harness's interface to a site's model, with the branches active at the time of the call.
+    """The harness's interface to a runtime's model, with the branches active at the time of the call.
 
     Texts are encoded as in the harness's HFLM, without the chat template. A context that exceeds
     the model's window loses its beginning and is added to `cut`.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, runtime: ClientRuntime) -> None:
         super().__init__()
-        self.site, self.tokenizer = site, site.base.tokenizer
-        self.max_length = resolve_max_length(site.model.model.config, self.tokenizer)
+        self.runtime, self.tokenizer = runtime, runtime.base.tokenizer
+        self.max_length = resolve_max_length(runtime.model.model.config, self.tokenizer)
         self.cut: set[tuple[int, ...]] = set()
 
     @property
@@ -68,7 +68,7 @@ class TwoBranchLM(TemplateLM):
             (tuple(self._fitting(context, len(continuation))), tuple(continuation))
             for _, context, continuation in requests
         ]
-        return score_continuations(self.site.model.model, pairs)
+        return score_continuations(self.runtime.model.model, pairs)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -81,11 +81,11 @@ class TwoBranchLM(TemplateLM):
             asked["max_gen_toks"], self.max_length // 2
         )  # a prompt keeps half of a small window
         generate = transformers_generate(
-            self.site.model.model,
+            self.runtime.model.model,
             self.tokenizer,
             lambda turns: self._fitting(self.tok_encode(turns[0].content), tokens),
-            sorted({self.tokenizer.eos_token_id, *self.site.renderer.stop_token_ids} - {None}),
-            self.site.config.evaluation.batch_size,
+            sorted({self.tokenizer.eos_token_id, *self.runtime.renderer.stop_token_ids} - {None}),
+            self.runtime.config.evaluation.batch_size,
             asked["until"],
         )
         prompts = [

@@ -11,13 +11,13 @@ from fedsdr.progress import Progress
 from fedsdr.research.suites.catalogue import Suite
 from fedsdr.research.suites.harness import VERSION, TwoBranchLM, ask
 from fedsdr.research.suites.tables import saved_suites
-from fedsdr.runs.client_runtime import Site
+from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.served_models import models_of
 from fedsdr.types import ServerState
 
 
 def run_suites(
-    site: Site,
+    runtime: ClientRuntime,
     state: ServerState,
     suites: Mapping[str, tuple[Suite, Mapping[str, Any]]],
     source: str,
@@ -30,12 +30,12 @@ def run_suites(
     where the questions come from. Results of a model: mean and standard error of each metric, the
     score of each question, seconds.
     """
-    saved_suites(site.folder)  # fail on a broken file before the work starts
-    models = list(models_of(site, state))
+    saved_suites(runtime.folder)  # fail on a broken file before the work starts
+    models = list(models_of(runtime, state))
     results: dict[str, Any] = {}
     with progress.bar("suites", len(suites) * len(models)) as advance:
         for name, (suite, tasks) in suites.items():
-            lm = TwoBranchLM(site)
+            lm = TwoBranchLM(runtime)
             measured: dict[str, dict[str, Any]] = {"models": {}, "clients": {}}
             for model, forward in models:
                 progress.log(f"{name}: {model}")
@@ -58,8 +58,8 @@ def run_suites(
                 **measured,
                 "ids": ids,
             }
-            merged = {**saved_suites(site.folder), **results}
-            write_atomically(site.folder / "suites.json", json.dumps(merged) + "\n")
+            merged = {**saved_suites(runtime.folder), **results}
+            write_atomically(runtime.folder / "suites.json", json.dumps(merged) + "\n")
     return results
 
 

@@ -1,0 +1,207 @@
+"""The teacher of the configuration: its engine, and whether it computes the loaded model."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fedsdr.distill.cache import Teacher
+from fedsdr.distill.prompts import load_prompts
+from fedsdr.errors import UserError
+from fedsdr.extras import import_extra
+from fedsdr.files import (
+    made_once,
+)
+from fedsdr.models.base_model import Base, cache_folder
+from fedsdr.models.packing import device_of
+from fedsdr.runs.client_runtime import ClientRuntime
+from fedsdr.teachers.choice import choose_engine
+from fedsdr.teachers.openvino import why_unreadable
+from fedsdr.teachers.openvino_conversion import export_folder, write_fp16_copy
+from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
+
+PROBES = (
+    "Name three colours.",
+    "Write a Python function that adds two numbers.",
+    "Tom has 3 apples and buys 4 more. How many apples does he have?",
+)
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A teacher that is ready to rewrite; `why` says why its engine was chosen."""
+
+    teacher: Teacher
+    generate: Generate
+    why: str
+    prompts: Mapping[str, str]
+
+
+def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
+    """Choose the teacher's engine and read the prompts; UserError for what the user can fix.
+
+    The engine is loaded for the first rewrite that the cache does not have.
+    """
+    settings = runtime.config.teacher
+    base = runtime.base
+    given = (bool(settings.url), bool(settings.model))
+    if given != (settings.engine == "openai",) * 2:
+        raise UserError(
+            "teacher: 'url' and 'model' name an endpoint and its model; set both with "
+            "engine = 'openai', and neither with another engine"
+        )
+    engine, why = choose_engine(
+        settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
+    )
+    import_extra(ENGINES[engine][0], engine)
+    variant = ""
+    built: Callable[[], Generate] = functools.cache(lambda: _BUILD[engine](runtime))
+    if engine == "openvino":
+        sources = _openvino_sources(runtime)
+        wrong = ""
+        for source in sources:
+            if not (wrong := _wrong_with(runtime, source.build)):
+                break
+        if wrong and settings.engine == "auto":
+            engine, why = "transformers", f"not openvino: {wrong}"
+        else:
+            source = sources[0] if wrong else source
+            variant, why = source.variant, f"{why}, though {wrong}" if wrong else why + source.note
+            built = source.build
+            built()  # loads it: errors of the engine must come before the run
+    if engine == "openai":
+        built()  # checks the address and loads nothing
+    # Samples of the plain engine depend on the dtype of the base and on our own code.
+    dtype, quantize = next(base.model.parameters()).dtype, runtime.config.model.quantize
+    precision = (
+        f" {dtype} {quantize} fedsdr {version('fedsdr')}" if engine == "transformers" else ""
+    )
+    teacher = Teacher(
+        model=settings.model or base.name,
+        weights=_address(settings.url) if engine == "openai" else base.fingerprint,
+        template=runtime.renderer.fingerprint,
+        engine=f"{engine} {version(ENGINES[engine][1])}{variant}{precision}",
+        decoding=Decoding(
+            settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
+        ),
+    )
+
+    def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
+        yield from built()(requests, decoding)
+
+    return Rewriting(teacher, generate, why, load_prompts(settings.prompts or None))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file or folder that OpenVINO can load; `build` loads it once."""
+
+    variant: str
+    note: str  # why it is not the model's own file or folder
+    build: Callable[[], Generate]
+
+
+def _openvino_sources(runtime: ClientRuntime) -> list[_Source]:
+    """Return the sources to try in order, the model's own file or folder first."""
+    base = runtime.base
+    own = _model_path(base) or Path(base.name)
+    copies = cache_folder() / "models"
+    name = f"{own.stem}-{base.fingerprint[:12]}"
+
+    def source(variant: str, note: str, path: Callable[[], Path]) -> _Source:
+        return _Source(variant, note, functools.cache(lambda: _openvino(runtime, path())))
+
+    as_it_is = source("", "", lambda: own)
+    if base.gguf:
+        note = ", from an fp16 copy: the file itself gives other answers"
+        written, write = copies / f"{name}-fp16.gguf", functools.partial(write_fp16_copy, own)
+        copy = functools.partial(made_once, written, write)
+        return [as_it_is, source(" fp16 copy", note, copy)]
+    if own.is_dir() and why_unreadable(own):
+        written, write = copies / f"{name}-openvino", functools.partial(export_folder, own)
+        export = functools.partial(made_once, written, write)
+        return [source(" export", ", from an export of the folder", export)]
+    return [as_it_is]
+
+
+def _wrong_with(runtime: ClientRuntime, build: Callable[[], Generate]) -> str:
+    """Return '' when OpenVINO's greedy answers to most probes are those of the loaded model.
+
+    FedSD needs the seed model's own words, and an engine may compute another model from the same
+    file: on a CPU with AVX2 alone, OpenVINO 2026.4 gave other greedy answers to 13 of 14 prompts
+    from a Q4_1 file, and 1 of 35 of its rewrites passed the filter, against 13 of 35 of the loaded
+    model. From an fp16 copy of that file its answers were those of the loaded model.
+    """
+    requests = [GenerationRequest(text, (Turn("user", text),)) for text in PROBES]
+    decoding = Decoding(temperature=0.0, max_new_tokens=16)
+    try:
+        theirs = {g.id: g.text.strip() for g in build()(requests, decoding)}
+    except UserError as error:  # the file cannot be loaded
+        return str(error)
+    ours = {g.id: g.text.strip() for g in runtime.generate(len(PROBES))(requests, decoding)}
+    agree = sum(ours[text] == theirs[text] for text in PROBES) > len(PROBES) / 2
+    return "" if agree else "its answers differ from those of the loaded model"
+
+
+def _address(url: str) -> str:
+    """Return a URL without its user name and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _model_path(base: Base) -> Path | None:
+    """Return the file or folder of the base; None for a model from the hub."""
+    folder = Path(base.name)
+    return base.gguf or (folder if folder.is_absolute() else None)
+
+
+def _transformers(runtime: ClientRuntime) -> Generate:
+    return runtime.generate(runtime.config.teacher.batch_size)
+
+
+def _openvino(runtime: ClientRuntime, path: Path) -> Generate:
+    from fedsdr.teachers.openvino import openvino_generate
+
+    return openvino_generate(
+        path,
+        runtime.renderer.prompt,
+        batch_size=runtime.config.teacher.batch_size,
+        stop_ids=runtime.renderer.stop_token_ids,
+    )
+
+
+def _vllm(runtime: ClientRuntime) -> Generate:
+    from fedsdr.teachers.vllm import vllm_generate
+
+    model = runtime.config.model
+    return vllm_generate(
+        str(runtime.base.gguf or runtime.base.name),
+        runtime.renderer.prompt,
+        revision=model.revision or None,
+        trust_remote_code=model.trust_remote_code,
+        stop_ids=runtime.renderer.stop_token_ids,
+    )
+
+
+def _openai(runtime: ClientRuntime) -> Generate:
+    from fedsdr.teachers.openai_endpoint import openai_generate
+
+    teacher = runtime.config.teacher
+    return openai_generate(
+        teacher.url,
+        teacher.model,
+        api_key_env=teacher.api_key_env,
+        allow_remote=teacher.allow_remote,
+    )
+
+
+# engine -> (required module, package whose version identifies the engine)
+ENGINES = {
+    "transformers": ("transformers", "transformers"),
+    "openvino": ("openvino_genai", "openvino-genai"),
+    "vllm": ("vllm", "vllm"),
+    "openai": ("openai", "fedsdr"),
+}
+_BUILD = {"transformers": _transformers, "vllm": _vllm, "openai": _openai}
