@@ -32,7 +32,7 @@ FOLDERS = ("mmlu/default", "bbh/fewshot", "gsm8k", "medqa", "pubmedqa", "truthfu
 
 
 class TwoBranchLM(TemplateLM):
-    """The harness's interface to a runtime's model, with the branches active at the time of the call.
+    """The harness's interface to a model, with the branches active at the time of the call.
 
     Texts are encoded as in the harness's HFLM, without the chat template. A context that exceeds
     the model's window loses its beginning and is added to `cut`.
