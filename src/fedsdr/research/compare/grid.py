@@ -76,9 +76,9 @@ def cells_of(
     variants = _variants(config, study)
     if study.baseline not in variants and study.baseline in METHODS:
         variants[study.baseline] = nested("method.name", study.baseline)
-    root = Path(os.path.commonpath([folder.absolute(), (out or folder).absolute()]))
-    if root == Path(root.anchor):
-        root = folder.absolute()
+    root = Path(os.path.commonpath([os.path.abspath(folder), os.path.abspath(out or folder)]))
+    if root == Path(root.anchor):  # they have nothing in common
+        root = Path(os.path.abspath(folder))
     cells = []
     for algorithm, point in itertools.product(algorithms, _points(config, study.sweep, folder)):
         choose(algorithm, ALGORITHMS, "algorithms")
