@@ -168,6 +168,7 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
         writer.writeheader()
         writer.writerows(comparison[key])
         write_atomically(out / name, text.getvalue())
+    (out / "compare_suites.csv").unlink(missing_ok=True)  # older versions wrote suites apart
     write_atomically(out / "compare.json", json.dumps(comparison, indent=2) + "\n")
 
 
