@@ -147,4 +147,4 @@ def test_the_rows_of_a_partition_can_be_written_out_for_sites_of_their_own(fedsd
     assert sorted(row["instruction"] for row in written) == [f"Q{i}" for i in range(6)]
     code, _, error = fedsdr("data", path, "--write", rows)
     assert code == 2
-    assert "a.jsonl is there already" in error
+    assert "a.jsonl exists already" in error

@@ -1,5 +1,7 @@
 """fedsdr data: what each client holds, and what the model will see of it."""
 
+import functools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +12,11 @@ import click
 from fedsdr.cli.options import config_file, load_checked, overrides
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from fedsdr.config import Config
+    from fedsdr.data.chat_templates import Renderer
+    from fedsdr.types import ClientData, Example
 
-    from fedsdr.types import ClientData
+MAX_CATEGORIES = 12  # columns of the table
 
 
 @click.command()
@@ -24,110 +28,150 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Write each client's rows to FOLDER/CLIENT.jsonl, for sites of their own.",
 )
-@click.option("--rows", default=1, show_default=True, help="Rows of each client to preview.")
+@click.option(
+    "--rows",
+    default=1,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="Rows of each client to preview.",
+)
 def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> None:
     """Show counts, lengths, skew, and rows as the model sees them with the loss mask."""
-    from rich.table import Table
+    from fedsdr.cli.table import print_tables
+    from fedsdr.data.chat_templates import render_for
+    from fedsdr.errors import UserError
+    from fedsdr.models.base_model import load_tokenizer
+
+    settings = load_checked(config, set_)
+    clients = _checked_clients(settings)
+    if write:
+        _write_rows(clients, write)
+    renderer = render_for(load_tokenizer(settings.model), settings.model.template)
+    max_length = settings.data.max_length
+    header = ["client", "train", "test", "tokens a row", "supervised", "cut rows", "empty"]
+    table, silent = [[*header, "metric"]], []
+    for client in clients:
+        try:
+            table.append(_counts_of(client, renderer, max_length))
+            silent += _without_supervision(client, renderer, max_length)
+        except UserError as error:
+            raise UserError(f"client '{client.client_id}': {error}") from error
+    title = f"template: {renderer.name}, at most {max_length} tokens a row"
+    print_tables([(title, table), *_category_tables(clients)])
+    for client in clients:
+        for example in client.raw[:rows]:
+            _preview(client.client_id, example, renderer, max_length)
+    print("\nbold green: counted in the loss; dim: read only")
+    if silent:
+        raise UserError(
+            f"no supervised token in: {', '.join(silent)}; a run would refuse to start "
+            "(raise data.max_length)"
+        )
+
+
+def _checked_clients(settings: "Config") -> list["ClientData"]:
+    """Load the clients; UserError for what a run would refuse before it loads the model."""
+    from fedsdr.data.clients import load_clients
+    from fedsdr.distill.prompts import load_prompts
+    from fedsdr.errors import choose
+    from fedsdr.runs.rewriting import ENGINES
+    from fedsdr.runs.run_plan import announced_by, plan_of
+    from fedsdr.training.methods import METHODS
+
+    plan_of(settings, {})
+    choose(settings.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
+    if METHODS[settings.method.name].rewrites:
+        load_prompts(settings.teacher.prompts or None)
+    clients = load_clients(settings.data)
+    plan_of(settings, announced_by(clients))
+    return clients
+
+
+def _counts_of(client: "ClientData", renderer: "Renderer", max_length: int) -> list[str]:
+    """Return the line of the table for one client."""
+    from fedsdr.evaluation.metrics import metric_for
+    from fedsdr.models.packing import supervised_tokens
+
+    counts: Counter[str] = Counter()
+    for example in client.raw:  # one at a time: encoded rows take more memory than their text
+        row = renderer.encode(example, max_length)
+        supervised = supervised_tokens(row)
+        counts.update(tokens=len(row.tokens), supervised=supervised)
+        counts.update(cut=row.cut > 0, empty=not supervised)
+    return [
+        client.client_id,
+        str(len(client.raw)),
+        str(len(client.test)),
+        f"{counts['tokens'] / len(client.raw):.0f}",
+        f"{counts['supervised'] / len(client.raw):.0f}",
+        str(counts["cut"]),
+        str(counts["empty"]),
+        metric_for((*client.raw, *client.test)).name,
+    ]
+
+
+def _without_supervision(client: "ClientData", renderer: "Renderer", max_length: int) -> list[str]:
+    """Return which of a client's training and test rows have no supervised token among them."""
+    parts = {"training": client.raw, "test": client.test}
+    return [
+        f"the {kind} rows of {client.client_id}"
+        for kind, rows in parts.items()
+        if rows and not any(any(renderer.encode(e, max_length).supervised) for e in rows)
+    ]
+
+
+def _category_tables(clients: Sequence["ClientData"]) -> list[tuple[str, list[list[str]]]]:
+    """Return the label skew as a table, training rows by client and category."""
+    counts = {c.client_id: Counter(e.category for e in c.raw if e.category) for c in clients}
+    categories = sorted(set().union(*counts.values()))
+    if len(categories) < 2:
+        return []
+    shown, more = categories[:MAX_CATEGORIES], len(categories) - MAX_CATEGORIES
+    title = "training rows by category" + (f" ({more} categories more)" if more > 0 else "")
+    rows = [[name, *(str(count[c]) for c in shown)] for name, count in counts.items()]
+    return [(title, [["client", *map(_printable, shown)], *rows])]
+
+
+def _preview(client_id: str, example: "Example", renderer: "Renderer", max_length: int) -> None:
+    """Print a row as the model sees it, with the loss mask."""
     from rich.text import Text
 
     from fedsdr.cli.table import wide_console
-    from fedsdr.data.chat_templates import preview, render_for
-    from fedsdr.data.clients import load_clients
-    from fedsdr.evaluation.metrics import metric_for
-    from fedsdr.models.base_model import load_tokenizer
-    from fedsdr.models.packing import supervised_tokens
+    from fedsdr.data.chat_templates import preview
 
-    settings = load_checked(config, set_)
-    clients = load_clients(settings.data)
-    if write:
-        _write_rows(clients, write)
-    tokenizer = load_tokenizer(settings.model)
-    renderer = render_for(tokenizer, settings.model.template)
     console = wide_console()
-    table = Table(
-        title=f"template: {renderer.name}, at most {settings.data.max_length} tokens a row"
-    )
-    columns = (
-        "client",
-        "train",
-        "test",
-        "tokens a row",
-        "supervised",
-        "cut rows",
-        "empty",
-        "metric",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("client", "metric") else "right")
-    silent = []
-    for client in clients:
-        encoded = [renderer.encode(e, settings.data.max_length) for e in client.raw]
-        counted = [supervised_tokens(row) for row in encoded]
-        if not any(counted):
-            silent.append(client.client_id)
-        table.add_row(
-            client.client_id,
-            str(len(client.raw)),
-            str(len(client.test)),
-            f"{sum(len(r.tokens) for r in encoded) / len(encoded):.0f}",
-            f"{sum(counted) / len(encoded):.0f}",
-            str(sum(row.cut > 0 for row in encoded)),
-            str(counted.count(0)),
-            metric_for((*client.raw, *client.test)).name,
-        )
-    console.print(table)
-    categories = sorted({e.category for c in clients for e in c.raw if e.category})
-    if len(categories) > 1:
-        console.print(_category_table(clients, categories))
-    for client in clients:
-        for example in client.raw[:rows]:
-            row = renderer.encode(example, settings.data.max_length)
-            console.rule(f"{client.client_id}: {example.id}")
-            for text, counts in preview(row, tokenizer):
-                console.print(Text(text, style="bold green" if counts else "dim"), end="")
-                if counts and not console.is_terminal:
-                    console.print("  <-- in the loss", end="")
-            console.print()
-            if row.cut:
-                console.print(f"({row.cut} tokens cut by data.max_length)")
-    console.print("\nbold green: counted in the loss; dim: read only", highlight=False)
-    if silent:
-        from fedsdr.errors import UserError
+    row = renderer.encode(example, max_length)
+    console.rule(Text(_printable(f"{client_id}: {example.id}")))
+    for text, counts in preview(row, renderer.tokenizer):
+        console.print(Text(_printable(text), style="bold green" if counts else "dim"), end="")
+        if counts and not console.is_terminal:
+            console.print("  <-- in the loss", end="")
+    console.print()
+    if row.cut:
+        console.print(f"({row.cut} tokens cut by data.max_length)")
 
-        raise UserError(
-            f"no supervised token in the training rows of: {', '.join(silent)}; "
-            "a run would refuse to start (raise data.max_length)"
-        )
+
+def _printable(text: str) -> str:
+    """Write control characters as escapes: an id or an answer must not steer the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda sign: repr(sign[0])[1:-1], text)
 
 
 def _write_rows(clients: Sequence["ClientData"], folder: Path) -> None:
-    """Write training and test rows of each client into a file; UserError where there is one."""
+    """Write training and test rows of each client into a file; UserError if one exists."""
     import json
 
     from fedsdr.data.formats import row_from_example
     from fedsdr.errors import UserError
-    from fedsdr.files import write_atomically
+    from fedsdr.files import write_file
+
+    def write_lines(path: Path, client: "ClientData") -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for example in (*client.raw, *client.test):
+                file.write(json.dumps(row_from_example(example), ensure_ascii=False) + "\n")
 
     files = {folder / f"{client.client_id}.jsonl": client for client in clients}
-    if there := [path for path in files if path.exists()]:
-        raise UserError(f"--write: {there[0]} is there already; choose another folder")
+    if existing := [path for path in files if path.exists()]:
+        raise UserError(f"--write: {existing[0]} exists already; choose another folder")
     for path, client in files.items():
-        rows = (row_from_example(example) for example in (*client.raw, *client.test))
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(path, "".join(lines))
+        write_file(path, functools.partial(write_lines, client=client))
     print(f"{len(files)} files in {folder}\n")
-
-
-def _category_table(clients: Sequence["ClientData"], categories: Sequence[str]) -> "Table":
-    """Rows a category and client: the label skew."""
-    from rich.table import Table
-
-    shown = categories[:12]
-    table = Table(title="training rows by category")
-    table.add_column("client")
-    for name in shown:
-        table.add_column(name, justify="right")
-    for client in clients:
-        counts = Counter(example.category for example in client.raw)
-        table.add_row(client.client_id, *(str(counts[name]) for name in shown))
-    return table

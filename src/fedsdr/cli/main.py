@@ -72,6 +72,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = _one_line
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     try:
         cli.main(standalone_mode=False)
@@ -88,6 +89,10 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         _stop(" ".join(error.format_message().split()), 2)
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"fedsdr: warning: {' '.join(str(message).split())}\n"
 
 
 def _stop(message: str, code: int) -> None:
