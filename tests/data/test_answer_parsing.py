@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from fedsdr.data.answer_parsing import (
     code_of,
-    final_number,
     kind_of,
     kind_of_one,
     parse_call,
     parses,
     python_tree,
 )
+from fedsdr.data.number_parsing import final_number
 
 anything = st.text() | st.text(alphabet="0123456789,./-$%()[]{}=`'\"\\# \nansweris:fx")
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fedsdr import embedded_packages as embedded
-from fedsdr.data.answer_parsing import final_number, kind_of, parse_call
+from fedsdr.data.answer_parsing import kind_of, parse_call
 from fedsdr.data.embedded import _call_text, _without_docstring, five_domains
+from fedsdr.data.number_parsing import final_number
 from fedsdr.errors import UserError
 
 needs_packages = pytest.mark.skipif(

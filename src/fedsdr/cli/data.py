@@ -73,13 +73,9 @@ def _checked_clients(settings: "Config") -> list["ClientData"]:
     """Load the clients; UserError for what a run would refuse before it loads the model."""
     from fedsdr.data.clients import load_clients
     from fedsdr.distill.prompts import load_prompts
-    from fedsdr.errors import choose
-    from fedsdr.runs.rewriting import ENGINES
     from fedsdr.runs.run_plan import announced_by, plan_of
     from fedsdr.training.methods import METHODS
 
-    plan_of(settings, {})
-    choose(settings.teacher.engine, dict.fromkeys(("auto", *ENGINES)), "teacher.engine")
     if METHODS[settings.method.name].rewrites:
         load_prompts(settings.teacher.prompts or None)
     clients = load_clients(settings.data)

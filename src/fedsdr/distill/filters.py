@@ -14,14 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fedsdr.data.answer_parsing import (
-    code_of,
-    final_number,
-    label_of,
-    looks_like_code,
-    parse_call,
-    python_tree,
-)
+from fedsdr.data.answer_parsing import code_of, label_of, looks_like_code, parse_call, python_tree
+from fedsdr.data.number_parsing import final_number
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from fedsdr.data.answer_parsing import (
-    Kind,
-    code_of,
-    final_number,
-    kind_of,
-    label_of,
-    parse_call,
-    parses,
-)
+from fedsdr.data.answer_parsing import Kind, code_of, kind_of, label_of, parse_call, parses
+from fedsdr.data.number_parsing import final_number
 from fedsdr.types import Example
 
 # Chinese and Japanese are written without spaces: there, a character counts as a word.
@@ -44,7 +37,7 @@ def exact_label(gold: str, answer: str) -> float:
 
 
 def number_equal(gold: str, answer: str) -> float:
-    """Return 1 when the final numbers are equal; see `fedsdr.data.answer_parsing.final_number`."""
+    """Return 1 when the final numbers are equal; see `fedsdr.data.number_parsing.final_number`."""
     wanted = final_number(gold)
     return exact_label(gold, answer) if wanted is None else float(final_number(answer) == wanted)
 

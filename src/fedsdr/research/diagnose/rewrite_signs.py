@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsdr.data.answer_parsing import final_number, kind_of_one, numbers_in
+from fedsdr.data.answer_parsing import kind_of_one
+from fedsdr.data.number_parsing import final_number, numbers_in
 from fedsdr.distill.filters import has_meta_phrase, refuses
 from fedsdr.distill.records import RewriteRecord
 from fedsdr.evaluation.intervals import score_interval
