@@ -1,4 +1,4 @@
-"""The one error that a person can mend, and the way to say what they probably meant."""
+"""The error that a user can fix, and the nearest name for a typo."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,23 +8,23 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something that the user can fix, said in one line that names the place and the mend.
+    """Something that the user can fix, in one line that names the place and the fix.
 
     The command line prints it on standard error, without a traceback, and exits with code 2.
     """
 
 
 class DiskError(UserError):
-    """The disk refuses. It ends a run, where other faults of one client do not."""
+    """The disk is full or not writable. It ends a run, unlike other faults of one client."""
 
 
 class BusyError(UserError):
-    """Another process works in a folder."""
+    """Another process holds the folder."""
 
 
 class Refusal(UserError):
-    """A task that cannot be done, said of the task alone: nothing of the client's own is in its
-    text, so that the server may be told."""
+    """A task that a client refuses. Its text holds nothing of the client's own data or files, so it
+    may be sent to the server."""
 
 
 def one_line(text: str, limit: int = 300) -> str:

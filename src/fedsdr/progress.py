@@ -1,15 +1,15 @@
-"""How long steps say where they are, without knowing whether a person is watching."""
+"""Progress of long steps: log lines and bars, shown as the caller decides."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-Advance = Callable[[int], None]  # so many units more are done
+Advance = Callable[[int], None]  # is given the number of units done since the last call
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`log` writes a line; `bar(what, total)` opens a bar and gives the function that moves it."""
+    """`log` writes a line; `bar(what, total)` opens a bar and yields what advances it."""
 
     log: Callable[[str], None]
     bar: Callable[[str, int], AbstractContextManager[Advance]]

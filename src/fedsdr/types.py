@@ -1,8 +1,8 @@
 """The frozen values that pass between rooms.
 
-What crosses an engine is `ClientTask` one way and `ClientUpdate` or `ClientFault` the other.
-None of them has a field for a private branch, raw text or rewrites; the reason of a fault is words,
-and over Flower those of a `Refusal` alone.
+An engine carries `ClientTask` to a client and `ClientUpdate` or `ClientFault` back. None of them
+has a field for a private branch, raw text or rewrites. The reason of a fault is text; over Flower it is
+the text of a `Refusal` or the name of an exception's type.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,8 +46,8 @@ class Example:
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client holds. `rewritten` is empty until it has been distilled; else it has one
-    example for each of `raw`, with the same ids in the same order."""
+    """The data of one client. `rewritten` is empty before distillation; then it has one example for
+    each of `raw`, with the same ids in the same order."""
 
     client_id: str
     raw: tuple[Example, ...]
@@ -57,7 +57,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """What a client must know to do its work: scalars only, so that any wire can carry it."""
+    """What a client must know of the configuration: scalars only, so that any wire can carry it."""
 
     method: str = "fedsdr"
     correction: Literal["none", "fedprox", "scaffold"] = "none"
@@ -68,24 +68,24 @@ class LocalSettings:
     lr: float = 3e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
-    pack_tokens: int = 1024  # real tokens in one forward pass; 0: as the client's machine holds
-    s_reset: bool = False  # start S anew every round
-    s_dropout: float = 0.0  # share of the rectify batches whose forward leaves S out
+    pack_tokens: int = 1024  # tokens in one forward pass; 0: what fits on the client's machine
+    s_reset: bool = False  # re-initialize S every round
+    s_dropout: float = 0.0  # share of the batches that train R without S in the forward
     mixture: float = 1.0  # share of rewrites where a phase reads "mixture"
     lora_dropout: float = 0.05
-    update_dtype: UpdateDtype = "fp32"  # of the update that goes up
-    clip_norm: float = 0.0  # of an update, all its tensors together; 0: no clipping
+    update_dtype: UpdateDtype = "fp32"  # of the update that is sent
+    clip_norm: float = 0.0  # of an update, over all its tensors; 0: no clipping
     local_noise: float = 0.0  # standard deviation of the noise that the client adds; 0: none
     afterwards: bool = False  # run the method's phases after the last round; nothing is sent
 
 
 @dataclass(frozen=True)
 class ClientTask:
-    """What the server asks of one client in one round.
+    """The work of one client in one round.
 
-    `accepted_round` is the last round in which the server counted an update of this client (0:
-    none yet): the client goes on from the S that it had then, so that a lost result is not
-    learnt twice. `run_id` tells two runs of one name apart where clients keep folders of their own.
+    `accepted_round` is the last round in which the server accepted an update of this client (0: none
+    yet). The client starts from its S of that round, so that a lost result is not learnt twice.
+    `run_id` distinguishes two runs of one name at sites that keep folders of their own.
     """
 
     round: int
@@ -100,8 +100,10 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What one client answers: dR = R_after - R_before over the names of `ClientTask.shared`,
-    in the form that `settings.update_dtype` asks for (see algorithms/compression.py)."""
+    """The result of one client: dR = R_after - R_before over the names of `ClientTask.shared`.
+
+    On its way to the server it is compressed (algorithms/compression.py); the round sees fp32.
+    """
 
     client_id: str
     round: int
@@ -113,7 +115,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ClientFault:
-    """A client that could not answer, and why, in one line."""
+    """A client that failed, and why, in one line."""
 
     client_id: str
     round: int
@@ -122,14 +124,14 @@ class ClientFault:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server remembers between rounds. `round` counts the finished ones."""
+    """The server's state between rounds. `round` counts the finished ones."""
 
     round: int
     shared: Tensors
     optimizer_state: Mapping[str, Tensors]  # the server optimizer's m and v
     control: Tensors  # SCAFFOLD's c
-    accepted: Mapping[str, int]  # client id -> the last round whose update was counted
-    draws: tuple[tuple[int, int], ...] = ()  # of a private run, a round: clients, those asked
+    accepted: Mapping[str, int]  # client id -> the last round whose update was accepted
+    draws: tuple[tuple[int, int], ...] = ()  # private runs, per round: (clients, sampled)
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,13 @@ class RoundRecord:
     bytes_up: int
     step_norm: float
     seconds: float
-    update_cosine: float | None = None  # mean over the pairs of updates; None where noise is added
-    epsilon: float | None = None  # of client-level differential privacy, spent so far
+    update_cosine: float | None = None  # mean over pairs of updates; None with privacy
+    epsilon: float | None = None  # client-level differential privacy spent so far
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How new tokens are chosen. Temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
+    """How tokens are sampled. Temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
 
     temperature: float = 0.7
     top_p: float = 0.9
@@ -159,8 +161,8 @@ class Decoding:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A conversation that wants an answer. In fp32 the same seed gives the same answer in any
-    batch; in bf16 and fp16 the rounding of a product can depend on the size of the batch."""
+    """A conversation to answer. In fp32 the same seed gives the same answer in any batch; in bf16
+    and fp16 the rounding of a product can depend on the batch size."""
 
     id: str
     turns: tuple[Turn, ...]
@@ -169,7 +171,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Generation:
-    """The answer to the request of the same id. `finished`: it ended by itself, not at the
+    """The answer to the request of the same id. `finished`: it ended with a stop token, not at the
     limit of new tokens."""
 
     id: str
@@ -179,7 +181,7 @@ class Generation:
     new_tokens: int
 
 
-# Answers come in any order; each request gets exactly one.
+# Answers come in any order, exactly one for each request.
 Generate = Callable[[Sequence[GenerationRequest], Decoding], Iterator[Generation]]
 
 
@@ -187,7 +189,7 @@ Generate = Callable[[Sequence[GenerationRequest], Decoding], Iterator[Generation
 class TokenRow:
     """One example as tokens. `supervised[i]`: the loss counts the prediction of `tokens[i]`.
 
-    `cut` counts the tokens that `max_length` took away at the end.
+    `cut` counts the tokens that `max_length` removed at the end.
     """
 
     id: str

@@ -1,8 +1,8 @@
 """Local corrections: what FedProx and SCAFFOLD change in a client's gradient.
 
-A correction is one function, `adjust(name, grad, weight)`, that changes `grad` in place. The
-trainer makes it once a round and calls it for every trained parameter of every optimizer step,
-when the gradient of the whole batch is there and before it is clipped:
+A correction is a function `adjust(name, grad, weight)` that changes `grad` in place. The trainer
+builds it once a round and calls it for every trained parameter in every optimizer step, after the
+backward pass of the whole batch and before clipping:
 
     adjust = local_correction(settings.correction, settings.mu, shared, control, control_client)
     for each optimizer step:
@@ -11,7 +11,7 @@ when the gradient of the whole batch is there and before it is clipped:
             adjust(name, p.grad, p)
         ...                                           # clip, then optimizer.step()
 
-Names that are not shared (a private branch) are left alone. `shared`, `control` and
+Names that are not shared (a private branch) are left unchanged. `shared`, `control` and
 `control_client` must be on the device of the weights.
 """
 
@@ -51,8 +51,8 @@ def no_correction(name: str, grad: Tensor, weight: Tensor) -> None:
 def fedprox(shared: Mapping[str, Tensor], mu: float) -> Adjust:
     """g += mu (R - R_global), the gradient of `proximal_loss` (Li et al., MLSys 2020).
 
-    Under AdamW it goes through the moments with the rest of the gradient, as it would if the term
-    stood in the loss.
+    Under AdamW the term goes through the moments with the rest of the gradient, as if it were part
+    of the loss.
     """
 
     def adjust(name: str, grad: Tensor, weight: Tensor) -> None:
@@ -97,9 +97,9 @@ def new_control(
 
     Under SGD without clipping or weight decay, c_k+ is exactly the mean of the uncorrected
     gradients that the client saw. Under AdamW it is not a gradient: (R_global - R) / (steps * lr)
-    is the mean of the normalised steps, about 1 an element however small the gradient is. Where
-    gradients are much smaller than 1, c - c_k then outweighs g, and what is left is SCAFFOLD's
-    rule without its guarantee: it can end further from the optimum than FedAvg does.
+    is the mean of the normalised steps, about 1 per element however small the gradient is. Where
+    gradients are much smaller than 1, c - c_k outweighs g: SCAFFOLD's guarantee does not hold, and
+    it can end further from the optimum than FedAvg.
     """
 
     def one(c_k: Tensor, c: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -117,9 +117,9 @@ def new_server_control(
 ) -> Tensors:
     """Return c + mean_{k in S}(c_k+ - c_k) |S| / K.
 
-    The mean is over the `num_updates` = |S| updates that the round counted, each with weight 1;
-    `num_clients` = K is all clients, chosen or not. If c was the mean of all c_k before the round
-    it is after it.
+    The mean is over the `num_updates` = |S| accepted updates of the round, each with weight 1;
+    `num_clients` = K counts all clients, sampled or not. If c is the mean of all c_k before the
+    round, it is after it.
     """
     share = num_updates / num_clients
 

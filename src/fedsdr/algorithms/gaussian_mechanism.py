@@ -1,4 +1,4 @@
-"""The two moves of client-level differential privacy: bound an update, and drown it in noise.
+"""The Gaussian mechanism: clip an update, then add noise.
 
 McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018.
 """
@@ -20,11 +20,11 @@ def clip(values: Mapping[str, Tensor], bound: float) -> Tensors:
 
 
 def add_gaussian(values: Mapping[str, Tensor], std: float) -> Tensors:
-    """Return x + N(0, std^2), drawn anew from the operating system's entropy.
+    """Return x + N(0, std^2), drawn from the operating system's entropy.
 
-    No seed of a configuration may choose it: who knows the seed could take the noise off again.
+    It must not depend on a configured seed: whoever knows the seed could subtract the noise.
     """
-    # 128 bits: PyTorch's own generator on a CPU starts from 32, which can be tried one by one.
+    # 128 bits: PyTorch seeds its CPU generator with 32, which can be tried one by one.
     draw = np.random.Generator(np.random.PCG64(secrets.randbits(128)))
 
     def noisy(x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Client-level differential privacy: what is asked for, and what it has cost so far.
+"""Client-level differential privacy: its settings, and epsilon after the rounds so far.
 
-An update is clipped to the norm C at the client and counts once, whatever its rows. Noise of
-standard deviation z C is added to the sum of a round's updates by the server ("central", which is
-trusted), or to each update by its client ("local"). Neighbours are two federations in which one
-client holds other data, so that a sum moves by at most 2 C: who takes part is known anyway.
+A client clips its update to the norm C, and every update has weight 1. Noise of standard deviation
+z C is added to the sum of a round's updates by the trusted server ("central"), or to each update by
+its client ("local"). Neighbouring federations differ in the data of one client, so a sum changes by
+at most 2 C. Who takes part is not hidden.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ PrivacyMode = Literal["none", "central", "local"]
 
 @dataclass(frozen=True)
 class Privacy:
-    """`mode` "none" has none, and the rest unread."""
+    """The settings; with `mode` "none" the others are not used."""
 
     mode: PrivacyMode = "none"
     clip_norm: float = 1.0  # C
@@ -30,21 +30,22 @@ NO_PRIVACY = Privacy()
 
 
 def check_accountant() -> None:
-    """UserError when the accountant is not installed: a run must not end without its epsilon."""
+    """UserError when dp-accounting is not installed: a private run must report its epsilon."""
     try:
         import dp_accounting  # noqa: F401
     except ImportError:
         raise UserError(
-            "privacy.mode: needs dp-accounting, which is not installed: pip install -e '.[dp]'"
+            "privacy.mode: needs dp-accounting, which is not installed: pip install 'fedsdr[dp]'"
         ) from None
 
 
 def epsilon_spent(privacy: Privacy, draws: Sequence[tuple[int, int]]) -> float:
-    """Return epsilon at `privacy.delta` after these rounds, each given as (clients, those asked).
+    """Return epsilon at `privacy.delta` after these rounds, each given as (clients, sampled).
 
-    By Google's dp-accounting, in Renyi divergences, for neighbours that replace one client: noise
-    of z C is z / 2 times their distance. Central noise gains from a draw without replacement,
-    where that bound is the better one. Local noise is counted as if a client took part each time.
+    Computed by Google's dp-accounting with Renyi divergences, for neighbours that replace one
+    client: noise of z C is z / 2 times their distance. Central noise is amplified by sampling
+    without replacement, where that bound is the better one. Local noise is counted as if a client
+    took part in every round.
     """
     from dp_accounting.dp_event import DpEvent, GaussianDpEvent, SampledWithoutReplacementDpEvent
     from dp_accounting.privacy_accountant import NeighboringRelation

@@ -7,9 +7,9 @@ from fedsdr.seeds import seed_for
 
 
 def sample_clients(clients: Sequence[str], count: int, seed: int, round: int) -> list[str]:
-    """Return `count` different clients, sorted by name; all of them when `count` is 0.
+    """Return `count` distinct clients, sorted by name; all clients when `count` is 0.
 
-    Every subset is as likely as any other, and the choice depends on seed and round alone.
+    Every subset is equally likely, and the choice depends on seed and round alone.
     """
     ordered = sorted(clients)
     if count == 0 or count >= len(ordered):

@@ -1,4 +1,4 @@
-"""Write what a run made in the forms that other programs load."""
+"""Export the models of a run as PEFT adapters or merged weights."""
 
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from fedsdr.types import Branch
 
 
 def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = False) -> str:
-    """Write the global model, or a client's, into the folder `to`; return what was written.
+    """Write the global or a client's model into the folder `to`; return a line that says how to
+    load it.
 
-    A model of two branches becomes one PEFT adapter (`adapters.join_branches`). With `merge` the
-    base weights take the branches in (in fp32, then rounded to the base's dtype).
+    Two branches become one PEFT adapter (`adapters.join_branches`). With `merge` the branches are
+    added to the base weights in fp32, then rounded to the base's dtype.
     """
     if to.exists():
         raise UserError(f"{to}: exists already; choose another --out")
@@ -22,8 +23,8 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
     branches: tuple[Branch, ...] = method.client_model if client_id else method.global_model
     if method.mixed and client_id:
         raise UserError(
-            f"{run}: {method.name} mixes its branches anew for each instance, which no adapter "
-            "can hold; export the global model, or take the client's S from clients/"
+            f"{run}: {method.name} weights its branches per instance, which an adapter cannot "
+            "hold; export the global model, or take the client's S from clients/"
         )
     values = dict(state.shared)
     if client_id:
@@ -33,9 +34,7 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
             raise UserError(f"--client: no client '{client_id}' in {run} (it has: {known}){hint}")
         values |= runtime.private_of(client_id, state)
     if not branches:
-        raise UserError(
-            f"{run}: {method.name} makes no global model; export a client with --client"
-        )
+        raise UserError(f"{run}: {method.name} has no global model; export a client with --client")
     if merge:
         runtime.model.set(values)
         merged = runtime.model.merge(*branches)

@@ -1,4 +1,4 @@
-"""The models that a run came to, over one loaded base: who is served by which branches."""
+"""The base, global and per-client models of a finished run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +13,7 @@ Kind = Literal["base", "global", "client"]
 
 
 class Serving(NamedTuple):
-    """A model: the branches in its forward and their values; `mixed`: weighed for each instance."""
+    """A model: its branches and their values; `mixed`: FedDPA weights them per instance."""
 
     values: Tensors
     branches: tuple[Branch, ...]
@@ -23,10 +23,10 @@ class Serving(NamedTuple):
 def serving_of(
     runtime: ClientRuntime, state: ServerState, kind: Kind, client_id: str = ""
 ) -> Serving:
-    """Return the model of this kind, "client" that of `client_id`.
+    """Return the base, the global, or the own model of `client_id`.
 
-    Where nothing is sent the global model is the base; a client without an S of its own is served
-    with the global one, whose `values` are then those of the state.
+    The global model of a method that sends nothing is the base. A client without an own S has the
+    global model, with the `values` of the state.
     """
     method = runtime.method
     if kind == "base":
@@ -38,9 +38,9 @@ def serving_of(
 
 
 def models_of(runtime: ClientRuntime, state: ServerState) -> Iterator[tuple[str, Forward]]:
-    """Give each model a name and what puts it into the forward, each only once.
+    """Yield the name of each distinct model and a context manager that puts it into the forward.
 
-    FedDPA's clients mix anew for each instance: left out.
+    FedDPA's client models, which weight their branches per instance, are left out.
     """
 
     def forward_of(serving: Serving) -> Forward:

@@ -13,8 +13,8 @@ from fedsdr.types import Branch, R, S
 class Phase:
     """Train one branch on one kind of data, with these branches in the forward.
 
-    `share` scales each branch's output (1 in the paper's Eq. 6). A `returning` phase is left out
-    until an update of the client was counted: of its first round.
+    `share` scales each branch's output (1 in the paper's Eq. 6). A `returning` phase is skipped
+    until an update of the client was accepted, that is in its first round.
     """
 
     data: Literal["raw", "rewritten", "mixture"]
@@ -25,16 +25,16 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """What its numbers are filed under: R.raw."""
+        """The prefix of its metrics: R.raw."""
         return f"{self.train}.{self.data}"
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a client trains, what it sends, and which branches make the resulting models.
+    """What a client trains, what it sends, and which branches the resulting models have.
 
-    `mixed`: the client's model weighs R and S for each instance (FedDPA) instead of adding both.
-    `afterwards`: phases that run once, after the last round, beside the final global R.
+    `mixed`: the client's model weights R and S per instance (FedDPA) instead of adding both.
+    `afterwards`: phases that run once after the last round, with the final global R.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Method:
 
     @property
     def all_phases(self) -> tuple[Phase, ...]:
-        """Those of a round and those after the last one."""
+        """The phases of a round and those after the last round."""
         return (*self.phases, *self.afterwards)
 
     @property
     def private(self) -> tuple[Branch, ...]:
-        """The branches that a client trains and keeps for itself."""
+        """The branches that a client trains and does not send."""
         trained = {phase.train for phase in self.all_phases}
         return tuple(b for b in (R, S) if b in trained and b not in self.sent)
 
@@ -78,10 +78,10 @@ METHODS: dict[str, Method] = {
         Method("dual-raw", _two_stages("raw", "raw"), (R,), (R,), (R, S)),
         Method("distill-rect", _two_stages("rewritten", "rewritten"), (R,), (R,), (R, S)),
         Method("dual-upload", _two_stages("rewritten", "raw"), (R, S), (R, S), (R, S)),
-        # Yang et al., NeurIPS 2024, variant T: from a client's second round on, S learns beside
-        # the frozen global R, each at half weight; R learns alone from the round's global R.
-        # Their code detaches the frozen adapter, keeps its dropout and counts clients equally;
-        # none of that is copied.
+        # Yang et al., NeurIPS 2024, variant T: from a client's second round on, S is trained with
+        # the frozen global R in the forward, each at half weight; then R is trained alone. Their
+        # code detaches the frozen adapter, keeps its dropout and weights clients equally; ours
+        # does not.
         Method(
             "feddpa",
             (
@@ -93,7 +93,7 @@ METHODS: dict[str, Method] = {
             (R, S),
             mixed=True,
         ),
-        # What a private branch is worth without FedSDR: it never meets R in training.
+        # The control for a private branch: S is trained after the last round.
         Method(
             "plain-personal",
             (Phase("raw", (R,), train=R),),
