@@ -207,6 +207,8 @@ def test_a_configuration_survives_the_scalars_of_a_run_configuration():
     assert from_run_config({**values, "out": "/run", "experiment": "x", "resume": True}) == config
     with pytest.raises(UserError, match=r"'lora.rnk'; did you mean 'lora.rank'"):
         from_run_config({**values, "lora.rnk": 4})
+    with pytest.raises(UserError, match=r"'data.include'"):
+        from_run_config({**values, "data.include": "[" * 5000})
 
 
 def test_a_site_takes_no_path_and_no_right_from_the_server():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import overrides
+from fedsdr.cli.options import load_checked, overrides
 
 # package on PyPI -> (purpose, how to install)
 OPTIONAL = {
@@ -82,11 +82,10 @@ def _print_packages() -> None:
 
 
 def _print_memory(path: Path, overrides: tuple[str, ...]) -> None:
-    from fedsdr.config import load_config
     from fedsdr.models.base_model import choose_device
     from fedsdr.models.memory import choose_pack, free_memory
 
-    config = load_config(path, overrides)
+    config = load_checked(path, overrides)
     train = config.train
     print("\nmemory of a training step:")
     pack_tokens, estimate = choose_pack(config)

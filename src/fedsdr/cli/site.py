@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import config_file, overrides
+from fedsdr.cli.options import config_file, load_checked, overrides
 
 
 @click.group()
@@ -32,11 +32,10 @@ def check(
     root_certificates: Path | None,
 ) -> None:
     """Check data, model, disk and connection before the site joins."""
-    from fedsdr.config import load_config
     from fedsdr.errors import UserError
     from fedsdr.flower.site_check import site_checks
 
-    settings, failed = load_config(config, set_), []
+    settings, failed = load_checked(config, set_), []
     for what, run in site_checks(settings, client, data, state_dir, superlink, root_certificates):
         try:
             print(f"ok     {what}: {run()}")

@@ -78,7 +78,9 @@ def _to_scalar(value: object) -> Scalar:
 def _from_scalar(scalar: Scalar, current: object) -> object:
     if scalar == "" and not isinstance(current, str):
         return None
-    with contextlib.suppress(ValueError):  # not a list: the key's own check reports it
+    with contextlib.suppress(
+        ValueError, RecursionError
+    ):  # not a list: the key's own check reports it
         if isinstance(scalar, str) and scalar.startswith("["):
             return json.loads(scalar)
     return scalar

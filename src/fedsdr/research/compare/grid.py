@@ -13,6 +13,7 @@ from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
 from fedsdr.errors import UserError, choose
 from fedsdr.research.compare.differences import Group
+from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.run_plan import client_settings, plan_of
 from fedsdr.training.local_training import epochs_of
 from fedsdr.training.methods import METHODS
@@ -94,7 +95,8 @@ def cells_of(
         # A list among the values could not be part of a key.
         shown = tuple((k, ", ".join(v) if isinstance(v, list) else v) for k, v in point)
         for name, own in _with_plain(configs).items():
-            plan_of(own, {})  # checks every name and number before the first cell runs
+            check_names(own)  # with the next line, before the first cell runs
+            plan_of(own, {})
             group = Group(name, algorithm, shown)
             cells += [Cell(group, _with(own, {"seed": seed}), root) for seed in seeds]
     choose(study.baseline, dict.fromkeys(cell.group.variant for cell in cells), "baseline")
