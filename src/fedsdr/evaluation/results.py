@@ -98,6 +98,7 @@ def to_markdown(rows: Sequence[Sequence[str]]) -> str:
 def _client_entry(client: ClientResult, seed: int) -> dict[str, Any]:
     base = client.models["base"]
     scores = {model: [row.score for row in of.rows] for model, of in client.models.items()}
+    # Graded scores that happen to be 0 and 1 alone count as such: no others have a larger variance.
     binary = all(score in (0, 1) for values in scores.values() for score in values)
     return {
         "num_train": client.num_train,
