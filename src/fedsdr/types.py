@@ -1,8 +1,8 @@
 """The frozen values that pass between rooms.
 
 An engine carries `ClientTask` to a client and `ClientUpdate` or `ClientFault` back. None of them
-has a field for a private branch, raw text or rewrites. The reason of a fault is text; over Flower it is
-the text of a `Refusal` or the name of an exception's type.
+has a field for a private branch, raw text or rewrites. The reason of a fault is text; over Flower
+it is the text of a `Refusal` or the name of an exception's type.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,8 +83,8 @@ class LocalSettings:
 class ClientTask:
     """The work of one client in one round.
 
-    `accepted_round` is the last round in which the server accepted an update of this client (0: none
-    yet). The client starts from its S of that round, so that a lost result is not learnt twice.
+    `accepted_round` is the last round in which the server accepted an update of this client, or 0.
+    The client starts from its S of that round, so that a lost result is not learnt twice.
     `run_id` distinguishes two runs of one name at sites that keep folders of their own.
     """
 
