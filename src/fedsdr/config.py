@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import ValidationError
@@ -41,7 +42,8 @@ __all__ = [
     "AlgorithmConfig", "CompareConfig", "Config", "DataConfig", "Dtype", "EngineConfig",
     "EvaluationConfig", "FederationConfig", "LoraConfig", "MethodConfig", "ModelConfig",
     "PrivacyConfig", "TeacherConfig", "TrainConfig", "key_names", "load_config", "load_study",
-    "nested", "parse_value", "read_table", "save_config", "value_of", "with_values",
+    "nested", "parse_value", "read_table", "save_config", "to_toml", "value_of", "with_values",
+    "without_password",
 ]  # fmt: skip
 
 _PATHS = ("model.name", "data.clients", "data.source", "teacher.prompts", "teacher.cache")
@@ -114,9 +116,24 @@ def with_values(config: Config, table: Mapping[str, Any], where: str, folder: Pa
     return _merge(config, table, where, folder)
 
 
+def to_toml(config: Config) -> str:
+    """Return every value, resolved, as TOML: running the text again repeats the run.
+
+    The password that `teacher.url` may hold is left out.
+    """
+    teacher = replace(config.teacher, url=without_password(config.teacher.url))
+    return tomli_w.dumps(_without_none(asdict(replace(config, teacher=teacher))))
+
+
 def save_config(config: Config, path: Path) -> None:
-    """Write every value, resolved, as TOML: running the file again repeats the run."""
-    write_atomically(path, tomli_w.dumps(_without_none(asdict(config))))
+    """Write `to_toml(config)` to a file."""
+    write_atomically(path, to_toml(config))
+
+
+def without_password(url: str) -> str:
+    """Return a URL without its user name and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def key_names(kind: type = Config, prefix: str = "") -> list[str]:

@@ -25,6 +25,7 @@ STATE = (
     "distilled/manifest.json",
     "rounds.jsonl",
     "data.json",
+    "config.toml",
 )
 
 
@@ -92,7 +93,7 @@ def test_a_damaged_file_of_state_ends_the_resumed_run_with_its_name(half, file, 
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("file", [f for f in STATE if "manifest" not in f])
+@pytest.mark.parametrize("file", [f for f in STATE if "manifest" not in f and f != "config.toml"])
 def test_a_file_of_state_that_is_gone_is_named(half, file, tmp_path):
     folder, more = half
     shutil.copytree(folder, tmp_path / "run")
@@ -109,3 +110,18 @@ def test_a_lost_private_adapter_never_scores_as_the_global_model(half, tmp_path)
     runtime, state = open_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"bank/round-0001.*lacks"):
         evaluate_clients(runtime, load_clients(runtime.config.data), state, SILENT)
+
+
+def test_a_password_of_an_endpoint_is_never_written_and_not_missed_when_resumed(tmp_path):
+    from dataclasses import replace
+
+    from fedsdr.config import Config, load_config, save_config
+    from fedsdr.runs.run_folder import checked_config
+
+    plain = Config()
+    url = "http://user:secret-word@localhost:8000/v1"
+    config = replace(plain, teacher=replace(plain.teacher, url=url))
+    save_config(config, tmp_path / "config.toml")
+    assert "secret-word" not in (tmp_path / "config.toml").read_text()
+    assert load_config(tmp_path / "config.toml").teacher.url == "http://localhost:8000/v1"
+    assert checked_config(config, tmp_path, resume=True).teacher.url == url

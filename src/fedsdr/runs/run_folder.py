@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Config, key_names, load_config, save_config, value_of
+from fedsdr.config import Config, key_names, load_config, to_toml, value_of, without_password
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.files import write_atomically
@@ -22,6 +22,7 @@ MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device
 # Keys that may differ when a run is resumed, beside those of [engine]. Activation checkpointing
 # changes no bit of the result and lets a run continue that was too large for its machine.
 _RESUMABLE = ("federation.rounds", "train.checkpointing")
+_CHECKSUM = "# SHA-256 of the lines above: "
 _AUTOMATIC = {"train.pack_tokens": 0}  # "auto" elsewhere
 
 
@@ -49,7 +50,7 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ServerSt
         raise UserError(
             f"{run}: no round is finished yet; continue with: fedsdr run CONFIG --out RUN --resume"
         )
-    return load_config(run / "config.toml", overrides), state
+    return _load_saved(run / "config.toml", overrides), state
 
 
 def checked_config(config: Config, out: Path, resume: bool) -> Config:
@@ -70,9 +71,11 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
         raise UserError(
             f"{out}: holds a run already; add --resume to continue it, or choose another --out"
         )
-    before = load_config(saved)
+    before = _load_saved(saved)
     for key in key_names():
         now = value_of(config, key)
+        if key == "teacher.url":  # the saved one is without its password
+            now = without_password(now)
         automatic = now == _AUTOMATIC.get(key, "auto")
         may_differ = key in _RESUMABLE or key.startswith("engine.")
         if not may_differ and not automatic and value_of(before, key) != now:
@@ -82,7 +85,22 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
             )
     federation = dataclasses.replace(before.federation, rounds=config.federation.rounds)
     train = dataclasses.replace(before.train, checkpointing=config.train.checkpointing)
-    return dataclasses.replace(before, federation=federation, train=train, engine=config.engine)
+    teacher = dataclasses.replace(before.teacher, url=config.teacher.url)
+    return dataclasses.replace(
+        before, federation=federation, train=train, teacher=teacher, engine=config.engine
+    )
+
+
+def _load_saved(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Load config.toml of a run. UserError when its checksum, the last line, does not fit."""
+    config = load_config(path, overrides)
+    text, found, digest = path.read_text(encoding="utf-8").partition(_CHECKSUM)
+    if found and digest.strip() != sha256(text.encode()).hexdigest():
+        raise UserError(
+            f"{path}: was changed after the run began; restore it, or start a new run with it in "
+            "another --out"
+        )
+    return config
 
 
 def finished_results(config: Config, out: Path) -> dict[str, Any] | None:
@@ -135,6 +153,8 @@ def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
 
 def start_folder(runtime: ClientRuntime, clients: Sequence[ClientData]) -> None:
     """Write the configuration, with every "auto" resolved, and a hash of each client's rows."""
-    save_config(runtime.config, runtime.folder / "config.toml")
+    text = to_toml(runtime.config)
+    checksum = f"{_CHECKSUM}{sha256(text.encode()).hexdigest()}\n"
+    write_atomically(runtime.folder / "config.toml", text + checksum)
     digests = json.dumps(_digests(clients), indent=2) + "\n"
     write_atomically(runtime.folder / "data.json", digests)

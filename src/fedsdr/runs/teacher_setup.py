@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from fedsdr.config import without_password
 from fedsdr.distill.cache import Teacher
 from fedsdr.distill.prompts import load_prompts
 from fedsdr.errors import UserError
@@ -80,7 +80,7 @@ def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
     )
     teacher = Teacher(
         model=settings.model or base.name,
-        weights=_address(settings.url) if engine == "openai" else base.fingerprint,
+        weights=without_password(settings.url) if engine == "openai" else base.fingerprint,
         template=runtime.renderer.fingerprint,
         engine=f"{engine} {version(ENGINES[engine][1])}{variant}{precision}",
         decoding=Decoding(
@@ -143,12 +143,6 @@ def _wrong_with(runtime: ClientRuntime, build: Callable[[], Generate]) -> str:
     ours = {g.id: g.text.strip() for g in runtime.generate(len(PROBES))(requests, decoding)}
     agree = sum(ours[text] == theirs[text] for text in PROBES) > len(PROBES) / 2
     return "" if agree else "its answers differ from those of the loaded model"
-
-
-def _address(url: str) -> str:
-    """Return a URL without its user name and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _model_path(base: Base) -> Path | None:
