@@ -49,13 +49,15 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> 
     renderer = render_for(load_tokenizer(settings.model), settings.model.template)
     max_length = settings.data.max_length
     header = ["client", "train", "test", "tokens a row", "supervised", "cut rows", "empty"]
-    table, silent = [[*header, "metric"]], []
+    table: list[list[str]] = [[*header, "metric"]]
+    silent: list[str] = []
     for client in clients:
         try:
-            table.append(_counts_of(client, renderer, max_length))
-            silent += _without_supervision(client, renderer, max_length)
+            line, without = _counts_of(client, renderer, max_length)
         except UserError as error:
             raise UserError(f"client '{client.client_id}': {error}") from error
+        table.append(line)
+        silent += without
     title = f"template: {renderer.name}, at most {max_length} tokens a row"
     print_tables([(title, table), *_category_tables(clients)])
     for client in clients:
@@ -83,8 +85,10 @@ def _checked_clients(settings: "Config") -> list["ClientData"]:
     return clients
 
 
-def _counts_of(client: "ClientData", renderer: "Renderer", max_length: int) -> list[str]:
-    """Return the line of the table for one client."""
+def _counts_of(
+    client: "ClientData", renderer: "Renderer", max_length: int
+) -> tuple[list[str], list[str]]:
+    """Return a client's line of the table, and which of its rows have no supervised token."""
     from fedsdr.evaluation.metrics import metric_for
     from fedsdr.models.packing import supervised_tokens
 
@@ -94,26 +98,15 @@ def _counts_of(client: "ClientData", renderer: "Renderer", max_length: int) -> l
         supervised = supervised_tokens(row)
         counts.update(tokens=len(row.tokens), supervised=supervised)
         counts.update(cut=row.cut > 0, empty=not supervised)
-    return [
-        client.client_id,
-        str(len(client.raw)),
-        str(len(client.test)),
-        f"{counts['tokens'] / len(client.raw):.0f}",
-        f"{counts['supervised'] / len(client.raw):.0f}",
-        str(counts["cut"]),
-        str(counts["empty"]),
-        metric_for((*client.raw, *client.test)).name,
-    ]
-
-
-def _without_supervision(client: "ClientData", renderer: "Renderer", max_length: int) -> list[str]:
-    """Return which of a client's training and test rows have no supervised token among them."""
-    parts = {"training": client.raw, "test": client.test}
-    return [
-        f"the {kind} rows of {client.client_id}"
-        for kind, rows in parts.items()
-        if rows and not any(any(renderer.encode(e, max_length).supervised) for e in rows)
-    ]
+    rows, name = len(client.raw), client.client_id
+    silent = [f"the training rows of {name}"] if counts["empty"] == rows else []
+    tests = (supervised_tokens(renderer.encode(e, max_length)) for e in client.test)
+    if client.test and not any(tests):
+        silent.append(f"the test rows of {name}")
+    means = [f"{counts[key] / rows:.0f}" for key in ("tokens", "supervised")]
+    metric = metric_for((*client.raw, *client.test)).name
+    sizes = str(rows), str(len(client.test))
+    return [name, *sizes, *means, str(counts["cut"]), str(counts["empty"]), metric], silent
 
 
 def _category_tables(clients: Sequence["ClientData"]) -> list[tuple[str, list[list[str]]]]:

@@ -132,7 +132,7 @@ def kind_of_one(response: str) -> Kind:
     looks = sum(looks_like_code(line) for line in lines)
     if "```" in text or 2 * looks >= len(lines) or parses(response):
         return "code"
-    if len(lines) == 1 and len(text.split()) <= LABEL_WORDS:
+    if len(lines) == 1 and len(text.split(maxsplit=LABEL_WORDS)) <= LABEL_WORDS:
         return "label"
     return "text"
 

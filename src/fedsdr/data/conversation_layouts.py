@@ -29,6 +29,11 @@ ALPACA_WITH_INPUT = (
 FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 OPEN, CLOSE = "\ue000", "\ue001"  # around the number of a content in a skeleton
 PLACEHOLDER = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+# How templates trim a content, on one side or both, some of line breaks alone.
+TRIMS: tuple[Callable[[str], str], ...] = (
+    str, str.strip, str.lstrip, str.rstrip,
+    lambda text: text.strip("\n"), lambda text: text.lstrip("\n"), lambda text: text.rstrip("\n"),
+)  # fmt: skip
 USE_ALPACA = "set model.template = 'alpaca'"
 
 
@@ -199,11 +204,8 @@ def answer_frame(template: ChatTemplate) -> tuple[str, str]:
 
 def _trimmed_as_in(text: str, at: int, content: str, after: str) -> str | None:
     """Return the trimmed form of `content` at `text[at:]` that `after` follows, or None."""
-    forms = (
-        content, content.strip(), content.lstrip(), content.rstrip(),
-        content.strip("\n"), content.lstrip("\n"), content.rstrip("\n"),
-    )  # fmt: skip
-    for form in forms:
+    for trim in TRIMS:
+        form = trim(content)
         if text.startswith(form, at) and text.startswith(after, at + len(form)):
             return form
     return None
