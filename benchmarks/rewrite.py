@@ -41,7 +41,7 @@ def rewriting_requests(count: int, clients: str) -> list[GenerationRequest]:
     for client in load_clients(DataConfig(clients=clients)):
         kind = kind_of([row.response for row in client.raw])
         texts = (
-            fill(prompts[family_of(row.response, kind)], placeholders_of(row, 0))
+            fill(prompts[family_of(row.response, kind)], next(placeholders_of(row)))
             for row in client.raw[:count]
         )
         columns.append([(client.client_id, text) for text in texts])

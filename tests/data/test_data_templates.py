@@ -23,7 +23,7 @@ from fedsdr.config import load_config
 from fedsdr.data import chat_templates
 from fedsdr.data.chat_templates import (
     preview,
-    prompts_of,
+    prompt_of,
     render_for,
     responses_of,
     turns_of,
@@ -86,7 +86,7 @@ def test_a_conversation_is_the_history_then_instruction_and_input_then_the_respo
 
 def test_each_assistant_turn_has_its_prompt_and_can_be_replaced():
     assert responses_of(TALK) == ("The sky is blue.", "Blue.")
-    assert prompts_of(TALK) == (turns_of(TALK)[:1], turns_of(TALK)[:3])
+    assert prompt_of(TALK) == turns_of(TALK)[:3]
     replaced = with_responses(TALK, ["A", "B"])
     assert responses_of(replaced) == ("A", "B")
     assert with_responses(replaced, responses_of(TALK)) == TALK
@@ -162,7 +162,7 @@ def test_no_content_can_bring_in_a_control_token(name, contents):
 @every_family
 def test_a_prompt_is_the_beginning_of_the_row_that_answers_it(name):
     tokens = RENDERERS[name].encode(TALK, LONG).tokens
-    for position, prompt_turns in enumerate(prompts_of(TALK)):
+    for position, prompt_turns in enumerate((turns_of(TALK)[:1], prompt_of(TALK))):
         prompt = RENDERERS[name].prompt(prompt_turns)
         if name == "qwen3" and position == 0:
             # As history, an answer of Qwen3 has lost the empty thinking block of its prompt.
@@ -456,4 +456,4 @@ def test_the_embedded_model_has_its_answers_supervised_and_no_injected_control_t
     ]
     assert [t for t in row.tokens if t in control_tokens(tokenizer)] == [1, 2] * 3
     assert renderer.stop_token_ids == (2,)
-    assert renderer.prompt(prompts_of(example)[0]) == list(row.tokens[: row.supervised.index(True)])
+    assert renderer.prompt(prompt_of(example)) == list(row.tokens[: row.supervised.index(True)])

@@ -19,7 +19,7 @@ TALK = Example(
 
 
 def prompt_for(example, turn=0, family="general", prompts=None):
-    return fill((prompts or load_prompts())[family], placeholders_of(example, turn))
+    return fill((prompts or load_prompts())[family], [*placeholders_of(example)][turn])
 
 
 @pytest.mark.parametrize("family", FAMILIES.values())
@@ -34,7 +34,7 @@ def test_every_built_in_prompt_shows_the_request_and_the_gold_answer(family):
 def test_a_paragraph_with_nothing_to_show_is_left_out():
     template = "History: {history}\n\nQ: {instruction} {input}\n\nInput: {input}\n\nA: {response}"
     example = Example("b", "Say hi.", "", "hi")
-    assert fill(template, placeholders_of(example, 0)) == "Q: Say hi. \n\nA: hi"
+    assert fill(template, next(placeholders_of(example))) == "Q: Say hi. \n\nA: hi"
     assert "\n\n\n" not in prompt_for(example)
 
 
@@ -49,10 +49,19 @@ def test_each_turn_of_a_conversation_sees_what_came_before_it_and_no_more():
     assert "good answer:\n\n13" in second
 
 
+def test_of_a_long_history_the_latest_turns_are_shown_so_that_memory_stays_linear():
+    turns = tuple(Turn(("user", "assistant")[i % 2], f"{i} " + "x" * 998) for i in range(400))
+    *_, values = placeholders_of(Example("l", "And?", "", "end", history=turns))
+    lines = values["history"].split("\n")
+    assert len(lines) == 31  # of at most 1013 characters
+    assert lines[-1] == f"Assistant: {turns[-1].content}"
+    assert lines[0].startswith("Assistant: 369 ")
+
+
 @given(st.text())
 def test_what_the_data_says_is_never_read_as_a_placeholder(text):
     example = Example("c", "{response}{x}", text, "gold")
-    assert fill("{instruction}|{input}|{response}", placeholders_of(example, 0)) == (
+    assert fill("{instruction}|{input}|{response}", next(placeholders_of(example))) == (
         f"{{response}}{{x}}|{text}|gold"
     )
 

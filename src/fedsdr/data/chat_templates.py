@@ -45,10 +45,9 @@ def responses_of(example: Example) -> tuple[str, ...]:
     return tuple(turn.content for turn in turns_of(example) if turn.role == "assistant")
 
 
-def prompts_of(example: Example) -> tuple[tuple[Turn, ...], ...]:
-    """Return, for every assistant turn in order, the turns before it."""
-    turns = turns_of(example)
-    return tuple(turns[:i] for i, turn in enumerate(turns) if turn.role == "assistant")
+def prompt_of(example: Example) -> tuple[Turn, ...]:
+    """Return the turns before the response."""
+    return turns_of(example)[:-1]
 
 
 def with_responses(example: Example, responses: Sequence[str]) -> Example:

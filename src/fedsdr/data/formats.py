@@ -154,7 +154,7 @@ def _format_of(row: Row, present: Row, where: str) -> Format:
     columns = shorten(", ".join(map(str, row)) or "none", 300)  # on one line
     known = "; ".join(", ".join(_columns(form)) for form in FORMATS.values())
     for form in FORMATS.values():
-        if form.prompt in present:
+        if form.prompt and form.prompt in present:
             raise UserError(
                 f"{where}: row without a response: '{form.response}' is missing or null "
                 f"(columns: {columns}; known formats: {known})"

@@ -73,12 +73,8 @@ def arrow_rows(batch: Any, where: str) -> list[dict[str, Any]]:
 class WrittenFloat(float):
     """A number of a JSON file; as text it is what the file has: 3.10, not 3.1."""
 
-    def __new__(cls, text: str) -> "WrittenFloat":
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    text: str
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def __str__(self) -> str:
         return self.text

@@ -5,7 +5,8 @@ prompts.toml has one for each family of answers; a user's own file has the same 
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,7 @@ FAMILIES: dict[Kind, str] = {
     "label": "classification",
     "call": "functions",
 }
+MAX_HISTORY = 32_000  # characters; without a bound long conversations would take quadratic memory
 _PLACEHOLDERS = ("instruction", "input", "history", "response")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -54,26 +56,32 @@ def family_of(response: str, client_kind: Kind) -> str:
     return FAMILIES["text" if kind == "label" and client_kind != "label" else kind]
 
 
-def placeholders_of(example: Example, turn: int) -> dict[str, str]:
-    """Return the values of the placeholders when assistant turn number `turn` is rewritten.
+def placeholders_of(example: Example) -> Iterator[dict[str, str]]:
+    """Yield the values of the placeholders for each assistant turn, in order.
 
     instruction: the user message that it answers; input: the example's, for its last turn only;
-    history: the turns before, gold answers included, as lines "User: ...", "Assistant: ...";
-    response: its gold answer.
+    history: the turns before, gold answers included, as lines "User: ...", "Assistant: ...", of
+    them the latest `MAX_HISTORY` characters; response: its gold answer.
     """
-    turns = (
-        *example.history,
-        Turn("user", example.instruction),
-        Turn("assistant", example.response),
-    )
-    place = [at for at, said in enumerate(turns) if said.role == "assistant"][turn]
-    asked = place - 1 if place and turns[place - 1].role == "user" else place
-    return {
-        "instruction": turns[asked].content if asked < place else "",
-        "input": example.input if place == len(turns) - 1 else "",
-        "history": "\n".join(f"{said.role.capitalize()}: {said.content}" for said in turns[:asked]),
-        "response": turns[place].content,
-    }
+    lines: deque[str] = deque()
+    room = MAX_HISTORY
+    asked: Turn | None = None  # the message before this turn, not yet in `lines`
+    last = Turn("user", example.instruction), Turn("assistant", example.response)
+    for turn in (*example.history, *last):
+        if turn.role == "assistant":
+            yield {
+                "instruction": asked.content if asked else "",
+                "input": example.input if turn is last[1] else "",
+                "history": "\n".join(lines),
+                "response": turn.content,
+            }
+        for said in (asked, None if turn.role == "user" else turn):
+            if said:
+                lines.append(f"{said.role.capitalize()}: {said.content}")
+                room -= len(lines[-1])
+        while room < 0:
+            room += len(lines.popleft())
+        asked = turn if turn.role == "user" else None
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:

@@ -29,15 +29,15 @@ class Rewritten:
 class _Task:
     """One answer to rewrite, and its key in the cache."""
 
-    example_id: str
+    example: Example
     turn: int
-    instruction: str
-    raw: str
     family: str
-    shown: str  # the example's own texts in the prompt
     prompt: str
     seed: int
-    key: str
+
+    @property
+    def key(self) -> str:
+        return cache_key(self.prompt, self.seed)
 
 
 def rewrite_client(
@@ -61,7 +61,10 @@ def rewrite_client(
     keep_raw = choose(filter_name, FILTERS, "teacher.filter")
     tasks = _tasks(examples, prompts, seed)
     made = _fill_cache(cache, tasks, generate, on_progress)
-    records = tuple(_record(task, cache, keep_raw) for task in tasks)
+    shown = (values for example in examples for values in placeholders_of(example))
+    records = tuple(
+        _record(task, values, cache, keep_raw) for task, values in zip(tasks, shown, strict=True)
+    )
     return Rewritten(with_rewrites(examples, records), records, audit_of(records, made))
 
 
@@ -70,24 +73,11 @@ def _tasks(examples: Sequence[Example], prompts: Mapping[str, str], seed: int) -
     tasks = []
     for example in examples:
         content = _content_hash(example)
-        for turn, raw in enumerate(responses_of(example)):
-            family = family_of(raw, client_kind)
-            values = placeholders_of(example, turn)
+        for turn, values in enumerate(placeholders_of(example)):
+            family = family_of(values["response"], client_kind)
             prompt = fill(prompts[family], values)
-            own = seed_for(seed, "rewrite", content, turn)
-            tasks.append(
-                _Task(
-                    example_id=example.id,
-                    turn=turn,
-                    instruction=values["instruction"],
-                    raw=raw,
-                    family=family,
-                    shown="\n".join(values.values()),
-                    prompt=prompt,
-                    seed=own,
-                    key=cache_key(prompt, own),
-                )
-            )
+            own_seed = seed_for(seed, "rewrite", content, turn)
+            tasks.append(_Task(example, turn, family, prompt, own_seed))
     return tasks
 
 
@@ -105,7 +95,7 @@ def _fill_cache(
 ) -> list[Generation]:
     """Generate what the cache lacks, each key once, and return it."""
     distinct = {task.key: task for task in tasks}
-    waiting = {f"{t.example_id}#{t.turn}": t for t in distinct.values() if not cache.get(t.key)}
+    waiting = {f"{t.example.id}#{t.turn}": t for t in distinct.values() if not cache.get(t.key)}
     requests = [
         GenerationRequest(name, (Turn("user", task.prompt),), task.seed)
         for name, task in waiting.items()
@@ -123,19 +113,22 @@ def _fill_cache(
     return made
 
 
-def _record(task: _Task, cache: RewriteCache, keep_raw: Filter) -> RewriteRecord:
+def _record(
+    task: _Task, values: Mapping[str, str], cache: RewriteCache, keep_raw: Filter
+) -> RewriteRecord:
     made = cache.get(task.key)
     if made is None:
-        raise RuntimeError(f"the cache has no rewrite of '{task.example_id}'")
+        raise RuntimeError(f"the cache has no rewrite of '{task.example.id}'")
     # An endpoint may send half of a surrogate pair, which no tokenizer reads.
     text = made.text.encode(errors="replace").decode().strip()
-    rewrite = Rewrite(task.family, task.shown, task.raw, text, made.finished)
+    shown, raw = "\n".join(values.values()), values["response"]
+    rewrite = Rewrite(task.family, shown, raw, text, made.finished)
     kept_because = keep_raw(rewrite)
     return RewriteRecord(
-        id=task.example_id,
+        id=task.example.id,
         turn=task.turn,
-        instruction=task.instruction,
-        raw=task.raw,
+        instruction=values["instruction"],
+        raw=raw,
         rewrite=text,
         used="raw" if kept_because else "rewrite",
         reason=kept_because or sdft(rewrite),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsdr.data.chat_templates import prompts_of
+from fedsdr.data.chat_templates import prompt_of
 from fedsdr.evaluation.metrics import Metric
 from fedsdr.seeds import seed_for
 from fedsdr.types import Decoding, Example, Generate, GenerationRequest
@@ -65,7 +65,7 @@ class HeldOut:
 def requests_for(rows: Iterable[tuple[str, Example]], seed: int) -> list[GenerationRequest]:
     """Return a request for the last answer of each row, with the given name as its id."""
     return [
-        GenerationRequest(name, prompts_of(row)[-1], seed_for(seed, "evaluate", row.id))
+        GenerationRequest(name, prompt_of(row), seed_for(seed, "evaluate", row.id))
         for name, row in rows
     ]
 

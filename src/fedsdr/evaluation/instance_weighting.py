@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedsdr.data.chat_templates import prompts_of
+from fedsdr.data.chat_templates import prompt_of
 from fedsdr.evaluation.held_out import Losses
 from fedsdr.models.packing import last_states
 from fedsdr.models.two_branch import BranchedModel
@@ -36,7 +36,7 @@ class MixedModel:
         chosen = random.Random(seed_for(self.seed, "feddpa")).sample(
             list(self.examples), min(5, len(self.examples))
         )
-        return torch.stack([self._state(prompts_of(example)[-1]) for example in chosen])
+        return torch.stack([self._state(prompt_of(example)) for example in chosen])
 
     def _state(self, turns: Sequence[Turn]) -> Tensor:
         with self.model.using(), torch.inference_mode():
@@ -54,7 +54,7 @@ class MixedModel:
         def mixed(examples: Sequence[Example]) -> list[tuple[float, int]]:
             results: list[tuple[float, int]] = []
             for example in examples:
-                shared = self.weight_of_shared(prompts_of(example)[-1])
+                shared = self.weight_of_shared(prompt_of(example))
                 with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
                     results += losses([example])
             return results

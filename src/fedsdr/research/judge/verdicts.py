@@ -14,7 +14,7 @@ from importlib import resources
 from itertools import combinations
 from typing import Any
 
-from fedsdr.data.chat_templates import prompts_of
+from fedsdr.data.chat_templates import prompt_of
 from fedsdr.research.compare.differences import mean_over_clients, stratified_interval
 from fedsdr.research.diagnose.summary import Table, with_interval
 from fedsdr.seeds import seed_for
@@ -65,7 +65,7 @@ def question_of(ballot: Ballot, row: Example, answers: Sequence[str]) -> tuple[T
     )
     parts = {
         "criteria": "\n".join(f"- {name}: {what}" for name, what in RUBRIC["criteria"].items()),
-        "conversation": "\n\n".join(f"{t.role}: {t.content}" for t in prompts_of(row)[-1]),
+        "conversation": "\n\n".join(f"{t.role}: {t.content}" for t in prompt_of(row)),
         "reference": row.response,
         "answers": "\n\n".join(shown),
         "labels": ", ".join(ballot.labels),
