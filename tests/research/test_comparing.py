@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsdr.config import CompareConfig, load_config
+from fedsdr.config import CompareConfig
 from fedsdr.distill import cache
 from fedsdr.errors import BusyError, UserError
 from fedsdr.models import memory
@@ -27,6 +27,7 @@ from fedsdr.runs import run as run_module
 from fedsdr.runs import shared_base
 from fedsdr.runs.client_runtime import with_pack
 from fedsdr.runs.run import run_experiment
+from fedsdr.runs.run_folder import load_run_config
 
 STUDY = CompareConfig(methods=["plain", "fedsdr"], seeds=[0, 1])
 
@@ -320,7 +321,7 @@ def test_a_study_that_was_moved_with_its_data_and_runs_runs_nothing_anew(
         assert code == 0, err
         assert "fedsd" in printed
     for saved in (there / out / "cells").glob("*/config.toml"):
-        assert Path(load_config(saved).data.clients).is_relative_to(there)
+        assert Path(load_run_config(saved).data.clients).is_relative_to(there)
 
 
 def test_a_study_file_that_was_moved_alone_runs_nothing_anew(write_config, tmp_path):

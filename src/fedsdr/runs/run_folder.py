@@ -50,7 +50,7 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ServerSt
         raise UserError(
             f"{run}: no round is finished yet; continue with: fedsdr run CONFIG --out RUN --resume"
         )
-    return _load_saved(run / "config.toml", overrides), state
+    return load_run_config(run / "config.toml", overrides), state
 
 
 def checked_config(config: Config, out: Path, resume: bool) -> Config:
@@ -71,7 +71,7 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
         raise UserError(
             f"{out}: holds a run already; add --resume to continue it, or choose another --out"
         )
-    before = _load_saved(saved)
+    before = load_run_config(saved)
     for key in key_names():
         now = value_of(config, key)
         if key == "teacher.url":  # the saved one is without its password
@@ -91,7 +91,13 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     )
 
 
-def _load_saved(path: Path, overrides: Sequence[str] = ()) -> Config:
+def save_run_config(config: Config, path: Path) -> None:
+    """Write config.toml of a run; its last line is a checksum."""
+    text = to_toml(config)
+    write_atomically(path, f"{text}{_CHECKSUM}{sha256(text.encode()).hexdigest()}\n")
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Load config.toml of a run. UserError when its checksum, the last line, does not fit."""
     config = load_config(path, overrides)
     text, found, digest = path.read_text(encoding="utf-8").partition(_CHECKSUM)
@@ -153,8 +159,6 @@ def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
 
 def start_folder(runtime: ClientRuntime, clients: Sequence[ClientData]) -> None:
     """Write the configuration, with every "auto" resolved, and a hash of each client's rows."""
-    text = to_toml(runtime.config)
-    checksum = f"{_CHECKSUM}{sha256(text.encode()).hexdigest()}\n"
-    write_atomically(runtime.folder / "config.toml", text + checksum)
+    save_run_config(runtime.config, runtime.folder / "config.toml")
     digests = json.dumps(_digests(clients), indent=2) + "\n"
     write_atomically(runtime.folder / "data.json", digests)

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import key_names, load_config, nested, save_config, value_of, with_values
+from fedsdr.config import key_names, nested, value_of, with_values
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import BusyError, UserError
 from fedsdr.evaluation.results import to_markdown
@@ -27,7 +27,12 @@ from fedsdr.research.compare.differences import Group, client_rows, comparison_r
 from fedsdr.research.compare.grid import Cell, is_path, unread_sweeps
 from fedsdr.research.suites.tables import saved_suites
 from fedsdr.runs.run import run_experiment
-from fedsdr.runs.run_folder import check_data, checked_config
+from fedsdr.runs.run_folder import (
+    check_data,
+    checked_config,
+    load_run_config,
+    save_run_config,
+)
 from fedsdr.runs.shared_base import one_base
 
 Results = dict[str, Any]
@@ -174,13 +179,13 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
 
 def _update_paths(cell: Cell, folder: Path) -> None:
     """Write the current paths into the config.toml of a cell that was moved with its study."""
-    saved = config = load_config(folder / "config.toml")
+    saved = config = load_run_config(folder / "config.toml")
     for key in key_names():
         before, now = value_of(saved, key), value_of(cell.config, key)
         if before != now and is_path(before) and is_path(now):
             config = with_values(config, nested(key, now), str(folder), folder)
     if config != saved:
-        save_config(config, folder / "config.toml")
+        save_run_config(config, folder / "config.toml")
 
 
 def _check_current_data(cells: Iterable[Cell], out: Path) -> None:
