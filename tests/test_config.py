@@ -334,8 +334,9 @@ def test_an_empty_section_and_null_leave_the_defaults(tmp_path):
         ("just words", "must hold keys and values"),
         ("--- {}\n--- {}", "not valid YAML"),
         ("\x01", "not valid YAML"),
-        ("a: [" * 5000, "nested too deeply|not valid YAML"),
-        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: [" * 5000, "nested too deeply"),
+        ("a: " + "[" * 9000 + "]" * 9000, "nested too deeply"),
+        ("- " * 9000, "nested too deeply"),
     ],
 )
 def test_bad_yaml_is_refused_in_one_line(text, words, tmp_path):
@@ -368,7 +369,7 @@ def test_bad_yaml_is_refused_in_one_line(text, words, tmp_path):
         (b"\xff\xfe", "not UTF-8"),
         ("[train]\nlr = 1\n".encode("utf-16"), "not UTF-8"),
         (b"[data]\nclients = 'a\x00b'", "not valid TOML"),
-        (b"#" * (2**20 + 1), "larger than 1 MiB"),
+        (b"#" * (2**18 + 1), "larger than 256 KiB"),
     ],
 )
 def test_a_file_that_cannot_be_a_configuration_is_refused_in_one_line(content, words, tmp_path):
@@ -443,3 +444,25 @@ def test_any_text_in_a_file_is_taken_or_refused_in_one_line(key, text, name):
         content = (key.rpartition(".")[2] + sign + text).encode("utf-8", "surrogatepass")
         with contextlib.suppress(UserError):  # any other error fails the test
             load_study(write(Path(folder), content, name))
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("http://me:secret@host:8000/v1", "http://host:8000/v1"),
+        ("https://a@b:c@host/v1/@x?q=@y", "https://host/v1/@x?q=@y"),
+        ("http://localhost:8000/v1", "http://localhost:8000/v1"),
+        ("http://[", "http://["),  # urllib cannot parse it
+        ("", ""),
+    ],
+)
+def test_a_saved_configuration_has_no_password(url, safe, tmp_path):
+    config = replace(Config(), teacher=replace(Config().teacher, url=url))
+    save_config(config, tmp_path / "saved.toml")
+    assert load_config(tmp_path / "saved.toml").teacher.url == safe
+
+
+def test_a_list_of_very_many_wrong_items_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"'data.include\[0\]' is 1; it must be text") as error:
+        load_config(write(tmp_path, f"[data]\ninclude = [{'1,' * 100_000}]"))
+    one_line(error)

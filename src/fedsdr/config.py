@@ -8,12 +8,10 @@ file; one in an override, to the working directory.
 import contextlib
 import os
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import ValidationError
@@ -122,7 +120,10 @@ def to_toml(config: Config) -> str:
     The password that `teacher.url` may hold is left out.
     """
     teacher = replace(config.teacher, url=without_password(config.teacher.url))
-    return tomli_w.dumps(_without_none(asdict(replace(config, teacher=teacher))))
+    safe = replace(config, teacher=teacher)
+    return tomli_w.dumps(
+        asdict(safe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+    )
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -132,17 +133,15 @@ def save_config(config: Config, path: Path) -> None:
 
 def without_password(url: str) -> str:
     """Return a URL without its user name and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)
 
 
-def key_names(kind: type = Config, prefix: str = "") -> list[str]:
+def key_names(of: Any = Config, prefix: str = "") -> list[str]:
     """Return every key that a user can set, as `a.b`."""
     names: list[str] = []
-    for f in fields(kind):
-        section = is_dataclass(f.type)
-        below = typing.cast(type, f.type)
-        names += key_names(below, f"{prefix}{f.name}.") if section else [prefix + f.name]
+    for f in fields(of):
+        key = prefix + f.name
+        names += key_names(f.type, f"{key}.") if is_dataclass(f.type) else [key]
     return names
 
 
@@ -202,21 +201,18 @@ def _hint(key: str) -> str:
 
 def _complaint(error: ValidationError, prefix: str) -> str:
     """Return, for the first wrong key of a section, the key, its value and what is allowed."""
-    name = error.errors()[0]["loc"][0]
-    found = [e for e in error.errors() if e["loc"][0] == name]
+    found = error.errors()
+    name = found[0]["loc"][0]
     # Each alternative of a union complains. The one that was meant got furthest: to an item of a
     # list, or past the type to the bounds.
-    ranks = [(len(e["loc"]), not e["type"].endswith("_type")) for e in found]
-    found = [e for e, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
+    ranks = [(e["loc"][0] == name, len(e["loc"]), not e["type"].endswith("_type")) for e in found]
+    best = max(ranks)
+    found = [e for e, rank in zip(found, ranks, strict=True) if rank == best]
     wanted = [_WANTED.get(e["type"], e["msg"].removeprefix("Input should be ")) for e in found]
-    place, value = found[0]["loc"][1:], found[0]["input"]
-    item = "".join(f"[{i}]" for i in place if isinstance(i, int))
-    line = f"'{prefix}{name}{item}' is {shown(value)}; it must be "
-    return (
-        line
-        + " or ".join(dict.fromkeys(wanted))
-        + nearest(str(value), re.findall(r"'([^']+)'", found[0]["msg"]))
-    )
+    item = "".join(f"[{i}]" for i in found[0]["loc"][1:] if isinstance(i, int))
+    allowed, value = " or ".join(dict.fromkeys(wanted)), found[0]["input"]
+    close = nearest(str(value), re.findall(r"'([^']+)'", allowed))
+    return f"'{prefix}{name}{item}' is {shown(value)}; it must be {allowed}{close}"
 
 
 def _absolute(value: Any, folder: Path, key: str, where: str) -> Any:
@@ -234,9 +230,3 @@ def _absolute(value: Any, folder: Path, key: str, where: str) -> Any:
         raise UserError(f"{where}: '{key}' is {shown(value)}: {reason}") from None
     is_path = value.startswith((".", "/", "~")) or value.endswith(".gguf") or os.path.exists(path)
     return value if key == "model.name" and not is_path else path
-
-
-def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        k: _without_none(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None
-    }

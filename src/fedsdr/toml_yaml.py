@@ -11,7 +11,7 @@ import yaml
 
 from fedsdr.errors import UserError
 
-MAX_BYTES, MAX_DEPTH = 2**20, 16
+MAX_BYTES, MAX_DEPTH = 2**18, 16
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 120
@@ -26,7 +26,7 @@ def read_table(path: Path, if_missing: str) -> dict[str, Any]:
     """Return what a TOML file holds, or a YAML file if its name ends in .yaml or .yml.
 
     Raises UserError that names the file if it is missing (`if_missing` says what to do then),
-    larger than 1 MiB, not a regular file, not UTF-8 (a byte order mark is accepted), broken, or
+    larger than 256 KiB, not a regular file, not UTF-8 (a byte order mark is accepted), broken, or
     holds values that `check_plain` rejects.
     """
     text = _read_text(path, if_missing)
@@ -93,7 +93,7 @@ def _read_text(path: Path, if_missing: str) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: is larger than 1 MiB; give a TOML or YAML file")
+            raise UserError(f"{path}: is larger than 256 KiB; give a TOML or YAML file")
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file ({if_missing})") from None
@@ -106,7 +106,12 @@ def _read_text(path: Path, if_missing: str) -> str:
 
 def _parse_yaml(text: str) -> Any:
     """Return what a YAML text holds; YAMLError for aliases, which can explode, and for tags."""
+    depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:  # PyYAML takes quadratic time for deep nesting
+            raise RecursionError
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
             raise _yaml_error("aliases (*name) and tags (!name) are not supported", event)
     node = yaml.compose(text, yaml.SafeLoader)
