@@ -316,7 +316,7 @@ def test_a_node_that_never_says_its_name_is_waited_for_once(
     assert 10 < len(slept) < 60  # half a second, not one in each round
 
 
-def test_a_site_that_cannot_count_its_rewrites_does_not_end_the_run(write_config, tmp_path, deploy):
+def test_a_malformed_report_of_rewrites_does_not_end_the_run(write_config, tmp_path, deploy):
     def hostile(grid, message, context):
         if message.metadata.message_type == "train.rewrite":
             return Message(RecordDict({"report": ConfigRecord({"answers": 3})}), reply_to=message)
@@ -324,7 +324,7 @@ def test_a_site_that_cannot_count_its_rewrites_does_not_end_the_run(write_config
 
     log = []
     deploy(write_config("federation.rounds=1"), answer=hostile, log=log.append)
-    assert "  bank: rewritten" in log
+    assert "  bank: malformed report: 'report' must have exactly answers, rewritten" in log
 
 
 def test_a_site_whose_folder_has_rounds_but_no_run_id_does_not_join(write_config, tmp_path, deploy):

@@ -20,7 +20,13 @@ from fedsdr.errors import Refusal, UserError
 from fedsdr.files import alone, write_atomically
 from fedsdr.flower.node_config import NodeConfig, node_config_of
 from fedsdr.flower.run_config import RUN_ID, Scalar
-from fedsdr.flower.wire import answer_to_records, report_to_records, task_from_records
+from fedsdr.flower.wire import (
+    JoinReport,
+    RewriteReport,
+    answer_to_records,
+    report_to_records,
+    task_from_records,
+)
 from fedsdr.progress import SILENT
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, train_at
 from fedsdr.runs.rewriting import distill_clients, has_rewrites
@@ -40,25 +46,26 @@ app = ClientApp()
 def join(message: Message, context: Context) -> Message:
     """Report the client's name and its number of training rows. The model is not loaded."""
 
-    def introduce() -> dict[str, str | int]:
+    def report() -> JoinReport:
         node = _node(context)
         _check_run(node, _run_of(message))
         client = _load_client(node, context)
-        return {"client": client.client_id, **_counts(node.config, rows=len(client.raw))}
+        return JoinReport(client.client_id, len(client.raw) if _may_count(node.config) else 0)
 
-    return _report(message, context, introduce)
+    return _reply(message, context, report)
 
 
 @app.train("rewrite")
 def rewrite(message: Message, context: Context) -> Message:
     """Rewrite the training answers unless they are rewritten already; report counts alone."""
 
-    def count() -> dict[str, str | int]:
+    def report() -> RewriteReport:
         with open_client(context, _run_of(message), message.metadata.ttl) as (site, client):
             audit = audit_of(read_records(site.distilled(client.client_id)))
-        return _counts(site.config, answers=audit.answers, rewritten=audit.rewritten)
+        counts = (audit.answers, audit.rewritten) if _may_count(site.config) else (0, 0)
+        return RewriteReport(*counts)
 
-    return _report(message, context, count)
+    return _reply(message, context, report)
 
 
 @app.train()
@@ -120,20 +127,20 @@ def _disclosure(settings: LocalSettings) -> str:
     )
 
 
-def _counts(config: Config, **counts: int) -> dict[str, str | int]:
-    """Return the counts, or nothing under local privacy: the server is not trusted with them."""
-    return {} if config.privacy.mode == "local" else {**counts}
+def _may_count(config: Config) -> bool:
+    """Return whether the server is trusted with counts; under local privacy it is not."""
+    return config.privacy.mode != "local"
 
 
-def _report(
-    message: Message, context: Context, make: Callable[[], dict[str, str | int]]
+def _reply(
+    message: Message, context: Context, make_report: Callable[[], JoinReport | RewriteReport]
 ) -> Message:
     """Reply with a report, or with the reason why there is none."""
     try:
-        report = make()
+        report: JoinReport | RewriteReport | ClientFault = make_report()
     except Exception as error:
         logger.exception("cannot reply to '%s'", message.metadata.message_type)
-        report = {"fault": _reason(error, context)}
+        report = ClientFault("", 0, _reason(error, context))
     return Message(report_to_records(report), reply_to=message)
 
 

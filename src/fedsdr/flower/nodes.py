@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -12,12 +11,18 @@ from fedsdr.errors import one_line
 from fedsdr.federation.round import RunClients
 from fedsdr.federation.update_checks import decoded
 from fedsdr.flower.run_config import is_name
-from fedsdr.flower.wire import answer_from_records, report_from_records, tasks_to_records
+from fedsdr.flower.wire import (
+    JoinReport,
+    Report,
+    answer_from_records,
+    report_from_records,
+    tasks_to_records,
+)
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate
 
 POLL_SECONDS = 0.5
 JOIN_SECONDS = 60.0  # a connected node has to reply within this time: it reads its data first
-JOIN_REPORT = {"client": str, "rows": int}
+MAX_ROWS = 10**9  # of a client: its number of rows is its weight
 
 
 def run_message(run_id: str, node: int, kind: str, ttl: float | None = None) -> Message:
@@ -94,16 +99,18 @@ def error_line(reply: Message) -> str:
     return f"Flower error {reply.error.code}: {one_line(str(reply.error.reason))}"
 
 
-def report_of(reply: Message, types: Mapping[str, type[str | int]]) -> dict[str, Any]:
-    """Return the report of a reply, some of the keys of `types`; {"fault": reason} if there is
-    none."""
+def report_of(reply: Message, kind: type[Report]) -> Report | str:
+    """Return the report of a reply, or in one line why there is none.
+
+    Whatever a site sends, the run continues.
+    """
     if reply.has_error():
-        return {"fault": error_line(reply)}
+        return error_line(reply)
     try:
-        report = report_from_records(reply.content, types)
-    except Exception as error:  # whatever a site sends, the run continues
-        return {"fault": one_line(f"malformed report: {error}")}
-    return {key: one_line(v) if key == "fault" else v for key, v in report.items()}
+        report = report_from_records(reply.content, kind)
+    except Exception as error:
+        return one_line(f"malformed report: {error}")
+    return one_line(report.reason) if isinstance(report, ClientFault) else report
 
 
 @dataclass
@@ -157,7 +164,7 @@ class Nodes:
             sender = waiting.get(reply.metadata.reply_to_message_id)
             if sender in self._pending:  # else it has replied to an earlier message
                 del self._pending[sender]
-                self._join(sender, report_of(reply, JOIN_REPORT))
+                self._join(sender, report_of(reply, JoinReport))
         return {client: node for node, client in self._clients.items()}
 
     def take_refusals(self) -> list[dict[str, object]]:
@@ -175,25 +182,24 @@ class Nodes:
         ids = [*(pending.message_ids if pending else ()), *sent]
         self._pending[node] = _Pending(since, ids, now + max(JOIN_SECONDS, now - since))
 
-    def _join(self, node: int, report: Mapping[str, Any]) -> None:
-        if fault := _join_fault(report):
+    def _join(self, node: int, report: JoinReport | str) -> None:
+        if isinstance(report, JoinReport):
+            report = _checked(report)
+        if isinstance(report, str):
             self._refused.add(node)
-            self._unrecorded.append({"id": f"node {node}", "reason": f"cannot join: {fault}"})
-            self._log(f"node {node} cannot join: {fault}")
+            self._unrecorded.append({"id": f"node {node}", "reason": f"cannot join: {report}"})
+            self._log(f"node {node} cannot join: {report}")
             return
-        client = report["client"]
-        self._clients.pop(node, None)
-        self._clients[node] = client
-        self.announced[client] = report.get("rows", 1)
-        rows = f" with {report['rows']} rows" if "rows" in report else ""
-        self._log(f"client '{client}' joined{rows}")
+        self._clients[node] = report.client
+        self.announced[report.client] = report.rows or 1
+        rows = f" with {report.rows} rows" if report.rows else ""
+        self._log(f"client '{report.client}' joined{rows}")
 
 
-def _join_fault(report: Mapping[str, Any]) -> str:
-    """Return why a node with this report cannot join, or ''."""
-    if "fault" in report:
-        return str(report["fault"])
-    client, rows = report.get("client", ""), report.get("rows", 1)
-    if not is_name(client):
-        return f"{client[:60]!r} cannot be the name of a client"
-    return "" if rows > 0 else f"client '{client}' reports {rows} training rows"
+def _checked(report: JoinReport) -> JoinReport | str:
+    """Return the report, or in one line why its node cannot join."""
+    if not is_name(report.client):
+        return f"{report.client[:60]!r} cannot be the name of a client"
+    if not 0 <= report.rows <= MAX_ROWS:
+        return f"client '{report.client}' reports {report.rows} training rows"
+    return report

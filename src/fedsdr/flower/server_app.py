@@ -28,6 +28,7 @@ from fedsdr.flower.nodes import (
     run_message,
 )
 from fedsdr.flower.run_config import RUN_ID, Scalar, from_run_config
+from fedsdr.flower.wire import RewriteReport
 from fedsdr.models.adapters import save_adapter
 from fedsdr.models.base_model import load_shape
 from fedsdr.models.two_branch import BranchedModel
@@ -38,8 +39,6 @@ from fedsdr.runs.run_plan import plan_of
 from fedsdr.tensors import Tensors
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ServerState
-
-REWRITE_REPORT = {"answers": int, "rewritten": int}
 
 app = ServerApp()
 
@@ -158,7 +157,8 @@ def _rewrite(
         for client, node in connected.items()
     }
     for client, reply in replies(grid, messages, seconds):
-        report = report_of(reply, REWRITE_REPORT)
-        counted = REWRITE_REPORT.keys() <= report.keys()
-        counts = f"{report['rewritten']} of {report['answers']} answers " if counted else ""
-        progress.log(f"  {client}: {report.get('fault') or f'{counts}rewritten'}")
+        report = report_of(reply, RewriteReport)
+        if isinstance(report, RewriteReport):
+            counts = f"{report.rewritten} of {report.answers} answers " if report.answers else ""
+            report = f"{counts}rewritten"
+        progress.log(f"  {client}: {report}")

@@ -4,15 +4,15 @@
     update   ConfigRecord "update"                ArrayRecord "delta", "control-delta"
              MetricRecord "metrics"
     fault    ConfigRecord "fault"
-    report   ConfigRecord "report": the reply to a message that is not a task
+    report   ConfigRecord "report": the reply to joining and to rewriting
 
 Tensors are sent as safetensors bytes, so fp32, bf16 and int8 arrive bit for bit. Parsing is strict:
 an unexpected record, key or type is a ValueError, so that nothing else can be sent along.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Literal, cast, get_origin
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, cast, get_origin
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors import SafetensorError
@@ -22,6 +22,25 @@ from fedsdr.tensors import Tensors
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate, LocalSettings
 
 _FORMAT = "safetensors"
+
+
+@dataclass(frozen=True)
+class JoinReport:
+    """A node's client and its number of training rows (0: not reported, under local privacy)."""
+
+    client: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class RewriteReport:
+    """The number of training answers and of those rewritten (0: not reported)."""
+
+    answers: int
+    rewritten: int
+
+
+Report = TypeVar("Report", JoinReport, RewriteReport)
 
 
 def tasks_to_records(tasks: Sequence[ClientTask]) -> list[RecordDict]:
@@ -91,28 +110,19 @@ def answer_from_records(records: RecordDict) -> ClientUpdate | ClientFault:
     )
 
 
-def report_to_records(report: Mapping[str, str | int]) -> RecordDict:
-    """Return the records of a report: what a node replies to a message that is not a task."""
-    return RecordDict({"report": ConfigRecord(dict(report))})
+def report_to_records(report: JoinReport | RewriteReport | ClientFault) -> RecordDict:
+    """Return the records of a node's reply to a message that is not a task."""
+    name = "fault" if isinstance(report, ClientFault) else "report"
+    return RecordDict({name: _scalars_of(report)})
 
 
-def report_from_records(
-    records: RecordDict, types: Mapping[str, type[str | int]]
-) -> dict[str, Any]:
-    """Return the report of a message: {"fault": reason}, or some of the keys of `types`.
-
-    ValueError if the message is not exactly a report.
-    """
+def report_from_records(records: RecordDict, kind: type[Report]) -> Report | ClientFault:
+    """Return the report or fault of a message. ValueError if the message is neither."""
+    if "fault" in records:
+        _check_names(records, {"fault"})
+        return ClientFault(**_scalars(records, "fault", ClientFault))
     _check_names(records, {"report"})
-    record = records["report"]
-    if not isinstance(record, ConfigRecord):
-        raise ValueError("'report' must be a ConfigRecord")
-    wanted = {"fault": str} if "fault" in record else types
-    for key, value in record.items():
-        if key not in wanted:
-            raise ValueError(f"unexpected key: {key}")
-        _check_type(value, wanted[key], f"report.{key}")
-    return dict(record)
+    return kind(**_scalars(records, "report", kind))
 
 
 def _scalar_fields(kind: type) -> dict[str, type]:
@@ -129,15 +139,11 @@ def _scalars_of(value: Any) -> ConfigRecord:
 def _scalars(records: RecordDict, name: str, kind: type) -> dict[str, Any]:
     record, types = records[name], _scalar_fields(kind)
     if not isinstance(record, ConfigRecord) or record.keys() != types.keys():
-        raise ValueError(f"'{name}' must have exactly {_listed(types)}")
+        raise ValueError(f"'{name}' must have exactly {', '.join(types)}")
     for key, wanted in types.items():
-        _check_type(record[key], wanted, f"{name}.{key}")
+        if type(record[key]) is not wanted:
+            raise ValueError(f"'{name}.{key}' must be of type {wanted.__name__}")
     return dict(record)
-
-
-def _check_type(value: object, wanted: type, what: str) -> None:
-    if type(value) is not wanted:
-        raise ValueError(f"'{what}' must be of type {wanted.__name__}")
 
 
 def _arrays(tensors: Tensors) -> ArrayRecord:
@@ -157,11 +163,9 @@ def _tensors(records: RecordDict, name: str) -> Tensors:
 
 
 def _check_names(records: RecordDict, wanted: set[str]) -> None:
-    if missing := wanted - set(records):
-        raise ValueError(f"missing record: {_listed(missing)}")
-    if unexpected := set(records) - wanted:
-        raise ValueError(f"unexpected record: {_listed(unexpected)}")
-
-
-def _listed(names: Mapping[str, object] | set[str]) -> str:
-    return ", ".join(sorted(names) if isinstance(names, set) else names)
+    for problem, names in (
+        ("missing", wanted - set(records)),
+        ("unexpected", set(records) - wanted),
+    ):
+        if names:
+            raise ValueError(f"{problem} record: {', '.join(sorted(names))}")
