@@ -98,6 +98,8 @@ if sys.argv[1] == "run":
     print("Successfully started run 7")
     print("fedsdr: round 1: 3 updates", "INFO : other", {last!r}, sep="\\n", flush=True)
     time.sleep({hang})
+elif sys.argv[1] == "stop":
+    (folder / "stopped").write_text(sys.argv[2])
 elif sys.argv[1] == "list":
     asked = folder / "asked"
     count = len(asked.read_text()) if asked.exists() else 0
@@ -172,6 +174,17 @@ def test_a_stream_that_hangs_is_left_when_the_run_has_ended(tmp_path, fake_flwr)
     began = time.monotonic()
     submitted(tmp_path)
     assert time.monotonic() - began < 30
+
+
+def test_a_run_whose_starter_is_interrupted_is_stopped_at_the_superlink(tmp_path, fake_flwr):
+    fake_flwr("running", hang=60)
+
+    def interrupted(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submit(Config(), tmp_path / "out", "there", False, replace(SILENT, log=interrupted))
+    assert (tmp_path / "stopped").read_text() == "7"
 
 
 def test_settings_of_the_starting_machine_are_not_sent(tmp_path, fake_flwr):
