@@ -26,8 +26,14 @@ def nodes_of(data: Path, sites: Path) -> dict[int, dict]:
     }
 
 
-def checkpoint_of(out: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in (out / "checkpoint").rglob("*") if p.is_file()}
+def checkpoint_of(out: Path) -> dict[str, object]:
+    """Return the files of a checkpoint without the hash of rounds.jsonl: that has seconds in it."""
+    files: dict[str, object] = {
+        path.name: path.read_bytes() for path in (out / "checkpoint").rglob("*.safetensors")
+    }
+    for path in (out / "checkpoint").rglob("state.json"):
+        files["state.json"] = {**json.loads(path.read_text()), "records": None}
+    return files
 
 
 def records_of(out: Path) -> list[dict]:
