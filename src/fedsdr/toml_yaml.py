@@ -1,5 +1,6 @@
 """TOML and YAML files as nested dicts of plain values; anything else is a UserError of one line."""
 
+import re
 import reprlib
 import stat
 import tomllib
@@ -32,7 +33,7 @@ def read_table(path: Path, if_missing: str) -> dict[str, Any]:
     text = _read_text(path, if_missing)
     form = "YAML" if path.suffix.lower() in (".yaml", ".yml") else "TOML"
     try:
-        table = _parse_yaml(text) if form == "YAML" else tomllib.loads(text)
+        table = _parse_yaml(text) if form == "YAML" else _parse_toml(text)
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
@@ -50,7 +51,7 @@ def read_table(path: Path, if_missing: str) -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """Return a TOML value; anything else is text."""
     try:
-        table = tomllib.loads(f"x = {text}")
+        table = _parse_toml(f"x = {text}")
     except (ValueError, RecursionError):
         return text
     return table["x"] if len(table) == 1 else text
@@ -102,6 +103,14 @@ def _read_text(path: Path, if_missing: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: a path with NUL or a lone surrogate
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(str(path))}: cannot be read: {reason}") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML text holds; RecursionError also for a dotted key of 200 parts or more, for
+    which tomllib takes quadratic memory."""
+    if re.search(r"(?<![^\s=\[{,])(?:[^\s.=\[\]{},]++[ \t]*+\.[ \t]*+){199}", text):
+        raise RecursionError
+    return tomllib.loads(text)
 
 
 def _parse_yaml(text: str) -> Any:
