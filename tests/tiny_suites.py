@@ -51,19 +51,6 @@ def write_suites(folder: Path) -> Path:
         file.writelines(json.dumps(row) + "\n" for row in humaneval)
     news = [{"text": "Sales rose .", "label": "positive"}, {"text": "A .", "label": "neutral"}]
     _jsonl(folder / "financial_phrasebank" / "test.jsonl", news)
-    options = {"A": "rest", "B": "run", "C": "eat", "D": "read", "E": "wait"}
-    medqa = [{"question": f"{i} ill?\nA) rest\nB) run", "options": options, "answer": "E"}
-             for i in range(3)]  # fmt: skip
-    _jsonl(folder / "medqa" / "test.jsonl", medqa)
-    pubmedqa = [{"id": f"{i}", "question": "Is it?", "contexts": ["We saw.", "It is."],
-                 "long_answer": "", "final_decision": "yes"} for i in range(3)]  # fmt: skip
-    _jsonl(folder / "pubmedqa" / "test.jsonl", pubmedqa)
-    truthful = [
-        ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers"],
-        ["x", "y", "Is it?", "It is", "Yes; It is", "No; Never; Maybe"],
-        ["x", "y", "Was it, now?", "It was", "It was", "No"],
-    ]
-    _csv(folder / "truthfulqa" / "TruthfulQA.csv", truthful)
     return folder
 
 

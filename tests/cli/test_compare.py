@@ -3,10 +3,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsdr.config import save_config
 from fedsdr.errors import UserError
+from fedsdr.federation.checkpoint import save_state
 from fedsdr.research.compare import compare_runs
+from fedsdr.types import ServerState
 
 
 @pytest.fixture
@@ -131,6 +134,7 @@ def test_a_table_of_what_is_finished_runs_nothing(fedsdr, study, ran, tmp_path):
         save_config(config, folder / "config.toml")
         (folder / "results.json").write_text(json.dumps(results(config)))
         (folder / "data.json").write_text("{}")
+        save_state(folder / "checkpoint", ServerState(1, {"x": torch.zeros(1)}, {}, {}, {}))
     before = len(ran)
     code, _, _ = fedsdr(*arguments, "--set", "federation.rounds=1", "--finished")
     assert (code, len(ran)) == (0, before)

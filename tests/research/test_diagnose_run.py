@@ -71,7 +71,7 @@ def test_the_divergence_of_a_run_is_scipys_over_the_tokens_of_its_answers(write_
 
 def test_the_gradient_cosine_is_that_of_autograd(write_config, tmp_path):
     runtime, _, clients = run_and_open(write_config("federation.rounds=1"), tmp_path / "run")
-    rows = {c.client_id: c.raw[:4] for c in clients}
+    rows = {c.client_id: c.raw[:4] for c in clients[:2]}
     found = measurements.gradient_alignment(
         runtime, rows, ("R",), measurements.set_initial(runtime)
     )
@@ -84,9 +84,8 @@ def test_the_gradient_cosine_is_that_of_autograd(write_config, tmp_path):
             gradients = torch.autograd.grad(loss, list(runtime.model.parameters("R").values()))
         flat.append(torch.cat([g.flatten() for g in gradients]).double())
     wanted = torch.cosine_similarity(flat[0], flat[1], dim=0)
-    assert found["matrix"][0][1] == pytest.approx(float(wanted), abs=1e-5)
-    assert found["matrix"][0][0] == pytest.approx(1)
-    assert found["rows"] == 12
+    assert found["mean"] == pytest.approx(float(wanted), abs=1e-5)
+    assert found["rows"] == 8
 
 
 def test_rows_cut_before_their_answer_give_no_number(write_config, tmp_path):
@@ -178,8 +177,8 @@ def test_a_run_without_rewrites_is_one_line_and_fedsdr_distill_makes_them(
     [
         (["--only", "txt"], "did you mean 'text'"),
         (["--only", "map"], "unknown name 'map'"),
-        (["--rows", "1"], "--rows: is 1"),
-        (["--steps", "0"], "--steps: is 0"),
+        (["--rows", "1"], "'--rows': 1 is not in the range"),
+        (["--steps", "0"], "'--steps': 0 is not in the range"),
         (["--nli", "./nowhere"], "cannot be loaded"),
         (["--set", "train.lr=1"], "cannot be changed for an existing run"),
     ],

@@ -68,7 +68,7 @@ def longest(n, body):
 
 def answers_in(run, model):
     return {
-        (path.stem, entry["id"]): entry["answer"]
+        (path.stem, entry["id"]): entry["text"]
         for path in (run / "answers" / model).glob("*.jsonl")
         for entry in map(json.loads, path.read_text().splitlines())
     }
@@ -120,10 +120,12 @@ def test_answers_and_replies_may_hold_unicode_line_separators(runs, tmp_path):
     answers_of(run, "global", clients, rows, SILENT)
     kept = run / "answers/global/bank.jsonl"
     first, second = map(json.loads, kept.read_text().splitlines())
-    first["answer"] = "one\u2028two\x85three"
+    first["text"] = "one\u2028two\x85three"
+    del first["check"]
     kept.write_text(json.dumps(first, ensure_ascii=False) + "\n")  # the second is generated again
+    ids = [row.id for row in rows["bank"]]
     found = answers_of(run, "global", clients, rows, SILENT)["bank"]
-    assert found == {first["id"]: first["answer"], second["id"]: second["answer"]}
+    assert found == dict(zip(ids, (first["text"], second["text"]), strict=True))
     assert answers_of(run, "global", clients, rows, SILENT)["bank"] == found
     asked = []
 
@@ -222,9 +224,9 @@ def test_the_verdicts_before_an_endpoint_fails_are_kept_and_not_asked_again(runs
         (["plain", "plain"], "the same run is named twice"),
         (["plain", "nowhere"], "not a run folder"),
         (["plain", "dual-raw", "--of", "globl"], "did you mean 'global'"),
-        (["plain", "dual-raw", "--rows", "0"], "--rows: is 0"),
-        (["plain", "dual-raw", "--timeout", "0"], "--timeout: is 0"),
-        (["plain", "dual-raw", "--set", "train.lr=1"], "not of a finished run"),
+        (["plain", "dual-raw", "--rows", "0"], "'--rows': 0 is not in the range"),
+        (["plain", "dual-raw", "--timeout", "0"], "'--timeout': 0.0 is not in the range"),
+        (["plain", "dual-raw", "--set", "train.lr=1"], "cannot be changed for an existing run"),
         (["plain", "dual-raw", "--endpoint", "https://example.com/v1"], "add --allow-remote if"),
         (["plain", "dual-raw", "--endpoint", "example.com"], "--endpoint: not an http URL"),
     ],

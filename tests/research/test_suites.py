@@ -85,28 +85,10 @@ def test_the_other_prompts_are_those_of_the_harness(folder):
     text = prompt(gsm8k)
     assert text.startswith("Question: 0 and 0?\nAnswer: Add.\n#### 0\n\nQuestion: 1 and 1?")
     assert text.endswith("#### 8\n\nQuestion: 5 and 5?\nAnswer:")
-    medqa = tasks_of("medqa", folder)["medqa"]
-    assert prompt(medqa) == "Question: 0 ill?\nA. rest\nB. run\nC. eat\nD. read\nE. wait\nAnswer:"
-    assert medqa.doc_to_choice(medqa.eval_docs[0]) == ["A", "B", "C", "D", "E"]
-    assert medqa.doc_to_target(medqa.eval_docs[0]) == "E"
-    pubmedqa = tasks_of("pubmedqa", folder)["pubmedqa"]
-    assert prompt(pubmedqa) == "Abstract: We saw.\nIt is.\nQuestion: Is it?\nAnswer:"
-    truthful = tasks_of("truthfulqa", folder)["truthfulqa_mc2"]
-    assert prompt(truthful).endswith("held in Barcelona, Spain.\n\nQ: Is it?\nA:")
-    assert truthful.doc_to_choice(truthful.eval_docs[0]) == ["It is", "Yes", "No", "Never", "Maybe"]
     assert prompt(tasks_of("humaneval", folder)["humaneval"]) == "def add0(x):\n"
     fpb = tasks_of("fpb", folder)["fpb"]
     assert prompt(fpb).endswith("negative, neutral or positive?\nSales rose .\nAnswer:")
     assert fpb.doc_to_target(fpb.eval_docs[0]) == "positive"
-
-
-def test_our_file_of_medqa_asks_as_the_harness_does(folder):
-    from lm_eval.tasks.medqa.preprocess_medqa import doc_to_text
-
-    medqa = tasks_of("medqa", folder)["medqa"]
-    four = {**medqa.eval_docs[0], "options": ["rest", "run", "eat", "read"]}
-    theirs = {f"ending{i}": option for i, option in enumerate(four["options"])}
-    assert medqa.doc_to_text(four) == doc_to_text({"sent1": four["question"], **theirs})
 
 
 def test_braces_in_a_question_are_text_and_no_template(tmp_path):
@@ -148,11 +130,8 @@ BROKEN = [
     ("gsm8k", "gsm8k/test.jsonl", '{"question": "q", "answer": 5}', "answer is 5, not a text"),
     ("gsm8k", "gsm8k/test.jsonl", '{"question": "q", "answer": "5"}\n', "no question of gsm8k is"),
     ("fpb", "financial_phrasebank/test.jsonl", '{"text": "x", "label": "bad"}', "'bad' is none of"),
-    ("medqa", "medqa/test.jsonl", '{"question": 3}', "layout is not that of docs/suites.md"),
-    ("pubmedqa", "pubmedqa/test.jsonl", "[]\n", "must be an object"),
-    ("pubmedqa", "pubmedqa/test.jsonl",
-     '{"question": "q", "contexts": "one text", "final_decision": "yes"}', "must be a list"),
-    ("truthfulqa", "truthfulqa/TruthfulQA.csv", "Question\nwhat\n", "no 'Best Answer'"),
+    ("fpb", "financial_phrasebank/test.jsonl", "[]\n", "must be an object"),
+    ("drop", "drop/drop_dev.jsonl", '{"passage": "p", "question": "q"}', "layout is not that of"),
     ("humaneval", "humaneval/HumanEval.jsonl.gz", "not gzip", "HumanEval.jsonl.gz"),
 ]  # fmt: skip
 
@@ -194,7 +173,7 @@ def test_without_a_folder_the_hub_is_asked_and_its_silence_is_one_line(monkeypat
         raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    for name in ("mmlu", "drop", "truthfulqa"):
+    for name in ("mmlu", "drop", "gsm8k"):
         with pytest.raises(UserError, match=rf"{name} cannot be loaded .*reach the Hub.*--suite-d"):
             tasks_of(name, None)
 

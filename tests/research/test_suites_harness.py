@@ -1,7 +1,5 @@
 """Suites over made-up models whose answers are known: scores worked by hand."""
 
-import math
-
 import pytest
 from tiny_suites import write_suites
 
@@ -62,13 +60,6 @@ def test_a_limit_is_of_the_suite_and_takes_its_tasks_in_turn(tasks):
     assert len(model.asked) == 8 * 4
     ids, _ = ask(model, SUITES["mmlu-med"], tasks["mmlu-med"], 0)
     assert len(ids) == 6 * 4
-
-
-def test_truthfulqa_is_the_share_of_probability_on_true_answers(tasks):
-    likely = {" It is": 0.2, " Yes": 0.3, " No": 0.25, " Never": 0.04, " Maybe": 0.01, " It was": 1}
-    model = Said(lambda context, answer: math.log(likely[answer]))
-    _, scores = ask(model, SUITES["truthfulqa"], tasks["truthfulqa"], 0)
-    assert scores["acc"] == pytest.approx([0.5 / 0.8, 1 / 1.25])
 
 
 def test_bbh_counts_an_answer_that_is_the_expected_text_but_for_space_around_it(tasks):

@@ -1,6 +1,5 @@
 """fedsdr diagnose: alignment of the clients and the Rewrite Paradox, in numbers."""
 
-import json
 from pathlib import Path
 
 import click
@@ -21,10 +20,18 @@ from fedsdr.cli.options import overrides, run_folder
     help="text, rewrites, optimization, serving or aggregation; default: all.",
 )
 @click.option(
-    "--rows", default=32, show_default=True, help="Rows of a client that the model reads, at most."
+    "--rows",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="Rows of a client that the model reads, at most.",
 )
 @click.option(
-    "--steps", default=8, show_default=True, help="Optimizer steps before a loss transfer."
+    "--steps",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Optimizer steps before a loss transfer.",
 )
 @click.option(
     "--nli", default="", metavar="MODEL", help="Hugging Face model for entailment; none is bundled."
@@ -43,26 +50,17 @@ def diagnose(
     The run is not changed. docs/diagnose.md explains each number.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_explained
+    from fedsdr.cli.table import write_and_print
     from fedsdr.data.clients import load_clients
-    from fedsdr.errors import UserError
-    from fedsdr.files import write_atomically
     from fedsdr.research.diagnose.diagnose_run import diagnose as measure
-    from fedsdr.research.diagnose.summary import markdown_of, tables_of
+    from fedsdr.research.diagnose.summary import tables_of
     from fedsdr.runs.run_folder import check_data, open_run
 
-    for name, value, least in (("--rows", rows, 2), ("--steps", steps, 1)):
-        if value < least:
-            raise UserError(f"{name}: is {value}; it must be at least {least}")
     runtime, state = open_run(run, set_)
     clients = load_clients(runtime.config.data)
     check_data(run, clients)
     found = measure(
         runtime, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
     )
-    tables, folder = tables_of(found), out or run
-    write_atomically(folder / "diagnose.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     title = f"Diagnosis: {found['method']} with {found['algorithm']}, {found['rounds']} rounds"
-    write_atomically(folder / "diagnose.md", markdown_of(title, tables))
-    print_explained(tables)
-    print(f"\nin {folder}: diagnose.json, diagnose.md")
+    write_and_print(out or run, "diagnose", found, title, tables_of(found))

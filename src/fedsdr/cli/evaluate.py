@@ -77,8 +77,7 @@ def _on_suites(
 
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_tables
-    from fedsdr.research.suites.harness import load_tasks
-    from fedsdr.research.suites.run_suites import run_suites
+    from fedsdr.research.suites.harness import load_tasks, run_suites
     from fedsdr.research.suites.tables import tables_of
     from fedsdr.runs.run_folder import open_run
 

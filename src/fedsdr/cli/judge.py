@@ -1,6 +1,5 @@
 """fedsdr judge: a blind judge between the answers of several runs."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,13 @@ from fedsdr.cli.options import overrides
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--of", default="global", show_default=True, help="global or client models.")
 @click.option("--base", is_flag=True, help="Add the base model of the first run.")
-@click.option("--rows", default=20, show_default=True, help="Test rows per client, at most.")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Test rows per client, at most.",
+)
 @click.option("--seed", default=0, show_default=True, help="Draws the rows and the orders.")
 @click.option(
     "--api-key-env",
@@ -26,7 +31,13 @@ from fedsdr.cli.options import overrides
     help="The environment variable that holds the key.",
 )
 @click.option("--allow-remote", is_flag=True, help="Test rows may leave this machine.")
-@click.option("--timeout", default=120.0, show_default=True, help="Seconds to wait for a verdict.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait for a verdict.",
+)
 def judge(
     runs: tuple[Path, ...],
     set_: tuple[str, ...],
@@ -47,19 +58,12 @@ def judge(
     command needs its verdicts. docs/judge.md explains each number.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_explained
-    from fedsdr.errors import UserError
-    from fedsdr.files import write_atomically
-    from fedsdr.research.diagnose.summary import markdown_of
+    from fedsdr.cli.table import write_and_print
     from fedsdr.research.judge.judge_runs import check_endpoint
     from fedsdr.research.judge.judge_runs import judge as judge_runs
     from fedsdr.research.judge.verdicts import notes_of, table_of
     from fedsdr.teachers.openai_endpoint import openai_generate
 
-    if rows < 1:
-        raise UserError(f"--rows: is {rows}; it must be at least 1")
-    if not timeout > 0:
-        raise UserError(f"--timeout: is {timeout}; it must be more than 0")
     ask = partial(
         openai_generate,
         endpoint,
@@ -75,8 +79,5 @@ def judge(
         runs, ask(), out, console_progress(),
         judged_by=model, model=of, base=base, rows=rows, seed=seed, overrides=set_,
     )  # fmt: skip
-    tables, notes = [table_of(found)], notes_of(found)
-    write_atomically(out / "judge.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-    write_atomically(out / "judge.md", markdown_of(f"The {of} models judged", tables, notes))
-    print_explained(tables, notes)
-    print(f"\nin {out}: judge.json, judge.md, verdicts.jsonl")
+    title = f"The {of} models judged"
+    write_and_print(out, "judge", found, title, [table_of(found)], notes_of(found))

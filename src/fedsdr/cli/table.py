@@ -1,6 +1,8 @@
 """Tables for the terminal. A number is never cut: a table that is too wide becomes blocks."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -10,6 +12,9 @@ from rich.table import Table as RichTable
 
 from fedsdr.distill.records import Audit
 from fedsdr.evaluation.results import Table, table_of
+from fedsdr.files import write_atomically
+from fedsdr.research.diagnose.summary import Table as ExplainedTable
+from fedsdr.research.diagnose.summary import markdown_of
 
 WIDTH_OF_FILES = 160  # output into a file or pipe has no width of its own
 
@@ -22,14 +27,22 @@ def print_tables(tables: Iterable[Table], notes: Iterable[str] = ()) -> None:
         wide_console().print(note, highlight=False, markup=False)
 
 
-def print_explained(
-    tables: Iterable[tuple[str, str, Sequence[Sequence[str]]]], notes: Iterable[str] = ()
+def write_and_print(
+    folder: Path,
+    name: str,
+    found: Mapping[str, Any],
+    title: str,
+    tables: Sequence[ExplainedTable],
+    notes: Sequence[str] = (),
 ) -> None:
-    """Print tables of (title, meaning, rows), each below its meaning, and then the notes."""
-    for title, meaning, rows in tables:
-        wide_console().print(f"\n{meaning}", highlight=False, markup=False)
-        print_tables([(title, rows)])
+    """Write NAME.json and NAME.md into a folder, and print each table below its meaning."""
+    write_atomically(folder / f"{name}.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / f"{name}.md", markdown_of(title, tables, notes))
+    for table in tables:
+        wide_console().print(f"\n{table.meaning}", highlight=False, markup=False)
+        print_tables([(table.title, table.rows)])
     print_tables([], notes)
+    print(f"\nin {folder}: {name}.json, {name}.md")
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -66,15 +79,21 @@ def wide_console(width: int = WIDTH_OF_FILES) -> Console:
 
 
 def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    natural = sum(_widths(rows)) + _frame(rows)
+    frame = 3 * len(rows[0]) + 1  # borders and padding
+    natural = sum(_widths(rows)) + frame
     console = wide_console(max(WIDTH_OF_FILES, natural))
     if natural > console.width:
         title, rows = _constants_in_title(title, rows)
     header, *body = rows
-    if widths := _fitting_widths(rows, console.width):
-        table = RichTable(title=escape(title), show_lines=widths != _widths(rows))
+    widths, room = _widths(rows), console.width - frame
+    words = _widths([[max(cell.split() or [""], key=cell_len) for cell in row] for row in rows])
+    if sum(words) <= room:  # cells may be wrapped, but not within a word
+        table = RichTable(title=escape(title), show_lines=sum(widths) > room)
+        while sum(widths) > room:
+            widest = max(range(len(widths)), key=lambda i: (widths[i] > words[i], widths[i]))
+            widths[widest] -= 1
         for i, (name, width) in enumerate(zip(header, widths, strict=True)):
-            table.add_column(escape(name), justify="left" if i == 0 else "right", width=width)
+            table.add_column(escape(name), justify="right" if i else "left", width=width)
         for row in body:
             table.add_row(*map(escape, row))
         console.print(table)
@@ -91,32 +110,12 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
 
-def _frame(rows: Sequence[Sequence[str]]) -> int:
-    return 3 * len(rows[0]) + 1  # borders and padding
-
-
-def _fitting_widths(rows: Sequence[Sequence[str]], available: int) -> list[int] | None:
-    """Return column widths that wrap no cell within a word; None if there are none."""
-    widths, room = _widths(rows), available - _frame(rows)
-    least = _widths([[max(cell.split() or [""], key=cell_len) for cell in row] for row in rows])
-    if sum(least) > room:
-        return None
-    while sum(widths) > room:
-        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
-        widths[widest] -= 1
-    return widths
-
-
 def _constants_in_title(
     title: str, rows: Sequence[Sequence[str]]
 ) -> tuple[str, Sequence[Sequence[str]]]:
     """Move the columns with the same value in every row into the title."""
-    header, *body = rows
-    if len(body) < 2:
-        return title, rows
-    same = [i > 0 and len({row[i] for row in body}) == 1 for i in range(len(header))]
-    facts = [f"{name} {body[0][i]}" for i, name in enumerate(header) if same[i]]
-    kept = [
-        [cell for cell, constant in zip(row, same, strict=True) if not constant] for row in rows
-    ]
-    return "; ".join([title, *facts]), kept
+    header, *columns = zip(*rows, strict=True)
+    same = [column for column in columns if len(rows) > 2 and len(set(column[1:])) == 1]
+    kept = [column for column in columns if column not in same]
+    facts = [f"{column[0]} {column[1]}" for column in same]
+    return "; ".join([title, *facts]), list(zip(header, *kept, strict=True))

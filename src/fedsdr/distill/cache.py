@@ -39,24 +39,21 @@ def cache_key(request: str, seed: int) -> str:
     return _digest(f"{seed}\n{request}")
 
 
-class RewriteCache:
-    """The rewrites of one teacher, in memory and on disk.
+class GenerationFile:
+    """Generations by key, in memory and in an append-only file of JSON lines.
 
-    A row is appended by one `write` to a file opened with O_APPEND, so that an interrupted run
-    keeps every finished row and several processes can append at once. The partial line that a crash
-    may leave is terminated by the next row and ignored on load. A process sees the rows of another
-    when it opens the cache anew. Of two rows with one key the first counts.
+    A row is appended by one `write` to a file opened with O_APPEND, so that an interrupted process
+    keeps every finished row and several can append at once. The partial line that a crash may leave
+    is terminated by the next row and ignored on load. A process sees the rows of another when it
+    opens the file anew. Of two rows with one key the first counts.
     """
 
-    def __init__(self, folder: str | Path, teacher: Teacher) -> None:
-        """Load the teacher's rewrites from `folder`, created if missing. UserError when the disk
-        refuses."""
-        self.teacher = teacher
-        self.path = Path(folder) / "rewrites" / f"{teacher.fingerprint}.jsonl"
-        about = json.dumps(dataclasses.asdict(teacher), indent=2, sort_keys=True) + "\n"
-        made_once(self.path.with_suffix(".json"), lambda path: write_atomically(path, about))
-        with disk_errors_named(self.path):
-            content = self.path.read_bytes() if self.path.exists() else b""
+    def __init__(self, path: Path) -> None:
+        """Load the file, if there is one. UserError when the disk refuses."""
+        self.path = path
+        with disk_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes() if path.exists() else b""
         self._partial = not content.endswith(b"\n") and content != b""
         self._rows: dict[str, Generation] = {}
         for line in content.splitlines():
@@ -67,11 +64,11 @@ class RewriteCache:
         return len(self._rows)
 
     def get(self, key: str) -> Generation | None:
-        """Return the rewrite under a key, whose `id` is the key, or None."""
+        """Return the generation under a key, whose `id` is the key, or None."""
         return self._rows.get(key)
 
     def put(self, key: str, generation: Generation) -> None:
-        """Store a rewrite, in memory and on disk. UserError when the disk refuses."""
+        """Store a generation, in memory and on disk. UserError when the disk refuses."""
         row = dataclasses.replace(generation, id=key)
         fields = dataclasses.asdict(row)
         fields["check"] = _digest(json.dumps(fields))[:16]
@@ -88,8 +85,21 @@ class RewriteCache:
         self._rows.setdefault(key, row)
 
 
+class RewriteCache(GenerationFile):
+    """The rewrites of one teacher."""
+
+    def __init__(self, folder: str | Path, teacher: Teacher) -> None:
+        """Load the teacher's rewrites from `folder`, created if missing. UserError when the disk
+        refuses."""
+        self.teacher = teacher
+        path = Path(folder) / "rewrites" / f"{teacher.fingerprint}.jsonl"
+        about = json.dumps(dataclasses.asdict(teacher), indent=2, sort_keys=True) + "\n"
+        made_once(path.with_suffix(".json"), lambda path: write_atomically(path, about))
+        super().__init__(path)
+
+
 def _row(line: bytes) -> Generation | None:
-    """Return the rewrite of a line, or None for a line that is partial or damaged."""
+    """Return the generation of a line, or None for a line that is partial or damaged."""
     try:
         fields = json.loads(line)
         check = fields.pop("check", None)  # older versions wrote none

@@ -24,12 +24,13 @@ from fedsdr.files import write_atomically
 from fedsdr.progress import Progress
 from fedsdr.research.compare.comparison_table import notes_of, table_of
 from fedsdr.research.compare.differences import Group, client_rows, comparison_rows
-from fedsdr.research.compare.grid import Cell, is_path, unread_sweeps
+from fedsdr.research.compare.grid import Cell, is_path
 from fedsdr.research.suites.tables import saved_suites
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.run_folder import (
     check_data,
     checked_config,
+    finished_results,
     load_run_config,
     save_run_config,
 )
@@ -89,26 +90,16 @@ def run_cells(
 
 
 def finished(cell: Cell, out: Path) -> Results | None:
-    """Return the results of a finished cell; None if a round or a measurement is missing.
+    """Return the results of a finished cell, None if it has yet to run or be measured again.
 
-    A cell whose answers had another length limit is not finished: running it measures it again. The
-    paths in the config.toml of a moved cell are updated. UserError if its folder holds another run.
+    The paths in the config.toml of a moved cell are updated. UserError if its folder holds another
+    run.
     """
     folder = cell.folder_in(out)
     if not ((folder / "config.toml").exists() and (folder / "data.json").exists()):
         return None
     _update_paths(cell, folder)
-    checked_config(cell.config, folder, resume=True)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not measured, or not by us
-        return None
-    wanted = {
-        "rounds": cell.config.federation.rounds,
-        "max_new_tokens": cell.config.evaluation.max_new_tokens,
-    }
-    alike = isinstance(results, dict) and wanted.items() <= results.items()
-    return results if alike and {"clients", "cost"} <= results.keys() else None
+    return finished_results(checked_config(cell.config, folder, resume=True), folder)
 
 
 def finished_cells(cells: Sequence[Cell], out: Path) -> dict[str, Results]:
@@ -131,10 +122,10 @@ def comparison_of(
     measured = [cell for cell in cells if cell.name in done]
     _check_unchanged(measured, out)
     suites = {cell.name: saved_suites(cell.folder_in(out)) for cell in measured}
-    settings, left_out = _suite_settings(suites)
+    alike, unlike = _asked_alike(list(suites.values()))
     groups: dict[Group, dict[int, Results]] = {cell.group: {} for cell in cells}
     for cell in measured:
-        asked = {name: s for name, s in suites[cell.name].items() if name in settings}
+        asked = {name: suites[cell.name][name] for name in alike}
         groups[cell.group][cell.config.seed] = {**done[cell.name], "suites": asked}
     rewriting = [run["cost"]["seconds"].get("rewrite", 0.0) for run in done.values()]
     return {
@@ -142,10 +133,8 @@ def comparison_of(
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
         "by_client": client_rows(groups),
-        "suite_settings": settings,
-        "suites_left_out": left_out,
-        "unread": unread_sweeps(cells),
-        "untested": _clients_without_test_rows(measured, done, out),
+        "suite_settings": alike,
+        "suites_left_out": unlike,
         "rewriting_seconds": sum(rewriting),
         "cells": [
             {
@@ -173,7 +162,6 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
         writer.writeheader()
         writer.writerows(comparison[key])
         write_atomically(out / name, text.getvalue())
-    (out / "compare_suites.csv").unlink(missing_ok=True)  # older versions wrote suites apart
     write_atomically(out / "compare.json", json.dumps(comparison, indent=2) + "\n")
 
 
@@ -223,31 +211,13 @@ def _check_unchanged(cells: Sequence[Cell], out: Path) -> None:
                 )
 
 
-def _suite_settings(
-    suites: Mapping[str, Mapping[str, Any]],
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return how each suite was asked in all cells, and the suites asked in different ways."""
-    alike, unlike = {}, {}
-    for name in sorted({name for of_cell in suites.values() for name in of_cell}):
-        ways: dict[str, str] = {}  # questions, shots and how -> the first cell asked that way
-        for cell, of_cell in suites.items():
-            if suite := of_cell.get(name):
-                questions = f"{suite['num_questions']} questions"
-                ways.setdefault(
-                    repr((suite["ids"], suite["shots"], suite["how"])), f"{cell}: {questions}"
-                )
-                alike[name] = f"{suite['shots']}-shot, {questions}"
-        if len(ways) > 1:
-            unlike[name] = ", ".join(ways.values())
-            del alike[name]
+def _asked_alike(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """Return how each suite was asked that all runs were asked alike; the names of the others."""
+    alike, unlike = {}, []
+    for name in sorted({name for suites in runs for name in suites}):
+        asked = [suites.get(name, {}) for suites in runs]
+        if len({repr([s.get(key) for key in ("ids", "shots", "how")]) for s in asked}) == 1:
+            alike[name] = f"{asked[0]['shots']}-shot, {asked[0]['num_questions']} questions"
+        else:
+            unlike.append(name)
     return alike, unlike
-
-
-def _clients_without_test_rows(
-    cells: Iterable[Cell], done: Mapping[str, Results], out: Path
-) -> list[str]:
-    found: set[str] = set()
-    for cell in cells:
-        clients = json.loads((cell.folder_in(out) / "data.json").read_text(encoding="utf-8"))
-        found |= clients.keys() - done[cell.name]["clients"].keys()
-    return sorted(found)

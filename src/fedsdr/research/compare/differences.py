@@ -53,24 +53,21 @@ Groups = Mapping[Group, Mapping[int, Results]]  # group -> seed -> results of th
 def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
     """Return one row per kind of model and group; the base model has a row per sweep point.
 
-    Measures are loss, score, and every public suite that a run was asked. A difference is to the
-    same kind of model of the variant `baseline` with the same algorithm, sweep point and seeds;
-    None if there is none. A spread of one seed is None. Costs are means over seeds; rewrite tokens
-    count in full, although rewrites are made once and shared.
+    Measures are loss, score and the public suites, which are the same for all runs. A difference
+    is to the same kind of model of the variant `baseline` with the same algorithm, sweep point and
+    seeds; None if there is none. A spread of one seed is None. Costs are means over seeds; rewrite
+    tokens count in full, although rewrites are made once and shared.
     """
     finished = {group: runs for group, runs in groups.items() if runs}
     bases: dict[Group, dict[int, Results]] = {}
-    for point in dict.fromkeys(group.point for group in finished):
-        same = [run for g, runs in finished.items() if g.point == point for run in runs.values()]
-        asked = {name: suite for run in same for name, suite in run.get("suites", {}).items()}
-        bases[Group("base", "", point)] = {0: {**same[0], "suites": asked}}
-    suites = sorted({name for runs in bases.values() for name in runs[0]["suites"]})
-    rows = [_row(group, "base", runs, {}, suites) for group, runs in bases.items()]
+    for group, runs in finished.items():
+        bases.setdefault(Group("base", "", group.point), {0: next(iter(runs.values()))})
+    rows = [_row(group, "base", runs, {}) for group, runs in bases.items()]
     for model in ("global", "client"):
         for group, runs in finished.items():
             own = group.variant == baseline
             against = {} if own else finished.get(replace(group, variant=baseline), {})
-            rows.append(_row(group, model, runs, against, suites))
+            rows.append(_row(group, model, runs, against))
     return rows
 
 
@@ -107,7 +104,7 @@ def values_of(results: Results, model: str, measure: str) -> Values:
             client: {row["id"]: pair(row[model]) for row in rows}
             for client, rows in results["examples"].items()
         }
-    suite = results.get("suites", {}).get(measure, {"models": {}, "clients": {}})
+    suite = results["suites"][measure]
     models = {kind: [entry] for kind, entry in suite["models"].items()}
     own = list(suite["clients"].values()) or models.get("global", [])  # no private branch: global
     if not (entries := {**models, "client": own}.get(model)):
@@ -126,20 +123,21 @@ def mean_over_clients(values: Values) -> float:
     )
 
 
-def mean_difference(a: Sequence[Values], b: Sequence[Values]) -> Values:
-    """Return the mean over seeds of a - b for each test row, where a[i] and b[i] share a seed.
+def mean_difference(pairs: Sequence[tuple[Values, Values]]) -> Values:
+    """Return the mean of a - b for each test row over the pairs (a, b), one for each seed.
 
     ValueError unless all are of the same rows with the same denominators.
     """
-    like = {client: {i: d for i, (_, d) in rows.items()} for client, rows in a[0].items()}
-    for values in (*a, *b):
-        own = {client: {i: d for i, (_, d) in rows.items()} for client, rows in values.items()}
-        if own != like:
-            raise ValueError("the runs were not measured on the same test rows")
-    pairs = list(zip(a, b, strict=True))
+    like, *others = (
+        {client: {i: d for i, (_, d) in rows.items()} for client, rows in values.items()}
+        for pair in pairs
+        for values in pair
+    )
+    if any(other != like for other in others):
+        raise ValueError("the runs were not measured on the same test rows")
     return {
         client: {
-            i: (statistics.fmean(x[client][i][0] - y[client][i][0] for x, y in pairs), d)
+            i: (statistics.fmean(a[client][i][0] - b[client][i][0] for a, b in pairs), d)
             for i, d in rows.items()
         }
         for client, rows in like.items()
@@ -187,32 +185,28 @@ COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def _row(
-    group: Group,
-    model: str,
-    runs: Mapping[int, Results],
-    against: Mapping[int, Results],
-    suites: Sequence[str],
+    group: Group, model: str, runs: Mapping[int, Results], against: Mapping[int, Results]
 ) -> dict[str, Any]:
-    clients = next(iter(runs.values()))["clients"].values()
+    first = next(iter(runs.values()))
+    clients = first["clients"].values()
     metrics = {client["metric"] for client in clients}
+    common = sorted(runs.keys() & against.keys())
     row = group.place | {
         "model": model,
         "seeds": len(runs),
         "clients": len(clients),
         "test_rows": sum(client["num_test"] for client in clients),
         "metric": metrics.pop() if len(metrics) == 1 else "mixed",
-        "difference_seeds": len(runs.keys() & against.keys()),
+        "difference_seeds": len(common),
     }
-    for measure in (*MEASURES, *suites):
+    for measure in (*MEASURES, *first.get("suites", {})):
         own, theirs = (
-            {seed: v for seed, run in of.items() if (v := values_of(run, model, measure))}
+            {seed: values_of(run, model, measure) for seed, run in of.items()}
             for of in (runs, against)
         )
-        common = sorted(own.keys() & theirs.keys())
-        row |= _spread(measure, [mean_over_clients(values) for values in own.values()])
-        row |= _difference(measure, [own[s] for s in common], [theirs[s] for s in common])
-        if measure in suites:  # asked of some runs only
-            row |= {f"{measure}_seeds": len(own), f"{measure}_difference_seeds": len(common)}
+        row |= _spread(measure, [mean_over_clients(values) for values in own.values() if values])
+        pairs = [(own[s], theirs[s]) for s in common if own[s] and theirs[s]]
+        row |= _difference(f"{measure}_difference", pairs)
     costs = [] if model == "base" else [run["cost"] for run in runs.values()]
     return row | {
         name: statistics.fmean(map(of, costs)) if costs else None for name, of in COSTS.items()
@@ -224,9 +218,8 @@ def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
     return {name: statistics.fmean(means) if means else None, f"{name}_sd": sd}
 
 
-def _difference(measure: str, own: Sequence[Values], theirs: Sequence[Values]) -> dict[str, Any]:
-    name, pairs = f"{measure}_difference", zip(own, theirs, strict=True)
-    means = [mean_over_clients(a) - mean_over_clients(b) for a, b in pairs]
-    interval = stratified_interval(mean_difference(own, theirs)) if own else None
+def _difference(name: str, pairs: Sequence[tuple[Values, Values]]) -> dict[str, Any]:
+    means = [mean_over_clients(own) - mean_over_clients(theirs) for own, theirs in pairs]
+    interval = stratified_interval(mean_difference(pairs)) if pairs else None
     low, high = interval or (None, None)
     return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}

@@ -103,16 +103,6 @@ def cells_of(
     return cells
 
 
-def unread_sweeps(cells: Sequence[Cell]) -> list[str]:
-    """Return the swept keys whose values make no difference to any cell."""
-    return [
-        key
-        for i, (key, _) in enumerate(cells[0].group.point)
-        if len({cell.group.point[i][1] for cell in cells}) > 1
-        and len({repr(value_of(cell.config, key)) for cell in cells}) == 1
-    ]
-
-
 def is_path(value: object) -> bool:
     """Return whether a configuration's value is an absolute path, or a list of them."""
     if isinstance(value, list):

@@ -127,15 +127,13 @@ def divergence_at_equal_tokens(
         for kind, rows in (("raw", raw), ("rewritten", rewritten))
     }
     tokens = min(int(counts.sum()) for clients in totals.values() for counts in clients)
-    found: dict[str, Any] = {"tokens a client": tokens}
-    for kind, clients in totals.items():
-        means = []
-        for _ in range(draws):
-            subsets = [
-                rng.multivariate_hypergeometric(counts, tokens, method="marginals")
-                for counts in clients
-            ]
-            means.append(divergences(np.stack(subsets).astype(np.float64)).mean())
-        rows = sum(x.shape[0] for x in raw.values())
-        found[kind] = {"mean": {"value": float(np.mean(means)), "rows": rows}}
-    return found
+
+    def drawn(clients: Sequence[NDArray[np.int64]]) -> float:
+        subsets = [rng.multivariate_hypergeometric(c, tokens, method="marginals") for c in clients]
+        return float(divergences(np.stack(subsets).astype(np.float64)).mean())
+
+    rows = sum(x.shape[0] for x in raw.values())
+    return {"tokens a client": tokens} | {
+        kind: {"mean": {"value": np.mean([drawn(of) for _ in range(draws)]).item(), "rows": rows}}
+        for kind, of in totals.items()
+    }

@@ -7,21 +7,24 @@ import dataclasses
 import math
 import random
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsdr.algorithms.aggregation import product_error
 from fedsdr.federation.round import run_round
 from fedsdr.federation.update_checks import decoded
 from fedsdr.progress import Advance
-from fedsdr.research.diagnose.update_geometry import cosine_of, cosines, off_diagonal
 from fedsdr.runs.client_runtime import ClientRuntime, forward_of, train_at
 from fedsdr.runs.run_plan import announced_by, client_settings, plan_of
 from fedsdr.seeds import seed_for
-from fedsdr.tensors import Tensors, WeightedMean, add, norm
+from fedsdr.tensors import MeanCosine, Tensors, WeightedMean, add, norm
 from fedsdr.training.optimizer_step import accumulate_gradients, train_phase
 from fedsdr.types import (
     Branch,
@@ -66,28 +69,28 @@ def set_final(runtime: ClientRuntime, state: ServerState) -> Prepare:
 def gradient_alignment(
     runtime: ClientRuntime, rows: Rows, branches: tuple[Branch, ...], prepare: Prepare
 ) -> dict[str, Any]:
-    """Return the cosines between the clients' gradients of the loss in R's factors.
+    """Return the mean cosines of gradients of the loss in R's factors; None if not defined.
 
-    `mean` is over pairs of clients. `within` is the cosine between two halves of one client's rows,
-    averaged over clients: what identical clients would show with half as many rows.
+    `mean` is over pairs of clients. `within` is between two halves of one client's rows, averaged
+    over clients: what identical clients would show with half as many rows.
     """
-    wholes, withins = [], []
+    clients, withins = MeanCosine(), []
     for client_id, examples in rows.items():
         prepare(client_id)
         encoded = runtime.encode(examples)
-        halves = [_gradient(runtime, branches, encoded[i::2]) for i in (0, 1)]
-        mean = WeightedMean()
-        for gradient, tokens in halves:
+        whole, halves = WeightedMean(), MeanCosine()
+        for half in (encoded[::2], encoded[1::2]):
+            gradient, tokens = _gradient(runtime, branches, half)
             if tokens:
-                mean.add(gradient, tokens)
-        wholes.append(mean.result() if mean.total_weight else {})
-        withins.append(cosine_of(halves[0][0], halves[1][0]) if all(t for _, t in halves) else None)
-    matrix = cosines(wholes)
-    known = [value for value in withins if value is not None]
+                whole.add(gradient, tokens)
+                halves.add(gradient, norm(gradient))
+        if whole.total_weight:
+            clients.add(whole.result(), norm(whole.result()))
+        if (within := halves.result()) is not None:
+            withins.append(within)
     return {
-        "mean": off_diagonal(matrix),
-        "within": sum(known) / len(known) if known else None,
-        "matrix": matrix,
+        "mean": clients.result(),
+        "within": statistics.fmean(withins) if withins else None,
         "rows": sum(map(len, rows.values())),
     }
 
@@ -116,18 +119,20 @@ def loss_transfer(
 ) -> dict[str, Any]:
     """Return how `steps` optimizer steps of R alone on one client change the loss of another.
 
-    matrix[i][j] is the loss on j's rows after training on i minus that before, in nats a token.
+    matrix[i][j] is the loss on j's rows after training on i minus that before, in nats per token.
     Each training starts from `prepare` with the run's settings, at most 8 rows a batch, no dropout.
     `mean` is over i != j; `percent` is the mean of the changes relative to the losses before.
     """
     settings = client_settings(runtime.config)
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, 8))
-    matrix, shares = [], []
-    before: list[float] = []
+
+    def losses() -> NDArray[np.float64]:
+        return np.array([mean_loss(runtime, rows, (R,)) for rows in measured.values()])
+
+    prepare(next(iter(trained)))
+    before, after = losses(), []
     for client_id, examples in trained.items():
         prepare(client_id)
-        if not before:
-            before = [mean_loss(runtime, rows, (R,)) for rows in measured.values()]
         rows = list(islice(cycle(runtime.encode(examples)), steps * settings.batch_size))
         with runtime.model.using(R, trained=R):
             train_phase(
@@ -138,15 +143,15 @@ def loss_transfer(
                 epochs=1,
                 seed=seed_for(runtime.config.seed, "diagnose", client_id),
             )
-        after = [mean_loss(runtime, rows, (R,)) for rows in measured.values()]
-        matrix.append([a - b for a, b in zip(after, before, strict=True)])
-        shares.append([100 * (a - b) / b for a, b in zip(after, before, strict=True)])
+        after.append(losses())
         advance(1)
+    matrix = np.stack(after) - before
+    others = np.eye(*matrix.shape) == 0
     return {
-        "mean": off_diagonal(matrix),
-        "percent": off_diagonal(shares),
-        "before": before,
-        "matrix": matrix,
+        "mean": float(matrix[others].mean()),
+        "percent": float((100 * matrix / before)[others].mean()),
+        "before": before.tolist(),
+        "matrix": matrix.tolist(),
         "rows": sum(map(len, measured.values())),
     }
 
@@ -232,17 +237,18 @@ def extra_round(
 
 
 def _what_averaging_does(shared: Tensors, updates: Sequence[ClientUpdate]) -> dict[str, Any]:
-    deltas, weights = [u.delta for u in updates], [u.num_examples for u in updates]
-    error = product_error([add(shared, delta) for delta in deltas], weights)
-    mean = WeightedMean()
-    for delta, weight in zip(deltas, weights, strict=True):
-        mean.add(delta, weight)
-    matrix = cosines(deltas)
+    weights = [update.num_examples for update in updates]
+    error = product_error([add(shared, update.delta) for update in updates], weights)
+    norms = [norm(update.delta) for update in updates]
+    mean, cosine = WeightedMean(), MeanCosine()
+    for update, size in zip(updates, norms, strict=True):
+        mean.add(update.delta, update.num_examples)
+        cosine.add(update.delta, size)
     return {
         "product error": error.total,
         "product error, largest of a module": max(error.modules.values()),
-        "cosine of updates": {"mean": off_diagonal(matrix), "matrix": matrix},
+        "cosine of updates": {"mean": cosine.result()},
         "norm of the mean": norm(mean.result()),
-        "mean of the norms": sum(map(norm, deltas)) / len(deltas),
+        "mean of the norms": statistics.fmean(norms),
         "rows": sum(weights),
     }

@@ -1,6 +1,7 @@
 """diagnose.json as tables, each with one line that says what it means and what is better."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,9 +27,9 @@ def tables_of(found: Mapping[str, Any]) -> list[Table]:
     tables: list[Table] = []
     for name, build in _TABLES.items():
         part = found.get(name, {})
-        if "not measured" in part:
-            rows = [["", ""], ["not measured", part["not measured"]]]
-            tables.append(Table(name, "This part does not apply to the run.", rows))
+        if reason := part.get("not measured"):
+            meaning = "This part does not apply to the run."
+            tables.append(grid(name, meaning, {"not measured": {"": reason}}))
         elif part:
             tables += build(part)
     return tables
@@ -49,6 +50,13 @@ def markdown_of(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) 
     return "\n\n".join([f"# {title}", *parts, *(f"- {note}" for note in notes)]) + "\n"
 
 
+def grid(title: str, meaning: str, rows: Mapping[str, Mapping[str, str]]) -> Table:
+    """Return the table of row name -> column name -> text; missing cells are empty."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    body = [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
+    return Table(title, meaning, [["", *columns], *body])
+
+
 def digits(value: float | None, count: int = 3) -> str:
     """Return a number with `count` significant digits; '' for None."""
     if value is None:
@@ -62,82 +70,80 @@ def with_interval(entry: Mapping[str, Any]) -> str:
     return digits(entry["value"]) + (f" [{ends}]" if ends else "")
 
 
-def _cell(entry: Mapping[str, Any] | None, interval: bool = True) -> str:
-    if not entry or entry.get("value") is None:
+def _cell(entry: Mapping[str, Any], interval: bool = True) -> str:
+    if entry.get("value") is None:
         return ""
     value = with_interval(entry) if interval else digits(entry["value"])
     return f"{value} ({entry['rows']})"
 
 
 def _text(part: Mapping[str, Any]) -> list[Table]:
-    kinds = ("raw", "rewritten", "change")
-    rows = [["mean over pairs of clients", *kinds]]
+    rows = {}
     for measure, entry in part.items():
         tokens = entry.get("tokens a client")
         name = f"{measure} ({tokens} a client)" if tokens else measure
-        rows.append([name, *(_cell(entry.get(kind, {}).get("mean")) for kind in kinds)])
+        kinds = ("raw", "rewritten", "change")
+        rows[name] = {kind: _cell(entry[kind]["mean"]) for kind in kinds if kind in entry}
     meaning = (
-        "Similarity of the clients' answers. A lower divergence and a higher cosine after "
-        "rewriting mean better aligned clients; a fall that is absent at equal tokens is length."
+        "Similarity of the clients' answers, mean over pairs of clients. A lower divergence and a "
+        "higher cosine after rewriting mean better aligned clients; a fall that is absent at equal "
+        "tokens is length."
     )
-    return [Table("Alignment of text", meaning, rows)]
+    return [grid("Alignment of text", meaning, rows)]
 
 
 def _rewrites(part: Mapping[str, Any]) -> list[Table]:
-    names = {name for group in part.values() for name, entry in group.items() if entry.get("rows")}
-    rows = [
-        [name, *(_cell(group.get(name), column in OVERALL) for column, group in part.items())]
-        for name in dict.fromkeys(name for group in part.values() for name in group)
-        if name in names
-    ]
+    rows: dict[str, dict[str, str]] = {}
+    for column, signs in part.items():
+        for sign, entry in signs.items():
+            rows.setdefault(sign, {})[column] = _cell(entry, interval=column in OVERALL)
     meaning = (
         "What rewriting keeps and loses. Better: a length ratio near 1, 'kept' and entailment near "
         "1, fillers and template phrases no more frequent than in the raw answer, the rest near 0."
     )
-    return [Table("Raw answers against rewrites", meaning, [["", *part], *rows])]
+    known = {sign: row for sign, row in rows.items() if any(row.values())}
+    return [grid("Raw answers against rewrites", meaning, known)]
 
 
 def _optimization(part: Mapping[str, Any]) -> list[Table]:
-    def table(
-        title: str, meaning: str, entries: Mapping[str, Any], columns: dict[str, str]
-    ) -> Table:
-        body = [
-            [name, *(digits(entry[key]) for key in columns.values()), str(entry["rows"])]
-            for name, entry in entries.items()
-        ]
-        return Table(title, meaning, [["", *columns, "rows"], *body])
+    def table(title: str, meaning: str, key: str, columns: Mapping[str, str]) -> Table:
+        rows = {
+            name: {column: digits(entry[of]) for column, of in columns.items()}
+            | {"rows": str(entry["rows"])}
+            for name, entry in part[key].items()
+        }
+        return grid(title, meaning, rows)
 
     return [
         table(
             "Gradient cosine of R",
             "Higher between clients: what one client learns suits the others. The cosine within a "
             "client, on half as many rows, is about the most that so few rows allow.",
-            part["gradient cosine"],
+            "gradient cosine",
             {"between clients": "mean", "within a client": "within"},
         ),
         table(
             "Loss transfer between clients",
             "Change of one client's loss after training on another; below 0, training helps.",
-            part["loss transfer"],
+            "loss transfer",
             {"change, nats per token": "mean", "change, %": "percent"},
         ),
     ]
 
 
-def _loss_table(
-    title: str, meaning: str, of: str, losses: Mapping[str, Any], rows: Mapping[str, int]
+def _losses(
+    title: str, meaning: str, of: str, losses: Mapping[str, Any], counts: Mapping[str, int]
 ) -> Table:
-    models = list(dict.fromkeys(name for client in losses.values() for name in client))
-    body = [
-        [client, str(rows[client]), *(digits(found.get(model)) for model in models)]
+    rows = {
+        client: {f"{of} rows": str(counts[client])} | {m: digits(x) for m, x in found.items()}
         for client, found in losses.items()
-    ]
-    total = ["mean", str(sum(rows[client] for client in losses))]
-    for model in models:
-        values = [found[model] for found in losses.values() if found.get(model) is not None]
-        total.append(digits(sum(values) / len(values)) if len(values) == len(losses) else "")
-    meaning = f"Nats per token; lower is better. {meaning}"
-    return Table(title, meaning, [["client", f"{of} rows", *models], *body, total])
+    }
+    total = {f"{of} rows": str(sum(counts[client] for client in losses))}
+    for model in dict.fromkeys(model for found in losses.values() for model in found):
+        values = [found.get(model) for found in losses.values()]
+        if None not in values:
+            total[model] = digits(statistics.fmean(values))
+    return grid(title, f"Nats per token; lower is better. {meaning}", rows | {"mean": total})
 
 
 def _serving(part: Mapping[str, Any]) -> list[Table]:
@@ -145,7 +151,7 @@ def _serving(part: Mapping[str, Any]) -> list[Table]:
         "R alone is the global model, R+S a client's own. R is trained beside S: where R alone is "
         "much worse than R+S, the global model depends on an S that it is served without."
     )
-    return [_loss_table("Loss by branch", meaning, part["of"], part["losses"], part["rows"])]
+    return [_losses("Loss by branch", meaning, part["of"], part["losses"], part["rows"])]
 
 
 def _aggregation(part: Mapping[str, Any]) -> list[Table]:
@@ -156,19 +162,13 @@ def _aggregation(part: Mapping[str, Any]) -> list[Table]:
         "cosine between updates, mean over pairs": part["cosine of updates"]["mean"],
         "norm of the mean update / mean norm of the updates": size and sizes and size / sizes,
     }
+    title = f"Averaging, in one more round on {part['rows']} training rows"
+    meaning = "Error: 0 is exact. A cosine near 0 and a ratio far below 1: the updates cancel."
+    after = "A new global model above 'own' is what averaging costs the client."
+    losses, counts = part["losses"], part["loss rows"]
     return [
-        Table(
-            f"Averaging, in one more round on {part['rows']} training rows",
-            "Error: 0 is exact. A cosine near 0 and a ratio far below 1 mean that updates cancel.",
-            [["", "value"], *([name, digits(value)] for name, value in numbers.items())],
-        ),
-        _loss_table(
-            "Loss before and after averaging",
-            "A new global model above 'own' is what averaging costs the client.",
-            part["of"],
-            part["losses"],
-            part["loss rows"],
-        ),
+        grid(title, meaning, {name: {"value": digits(value)} for name, value in numbers.items()}),
+        _losses("Loss before and after averaging", after, part["of"], losses, counts),
     ]
 
 

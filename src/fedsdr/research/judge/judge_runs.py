@@ -1,14 +1,13 @@
-"""Judging runs: their answers, the judge's replies, kept as they arrive, and the win rates."""
+"""Have a judge compare the answers of several runs, each reply kept as it arrives."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedsdr.data.clients import load_clients
+from fedsdr.distill.cache import GenerationFile
 from fedsdr.errors import UserError, choose
-from fedsdr.files import disk_errors_named
 from fedsdr.progress import Progress
 from fedsdr.research.diagnose.measurements import sample_rows
 from fedsdr.research.judge import verdicts
@@ -43,7 +42,7 @@ def judge(
     """Return the content of judge.json: the runs' models, compared by the judge `ask`.
 
     `model` is "global" or "client"; `base` adds the base model of the first run; `rows` bounds the
-    test rows of a client, drawn by `seed`. Each reply is appended to OUT/verdicts.jsonl and never
+    test rows of a client, drawn by `seed`. Replies are kept in OUT/verdicts.jsonl and never
     requested again. UserError if the runs' test rows differ or no reply is readable.
     """
     models = _models(runs, choose(model, JUDGED, "--of"), base)
@@ -111,41 +110,19 @@ def _votes(
 ) -> list[tuple[verdicts.Ballot, verdicts.Verdict | None]]:
     """Return every ballot with its verdict, None if the reply is unreadable."""
     by_id = {(client, row.id): row for client, of in rows.items() for row in of}
-    ballots, requests = {}, {}
+    kept, ballots, requests = GenerationFile(path), {}, {}
     for ballot in verdicts.ballots_of(rows, list(answers), seed):
         texts = [answers[name][ballot.client][ballot.row] for name in ballot.order]
         turns = verdicts.question_of(ballot, by_id[ballot.client, ballot.row], texts)
-        key = hashlib.sha256(repr((judged_by, turns, DECODING, ballot)).encode()).hexdigest()
+        digest = sha256(repr((judged_by, turns, DECODING)).encode()).hexdigest()[:16]
+        key = "/".join((ballot.client, ballot.row, *ballot.order, digest))
         ballots[key], requests[key] = ballot, GenerationRequest(key, turns)
-    replies = _kept_replies(path)
-    left = [request for key, request in requests.items() if key not in replies]
+    left = [request for key, request in requests.items() if kept.get(key) is None]
     if len(left) < len(requests):
-        progress.log(f"{len(requests) - len(left)} of {len(requests)} verdicts are there already")
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a kill cut the last line
-    with disk_errors_named(path), progress.bar("asking the judge", len(left)) as advance:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" if torn else "")
-            for reply in ask(left, DECODING):
-                ballot = ballots[reply.id]
-                line = {"key": reply.id, "client": ballot.client, "row": ballot.row,
-                        "order": ballot.order, "reply": reply.text}  # fmt: skip
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                replies[reply.id] = reply.text
-                advance(1)
-    return [(ballot, verdicts.verdict_of(replies[key], ballot)) for key, ballot in ballots.items()]
-
-
-def _kept_replies(path: Path) -> dict[str, str]:
-    """Return key -> reply of earlier calls, without a line that a kill has cut."""
-    if not path.exists():
-        return {}
-    found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            entry = json.loads(line)
-            found[entry["key"]] = str(entry["reply"])
-        except (ValueError, LookupError, TypeError, RecursionError):
-            continue
-    return found
+        progress.log(f"{len(requests) - len(left)} of {len(requests)} verdicts are kept already")
+    with progress.bar("asking the judge", len(left)) as advance:
+        for reply in ask(left, DECODING):
+            kept.put(reply.id, reply)
+            advance(1)
+    replies = {key: kept.get(key) for key in ballots}
+    return [(ballots[k], verdicts.verdict_of(r.text, ballots[k])) for k, r in replies.items() if r]

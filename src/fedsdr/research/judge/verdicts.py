@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsdr.data.chat_templates import prompt_of
 from fedsdr.research.compare.differences import mean_over_clients, stratified_interval
-from fedsdr.research.diagnose.summary import Table, with_interval
+from fedsdr.research.diagnose.summary import Table, grid, with_interval
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example, Turn
 
@@ -160,17 +160,16 @@ def _win_rate(
 
 def table_of(found: Mapping[str, Any]) -> Table:
     """Return the win rates of judge.json as a table."""
-    counts = ("wins", "ties", "losses")
-    rows = [["", *CRITERIA, *(f"{count}, overall" for count in counts), "rows"]]
+    rows = {}
     for pair, rates in found["pairs"].items():
-        overall = (str(rates["overall"][name]) for name in (*counts, "rows"))
-        cells = (with_interval(rates[criterion]) or "no verdict" for criterion in CRITERIA)
-        rows.append([pair, *cells, *overall])
+        rows[pair] = {c: with_interval(rates[c]) or "no verdict" for c in CRITERIA}
+        for count in ("wins", "ties", "losses", "rows"):
+            rows[pair][f"{count}, overall"] = str(rates["overall"][count])
     meaning = (
         "Above 0.5 the first model wins, and a tie counts half. If the interval includes 0.5, the "
         "judge does not separate the two."
     )
-    return Table("Win rate of the first of two models", meaning, rows)
+    return grid("Win rate of the first of two models", meaning, rows)
 
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:

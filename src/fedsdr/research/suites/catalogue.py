@@ -51,17 +51,6 @@ SUITES: dict[str, Suite] = {
         table("humaneval", "humaneval/HumanEval.jsonl*", ("prompt", "entry_point", "test")),
         metric="pass@1", runs_code=True),
     "fpb": Suite(table("fpb", "financial_phrasebank/*.jsonl", ("text", "label"))),
-    "medqa": Suite(
-        table("medqa", "medqa/test.jsonl", ("question",), local_files.medqa_options),
-        hub=("medqa_4options",)),
-    "pubmedqa": Suite(
-        table("pubmedqa", "pubmedqa/test.jsonl", ("question", "final_decision"),
-              local_files.pubmedqa_columns),
-        hub=("pubmedqa",)),
-    "truthfulqa": Suite(
-        table("truthfulqa_mc2", "truthfulqa/TruthfulQA.csv", ("Question", "Best Answer"),
-              local_files.truthfulqa_targets, "validation"),
-        hub=("truthfulqa_mc2",)),
     "mmlu-med": Suite(
         local_files.mmlu(*MEDICAL), 5, hub=tuple(f"mmlu_{subject}" for subject in MEDICAL)),
 }  # fmt: skip

@@ -1,8 +1,11 @@
-"""lm-evaluation-harness over the loaded two-branch model: its tasks, its prompts, its metrics.
+"""Ask the models of a run public suites: the tasks, prompts and metrics of lm-evaluation-harness.
 
 `lm_eval` and `datasets` are imported here and nowhere else in this room.
 """
 
+import json
+import statistics
+import time
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -18,17 +21,22 @@ from lm_eval.api.model import LM, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 
 from fedsdr.errors import UserError
+from fedsdr.evaluation.held_out import greedy
+from fedsdr.files import write_atomically
 from fedsdr.models.continuations import score_continuations
 from fedsdr.models.generation import transformers_generate
+from fedsdr.progress import Progress
 from fedsdr.research.suites.catalogue import Suite
 from fedsdr.research.suites.local_files import Row
 from fedsdr.research.suites.sandbox import passes, sandbox_prefix
+from fedsdr.research.suites.tables import saved_suites
 from fedsdr.runs.client_runtime import ClientRuntime
-from fedsdr.types import Decoding, GenerationRequest, Turn
+from fedsdr.runs.served_models import models_of
+from fedsdr.types import GenerationRequest, ServerState, Turn
 
 VERSION = version("lm_eval")
 # The folders of the harness that hold the tasks used here; indexing all takes many seconds.
-FOLDERS = ("mmlu/default", "bbh/fewshot", "gsm8k", "medqa", "pubmedqa", "truthfulqa")
+FOLDERS = ("mmlu/default", "bbh/fewshot", "gsm8k")
 
 
 class TwoBranchLM(TemplateLM):
@@ -77,9 +85,8 @@ class TwoBranchLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         asked = normalize_gen_kwargs(requests[0].args[1])  # the tasks of a suite generate alike
-        tokens = min(
-            asked["max_gen_toks"], self.max_length // 2
-        )  # a prompt keeps half of a small window
+        # In a small window, half is left to the prompt.
+        tokens = min(asked["max_gen_toks"], self.max_length // 2)
         generate = transformers_generate(
             self.runtime.model.model,
             self.tokenizer,
@@ -92,8 +99,7 @@ class TwoBranchLM(TemplateLM):
             GenerationRequest(str(i), (Turn("user", request.args[0]),))
             for i, request in enumerate(requests)
         ]
-        greedy = Decoding(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=tokens)
-        texts = {answer.id: answer.text for answer in generate(prompts, greedy)}
+        texts = {answer.id: answer.text for answer in generate(prompts, greedy(tokens))}
         return [texts[prompt.id] for prompt in prompts]
 
 
@@ -181,3 +187,56 @@ def ask(
             label = metric if row["filter"] == "none" else f"{metric} ({row['filter']})"
             scores.setdefault(label, []).append(float(row[metric]))
     return [f"{name}/{i}" for name, count in counts.items() for i in range(count)], scores
+
+
+def run_suites(
+    runtime: ClientRuntime,
+    state: ServerState,
+    suites: Mapping[str, tuple[Suite, Mapping[str, Any]]],
+    source: str,
+    limit: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure all models of a run on suites, each given with its tasks; return the results.
+
+    suites.json is written after each suite and keeps the results of other suites. `source` says
+    where the questions come from. Results of a model: mean and standard error of each metric, the
+    score of each question, seconds.
+    """
+    saved = saved_suites(runtime.folder)
+    models = list(models_of(runtime, state))
+    results: dict[str, Any] = {}
+    with progress.bar("suites", len(suites) * len(models)) as advance:
+        for name, (suite, tasks) in suites.items():
+            lm = TwoBranchLM(runtime)
+            measured: dict[str, dict[str, Any]] = {"models": {}, "clients": {}}
+            for model, forward in models:
+                progress.log(f"{name}: {model}")
+                began = time.perf_counter()
+                with forward():
+                    ids, scores = ask(lm, suite, tasks, limit)
+                kind = "clients" if model.startswith("client ") else "models"
+                measured[kind][model.removeprefix("client ")] = {
+                    "metrics": {metric: _summary(values) for metric, values in scores.items()},
+                    "seconds": round(time.perf_counter() - began, 3),
+                    "scores": scores,
+                }
+                advance(1)
+            saved[name] = results[name] = {
+                "shots": suite.shots,
+                "how": f"lm-evaluation-harness {VERSION}, {source}",
+                "cut_prompts": len(lm.cut),
+                "rounds": state.round,
+                "num_questions": len(ids),
+                **measured,
+                "ids": ids,
+            }
+            write_atomically(runtime.folder / "suites.json", json.dumps(saved) + "\n")
+    return results
+
+
+def _summary(scores: list[float]) -> dict[str, float]:
+    """Return the mean and, of more than one score, its standard error s / sqrt(n)."""
+    count = len(scores)
+    error = {"stderr": statistics.stdev(scores) / count**0.5} if count > 1 else {}
+    return {"mean": statistics.fmean(scores), **error}

@@ -119,33 +119,6 @@ def drop_answers(row: Row) -> Row:
     return {**texts, "answers": [[span.strip()] for span in (first, *others)]}
 
 
-def medqa_options(row: Row) -> Row:
-    """Return the question without the options that some copies append, options, right letter."""
-    return {
-        "question": row["question"].partition("\nA)")[0],
-        "options": list(row["options"].values()),
-        "answer": row.get("answer_idx", row["answer"]),
-    }
-
-
-def pubmedqa_columns(row: Row) -> Row:
-    """Return question and contexts under the harness's names."""
-    if not isinstance(row["contexts"], list):
-        raise TypeError("contexts must be a list of texts")
-    return {"QUESTION": row["question"], "CONTEXTS": row["contexts"]}
-
-
-def truthfulqa_targets(row: Row) -> Row:
-    """Return the true answers, the best first, and the false ones."""
-    true, false = (
-        [answer.strip() for answer in row[f"{kind} Answers"].split(";") if answer.strip()]
-        for kind in ("Correct", "Incorrect")
-    )
-    true = list(dict.fromkeys([row["Best Answer"].strip(), *true]))
-    targets = {"choices": true + false, "labels": [1] * len(true) + [0] * len(false)}
-    return {"question": row["Question"], "mc1_targets": targets, "mc2_targets": targets}
-
-
 def _texts(row: Row, columns: Sequence[str]) -> Row:
     for name in columns:
         if not isinstance(row[name], str) or not row[name].strip():
