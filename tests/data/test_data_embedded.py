@@ -6,7 +6,7 @@ import pytest
 
 from fedsdr import embedded_packages as embedded
 from fedsdr.data.answer_parsing import kind_of, parse_call
-from fedsdr.data.embedded import _call_text, _without_docstring, five_domains
+from fedsdr.data.embedded import call_text, five_domains, without_docstring
 from fedsdr.data.number_parsing import final_number
 from fedsdr.errors import UserError
 
@@ -57,7 +57,7 @@ def test_a_call_takes_the_first_allowed_value_and_leaves_out_what_may_be_left_ou
             "stops": [[{"city": ["Paris", "paris"]}]],
         }
     }
-    assert _call_text(possible) == (
+    assert call_text(possible) == (
         "shop.order(item='latte', count=2, price=1.5, extras=['milk', 'sugar'], "
         "options={'size': 'large'}, stops=[{'city': 'Paris'}])"
     )
@@ -68,7 +68,7 @@ def test_only_the_docstring_of_the_wanted_function_goes():
         'import math\n\ndef helper():\n    """Stays."""\n    return 1\n\n'
         'def f(x):\n    """Goes.\n    Too.\n    """\n    # kept\n    return math.pi * x\n'
     )
-    assert _without_docstring(source, "f") == (
+    assert without_docstring(source, "f") == (
         'import math\n\ndef helper():\n    """Stays."""\n    return 1\n\n'
         "def f(x):\n    # kept\n    return math.pi * x"
     )

