@@ -1,4 +1,4 @@
-"""A tiny model with random weights, and rows for it, for tests that must not wait."""
+"""A tiny model with random weights, and token rows for it."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Small tokenizers made on the spot, and the chat templates of several families."""
+"""Small tokenizers trained on a few sentences, and the chat templates of several families."""
 
 import functools
 

@@ -327,7 +327,7 @@ DROPS = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.rol
         (tiny_tokenizer(THINKS), "auto", "does not begin an answer.*<think>.*'alpaca'"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_named_with_the_mend(tokenizer, template, message):
+def test_a_template_that_cannot_be_used_is_named_with_the_fix(tokenizer, template, message):
     with pytest.raises(UserError, match=message):
         render_for(tokenizer, template)
 

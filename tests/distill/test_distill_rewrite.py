@@ -85,7 +85,7 @@ def test_each_assistant_turn_of_a_conversation_is_rewritten(tmp_path):
     assert [r.instruction for r in done.records] == ["How is the lake?", "And in winter?"]
 
 
-def test_an_interrupted_run_goes_on_and_asks_only_for_the_rest(tmp_path):
+def test_an_interrupted_run_requests_only_the_missing_rewrites(tmp_path):
     whole = rewrite(tmp_path / "whole", Echo())
     with pytest.raises(KeyboardInterrupt):
         rewrite(tmp_path / "cut", Echo(stop_after=2))
@@ -96,7 +96,7 @@ def test_an_interrupted_run_goes_on_and_asks_only_for_the_rest(tmp_path):
     assert resumed.audit.from_cache == 2
 
 
-def test_a_second_run_or_another_method_or_filter_asks_nothing(tmp_path):
+def test_a_second_run_or_another_method_or_filter_requests_nothing(tmp_path):
     rewrite(tmp_path, Echo())
     echo = Echo()
     again = rewrite(tmp_path, echo, filter_name="none")
@@ -117,7 +117,7 @@ def test_ids_and_other_clients_data_change_no_rewrite(tmp_path):
     assert rewrite(tmp_path / "other", Echo(), renamed).records[0].rewrite == one.records[1].rewrite
 
 
-def test_the_same_row_twice_is_asked_once(tmp_path):
+def test_equal_rows_are_requested_once(tmp_path):
     echo = Echo()
     done = rewrite(tmp_path, echo, (EXAMPLES[0], replace(EXAMPLES[0], id="a2")))
     assert len(echo.asked) == 1
@@ -128,7 +128,7 @@ def test_the_same_row_twice_is_asked_once(tmp_path):
     "changes",
     [{"seed": 1}, {"prompts": PROMPTS | {"general": "Anew. Gold: {response}"}}],
 )
-def test_another_seed_or_prompt_asks_anew(tmp_path, changes):
+def test_another_seed_or_prompt_requests_new_rewrites(tmp_path, changes):
     rewrite(tmp_path, Echo())
     echo = Echo()
     rewrite(tmp_path, echo, **changes)
@@ -166,7 +166,7 @@ def test_sdft_keeps_the_raw_answer_turn_by_turn_and_counts_why(tmp_path):
     assert done.examples[2].response == "A fine new answer."
 
 
-def test_filter_none_uses_all_but_empty_and_tells_what_sdft_would_refuse(tmp_path):
+def test_filter_none_uses_all_but_empty_and_reports_what_sdft_would_refuse(tmp_path):
     unfinished = rewrite(
         tmp_path / "cut", Echo(text="It goes on and", finished=False), filter_name="none"
     )
@@ -196,7 +196,7 @@ def test_the_length_ratio_is_the_mean_of_words_over_words(tmp_path):
     assert done.audit.length_ratio == pytest.approx(7.25 / 4)
 
 
-def test_an_unknown_filter_is_named_before_anything_is_asked(tmp_path):
+def test_an_unknown_filter_is_named_before_anything_is_requested(tmp_path):
     with pytest.raises(
         UserError, match=r"teacher.filter: unknown name 'sdtf'.*did you mean 'sdft'"
     ):
@@ -226,7 +226,7 @@ def test_progress_counts_what_the_cache_had(tmp_path):
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_no_examples_ask_nothing(tmp_path):
+def test_no_examples_need_no_request(tmp_path):
     done = rewrite(tmp_path, Echo(), ())
     assert (done.examples, done.records, done.audit.answers) == ((), (), 0)
 

@@ -79,7 +79,7 @@ def test_a_copy_of_the_file_is_taken_where_the_engine_misreads_the_file_itself(
 
 
 @pytest.mark.parametrize("what", ["wrong", "unreadable"])
-def test_auto_leaves_an_engine_that_computes_another_model_or_cannot_read_it(
+def test_auto_rejects_an_engine_that_computes_another_model_or_cannot_read_it(
     what, gguf_site, monkeypatch, tmp_path
 ):
     runtime = gguf_site()
@@ -92,7 +92,7 @@ def test_auto_leaves_an_engine_that_computes_another_model_or_cannot_read_it(
     ] in rewriting.why
 
 
-def test_a_named_engine_is_used_though_it_answers_otherwise_and_that_is_said(
+def test_a_named_engine_is_used_although_it_answers_otherwise_and_the_reason_says_so(
     gguf_site, monkeypatch, tmp_path
 ):
     runtime = gguf_site("openvino")
@@ -146,7 +146,7 @@ def test_a_model_folder_is_exported_once_and_the_export_is_read(
         (["teacher.prompts=none.toml"], "none.toml: no such file"),
     ],
 )
-def test_what_is_wrong_with_the_teacher_is_said_before_anything_is_written(
+def test_a_wrong_teacher_is_reported_before_anything_is_written(
     overrides, words, write_config, tmp_path
 ):
     with pytest.raises(UserError, match=words):
@@ -175,7 +175,7 @@ def test_test_rows_are_never_rewritten(write_config, tmp_path):
         assert not any(example.response in lines for example in client.test)
 
 
-def test_data_that_changed_are_not_gone_on_with(write_config, tmp_path, data_folder):
+def test_a_run_on_changed_data_is_not_resumed(write_config, tmp_path, data_folder):
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in data_folder.iterdir():

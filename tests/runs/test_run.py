@@ -251,7 +251,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
         run_experiment(write_config(), tmp_path / "full", SILENT)
 
 
-def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
+def test_the_chosen_pack_size_is_kept_and_checkpointing_may_be_switched_on_in_a_resume(
     write_config, tmp_path, monkeypatch
 ):
     from fedsdr.runs import client_runtime as runtime
@@ -269,7 +269,7 @@ def test_the_chosen_pack_size_is_kept_and_a_run_may_go_on_with_checkpointing(
     assert learned_bytes(tmp_path / "a") == learned_bytes(tmp_path / "b")
 
 
-def test_more_rounds_go_on_from_a_finished_run(write_config, tmp_path):
+def test_a_finished_run_is_extended_by_more_rounds(write_config, tmp_path):
     run_experiment(write_config("federation.rounds=1"), tmp_path / "a", SILENT)
     run_experiment(write_config("federation.rounds=3"), tmp_path / "a", SILENT, resume=True)
     run_experiment(write_config("federation.rounds=3"), tmp_path / "b", SILENT)
@@ -291,7 +291,7 @@ def test_more_rounds_go_on_from_a_finished_run(write_config, tmp_path):
         (["model.device=cuda"], "no CUDA device"),
     ],
 )
-def test_what_the_user_can_mend_is_said_before_anything_is_written(
+def test_what_the_user_can_fix_is_reported_before_anything_is_written(
     overrides, words, write_config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -361,7 +361,7 @@ def test_a_model_that_diverged_is_named_and_not_scored(write_config, tmp_path):
         evaluate_model(runtime, [client], ("R", "S"))
 
 
-def test_a_private_run_tells_its_epsilon_each_round_and_at_the_end(write_config, tmp_path):
+def test_a_private_run_reports_its_epsilon_each_round_and_at_the_end(write_config, tmp_path):
     lines = []
     config = write_config("privacy.mode=central", "privacy.noise_multiplier=2", "method.name=plain")
     results = run_experiment(config, tmp_path / "run", replace(SILENT, log=lines.append))
@@ -380,7 +380,7 @@ def test_a_run_with_local_noise_keeps_no_losses_of_the_clients(write_config, tmp
     assert [set(client) for client in record["clients"]] == [{"id", "num_examples"}] * 3
 
 
-def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
+def test_with_local_noise_a_run_stopped_after_the_last_round_can_be_resumed(
     write_config, tmp_path, monkeypatch
 ):
     class Killed(BaseException):
@@ -404,7 +404,7 @@ def test_with_local_noise_a_stop_after_the_last_round_can_be_gone_on_with(
     assert found["rows"] == len(rows)  # with local noise each counts as one
 
 
-def test_a_run_does_not_go_on_without_a_client_that_it_began_with(
+def test_a_run_is_not_resumed_without_a_client_that_it_began_with(
     write_config, tmp_path, data_folder
 ):
     rows = shutil.copytree(data_folder, tmp_path / "rows")

@@ -70,7 +70,7 @@ def test_the_rows_that_a_task_says_it_will_train_are_those_that_it_trains(
     assert sum(trained) == rows_to_train(task, 8) > 0
 
 
-def test_what_comes_after_the_last_round_trains_s_alone_and_sends_nothing(model, tmp_path):
+def test_phases_after_the_last_round_train_s_alone_and_send_nothing(model, tmp_path):
     store = store_at(tmp_path)
     task = task_for(model, "plain-personal", round=2, afterwards=True)
     before = {name: value.clone() for name, value in task.shared.items()}
@@ -121,7 +121,7 @@ def test_the_same_task_gives_the_same_bytes_whatever_ran_before(model, tmp_path)
     assert files[0] == files[1]
 
 
-def test_a_lost_result_is_not_learnt_twice(model, tmp_path):
+def test_a_lost_update_is_not_trained_into_s_twice(model, tmp_path):
     """Round 2 was trained but never counted: round 3 goes on from the S of round 1."""
     store = store_at(tmp_path)
     client_update(task_for(model), DATA, model, store)
@@ -189,9 +189,7 @@ def test_scaffold_sends_the_change_of_its_control_and_keeps_it(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_counted_and_what_is_kept_are_together_the_change_of_r(
-    name, dtype, model, tmp_path
-):
+def test_the_sent_update_and_the_residual_add_up_to_the_change_of_r(name, dtype, model, tmp_path):
     store, exact = store_at(tmp_path), store_at(tmp_path / "exact")
     residual = {}
     for round in (1, 2):
@@ -226,13 +224,13 @@ def test_the_residual_of_a_lost_result_is_not_sent_twice(model, tmp_path):
     assert all(torch.equal(updates[0][n], updates[1][n]) for n in updates[0])
 
 
-def test_a_residual_that_is_gone_is_named(model, tmp_path):
+def test_a_missing_residual_is_named(model, tmp_path):
     task = task_for(model, "plain", round=2, accepted=1, update_dtype="bf16")
     with pytest.raises(UserError, match="round-0001: missing"):
         client_update(task, DATA, model, store_at(tmp_path))
 
 
-def test_a_mixture_takes_the_asked_share_of_rewrites_of_distinct_rows():
+def test_a_mixture_has_the_configured_share_of_rewrites_of_distinct_rows():
     mixed = phase_rows(Phase("mixture", ("R",), "R"), DATA, replace(SETTINGS, mixture=0.25), "bank")
     rewritten = [i for i in range(8) if mixed[i] is DATA.rewritten[i]]
     assert len(rewritten) == 2
@@ -256,7 +254,7 @@ def test_training_lowers_the_loss_of_the_trained_rows(model, tmp_path):
     assert long.metrics["R.raw.loss"] < short.metrics["R.raw.loss"] - 0.1
 
 
-def test_a_client_clips_what_it_sends_and_tells_the_norm_that_it_had(model, tmp_path):
+def test_a_client_clips_what_it_sends_and_reports_the_norm_before(model, tmp_path):
     whole = client_update(task_for(model), DATA, model, store_at(tmp_path / "a"))
     bound = norm(whole.delta) / 3
     clipped = client_update(task_for(model, clip_norm=bound), DATA, model, store_at(tmp_path / "b"))
@@ -275,9 +273,7 @@ def test_a_client_that_adds_the_noise_itself_sends_no_counts_and_no_losses(model
 
 
 @pytest.mark.parametrize("changes", [{"clip_norm": 1.0}, {"clip_norm": 1.0, "local_noise": 0.5}])
-def test_control_variates_cannot_be_asked_of_a_client_whose_update_is_covered_by_noise(
-    changes, model, tmp_path
-):
+def test_a_client_that_adds_noise_refuses_to_send_control_variates(changes, model, tmp_path):
     task = task_for(model, **changes)
     with pytest.raises(UserError, match="control variates"):
         client_update(replace(task, control=zeros_like(task.shared)), DATA, model,
@@ -285,7 +281,7 @@ def test_control_variates_cannot_be_asked_of_a_client_whose_update_is_covered_by
     assert not (tmp_path / "bank").exists()
 
 
-def test_a_task_that_ends_late_takes_no_later_state_away(model, tmp_path):
+def test_a_late_task_does_not_remove_the_state_of_a_later_round(model, tmp_path):
     store = store_at(tmp_path)
     client_update(task_for(model), DATA, model, store)
     client_update(task_for(model, round=3, accepted=1), DATA, model, store)
