@@ -1,4 +1,4 @@
-"""Files become rows with their place, or one line names the file, the line and the mend."""
+"""Files become rows with their place, or one line names the file, the line and the fix."""
 
 import csv
 import json
