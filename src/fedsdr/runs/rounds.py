@@ -121,7 +121,9 @@ def _check_digest(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 def _digest(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the SHA-256 of the records without seconds, the same for every run of a config."""
-    return hashlib.sha256(json.dumps(_without_seconds(records)).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(_without_seconds(records), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _without_seconds(value: Any) -> Any:
