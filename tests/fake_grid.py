@@ -27,7 +27,7 @@ def nodes_of(data: Path, sites: Path) -> dict[int, dict]:
 
 
 def checkpoint_of(out: Path) -> dict[str, object]:
-    """Return the files of a checkpoint without the hash of rounds.jsonl, which names the refused."""
+    """Return the files of a checkpoint without the hash of rounds.jsonl, where refusals differ."""
     files: dict[str, object] = {
         path.name: path.read_bytes() for path in (out / "checkpoint").rglob("*.safetensors")
     }

@@ -37,7 +37,7 @@ def test_a_stopped_run_keeps_its_rounds_and_releases_its_folder(write_config, tm
     write_config()
     out = tmp_path / "run"
     process = start(tmp_path / "config.toml", out)
-    wait_for_rounds(process, out, 1)
+    wait_for_rounds(process, out, 2)  # so that the checkpoint of the first is there
     process.send_signal(signal.SIGHUP)  # SIGTERM: tests/flower/test_flower_running.py
     _, error = process.communicate(timeout=60)
     assert process.returncode == 129

@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 what the user can fix; 1 our fault; 128 + N stopped by sig
 143 SIGTERM, 129 SIGHUP).
 """
 
+import io
 import logging
 import os
 import signal
@@ -68,7 +69,10 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _terminate)
-    # What these libraries say while loading is noise beside our own lines.
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # What these libraries print while loading does not concern the user.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
