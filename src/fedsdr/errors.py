@@ -1,10 +1,12 @@
 """The error that a user can fix, and the nearest name for a typo."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -33,6 +35,12 @@ def one_line(text: str, limit: int = 300) -> str:
     words = " ".join(text[: 4 * limit].split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
     return line if len(line) <= limit else f"{line[:limit]}..."
+
+
+def printable(text: str) -> str:
+    """Return text for a terminal: control characters, surrogates and bidirectional overrides, which
+    could steer it, become escapes. Line breaks and tabs stay."""
+    return _STEERING.sub(lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -79,6 +79,14 @@ def test_brackets_and_control_characters_of_the_data_are_shown_as_they_are(
     assert not set(out) & {"\x1b", "\x07", "\x9b"}
 
 
+def test_control_characters_of_a_column_name_do_not_reach_the_terminal(fedsdr, config, tmp_path):
+    clients = rows_file(tmp_path / "own", "bank", {"ask\x1b[2J\ud83d\u202e": "a"})
+    code, _, err = fedsdr("data", config, "--set", clients)
+    assert code == 2
+    assert "columns ask\\x1b[2J\\ud83d\\u202e fit no format" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -118,9 +118,16 @@ def test_parquet_columns_that_python_cannot_hold_are_named(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="the optional extra 'parquet' is not installed")
     import pyarrow.parquet as pq
 
-    far = pa.array([2**60], pa.timestamp("us"))
-    pq.write_table(pa.table({"prompt": ["a"], "asked": far}), tmp_path / "a.parquet")
-    assert "column 'asked' cannot be read" in problem(tmp_path / "a.parquet")
+    columns = [
+        pa.array([2**60], pa.timestamp("us")),
+        pa.array([1], pa.timestamp("us", "Nowhere/Zone")),
+        pa.array([2**62], pa.duration("s")),
+        pa.array([2**31 - 1], pa.date32()),
+        pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers()),
+    ]
+    for column in columns:
+        pq.write_table(pa.table({"prompt": ["a"], "asked": column}), tmp_path / "a.parquet")
+        assert ": column 'asked' cannot be read (" in problem(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])

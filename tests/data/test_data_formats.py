@@ -107,6 +107,10 @@ def test_a_union_of_layouts_is_read_by_the_columns_that_are_not_null():
     assert (example.instruction, example.response) == ("a", "b")
 
 
+def test_an_integer_of_hundreds_of_digits_is_an_answer():
+    assert parsed({"prompt": "10**400?", "completion": 10**400}).response == "1" + "0" * 400
+
+
 def test_id_category_and_numbers_are_kept_as_text():
     example = parsed({"id": 12, "category": " qa ", "prompt": "one or two?", "completion": 1})
     assert (example.id, example.category, example.response) == ("12", "qa", "1")

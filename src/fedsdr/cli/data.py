@@ -1,7 +1,6 @@
 """fedsdr data: what each client holds, and what the model will see of it."""
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +110,8 @@ def _counts_of(
 
 def _category_tables(clients: Sequence["ClientData"]) -> list[tuple[str, list[list[str]]]]:
     """Return the label skew as a table, training rows by client and category."""
+    from fedsdr.errors import printable
+
     counts = {c.client_id: Counter(e.category for e in c.raw if e.category) for c in clients}
     categories = sorted(set().union(*counts.values()))
     if len(categories) < 2:
@@ -118,7 +119,7 @@ def _category_tables(clients: Sequence["ClientData"]) -> list[tuple[str, list[li
     shown, more = categories[:MAX_CATEGORIES], len(categories) - MAX_CATEGORIES
     title = "training rows by category" + (f" ({more} categories more)" if more > 0 else "")
     rows = [[name, *(str(count[c]) for c in shown)] for name, count in counts.items()]
-    return [(title, [["client", *map(_printable, shown)], *rows])]
+    return [(title, [["client", *map(printable, shown)], *rows])]
 
 
 def _preview(client_id: str, example: "Example", renderer: "Renderer", max_length: int) -> None:
@@ -127,22 +128,18 @@ def _preview(client_id: str, example: "Example", renderer: "Renderer", max_lengt
 
     from fedsdr.cli.table import wide_console
     from fedsdr.data.chat_templates import preview
+    from fedsdr.errors import printable
 
     console = wide_console()
     row = renderer.encode(example, max_length)
-    console.rule(Text(_printable(f"{client_id}: {example.id}")))
+    console.rule(Text(printable(f"{client_id}: {example.id}")))
     for text, counts in preview(row, renderer.tokenizer):
-        console.print(Text(_printable(text), style="bold green" if counts else "dim"), end="")
+        console.print(Text(printable(text), style="bold green" if counts else "dim"), end="")
         if counts and not console.is_terminal:
             console.print("  <-- in the loss", end="")
     console.print()
     if row.cut:
         console.print(f"({row.cut} tokens cut by data.max_length)")
-
-
-def _printable(text: str) -> str:
-    """Write control characters as escapes: an id or an answer must not steer the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda sign: repr(sign[0])[1:-1], text)
 
 
 def _write_rows(clients: Sequence["ClientData"], folder: Path) -> None:

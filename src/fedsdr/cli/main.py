@@ -27,7 +27,7 @@ from fedsdr.cli.judge import judge
 from fedsdr.cli.report import report
 from fedsdr.cli.run import run
 from fedsdr.cli.site import site
-from fedsdr.errors import UserError
+from fedsdr.errors import UserError, printable
 
 
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
@@ -96,11 +96,11 @@ def main() -> None:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
-    return f"fedsdr: warning: {' '.join(str(message).split())}\n"
+    return printable(f"fedsdr: warning: {' '.join(str(message).split())}\n")
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"fedsdr: {message}", file=sys.stderr)
+    print(printable(f"fedsdr: {message}"), file=sys.stderr)
     sys.exit(code)
 
 

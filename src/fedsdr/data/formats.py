@@ -174,7 +174,7 @@ def _text(row: Row, name: str, where: str) -> str:
     """Return a column as text, '' if it is missing. Numbers are written out."""
     value = row.get(name, "")
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not isinstance(value, int) and not math.isfinite(value):
             raise UserError(f"{where}: '{name}' is {value}, not a finite number")
         return str(value)
     if isinstance(value, list) and value and name == "content":  # OpenAI's parts of a content

@@ -60,7 +60,7 @@ def arrow_rows(batch: Any, where: str) -> list[dict[str, Any]]:
         try:
             values, convert = column.to_pylist(), _narrow_floats(column.type)
             columns[name] = [convert(value) for value in values] if convert else values
-        except (ValueError, OverflowError) as error:
+        except Exception as error:  # Arrow and pytz raise errors of many kinds
             reason = str(error).split("\n")[0]
             raise UserError(
                 f"{where}: column '{name}' cannot be read ({reason}); fix or drop it"
