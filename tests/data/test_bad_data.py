@@ -68,7 +68,7 @@ BAD = {
     ),
     "turns that are no list": ({"a.jsonl": '{"messages": {"role": "user"}}\n'}, "a list of turns"),
     "deep turns in a table": ({"a.csv": f'messages\n"{"[" * 50_000}"\n'}, "is text but not JSON"),
-    "no answer": ({"a.jsonl": '{"messages": [{"role": "user", "content": "q"}]}\n'}, "no assistant"),
+    "no answer": ({"a.jsonl": '{"messages": [{"role": "user", "content": "q"}]}\n'}, "no assistan"),
     "an id that is a list": ({"a.jsonl": '{"id": [1], ' + answer('"a"')[1:]}, "'id' must be"),
     "a system that is a list": (
         {"a.jsonl": '{"system": ["s"], ' + answer('"a"')[1:]},
