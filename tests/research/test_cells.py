@@ -115,15 +115,6 @@ def test_a_folder_that_an_older_version_named_by_absolute_paths_is_found(tmp_pat
     assert cell.folder_in(tmp_path) == old
 
 
-@pytest.mark.parametrize(
-    ("clients", "hashes"), [("embedded:five-domains", 1), ("/elsewhere/rows", 1), ("/data/rows", 2)]
-)
-def test_paths_below_the_folder_of_the_study_give_a_second_hash(clients, hashes):
-    config = replace(BASE, data=DataConfig(clients=clients))
-    [cell] = cells_of(config, CompareConfig(methods=["plain"]), Path("/data"))
-    assert len(cell.name.split("-")) == 3 + hashes
-
-
 def test_a_study_is_fixed_in_a_file(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text("""

@@ -322,15 +322,6 @@ def test_a_study_that_was_moved_with_its_data_and_runs_runs_nothing_anew(
         assert Path(load_run_config(saved).data.clients).is_relative_to(there)
 
 
-def test_a_study_file_that_was_moved_alone_runs_nothing_anew(write_config, tmp_path):
-    config = write_config("federation.rounds=1", "method.name=plain")
-    study = CompareConfig(methods=["plain"])
-    [cell] = cells_of(config, study, tmp_path)
-    run_cells([cell], tmp_path / "out", SILENT)
-    [again] = cells_of(config, study, tmp_path / "elsewhere" / "deep")
-    assert finished_cells([again], tmp_path / "out").keys() == {again.name}
-
-
 def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path, monkeypatch):
     opened, open_runtime = [], shared_base.open_runtime
 

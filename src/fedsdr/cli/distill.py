@@ -17,10 +17,11 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     What was made before is taken from the cache, and a stopped command goes on.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_audit
+    from fedsdr.cli.table import print_tables
     from fedsdr.data.clients import load_clients
     from fedsdr.errors import UserError
     from fedsdr.files import alone
+    from fedsdr.report.run_section import rewriting_table
     from fedsdr.runs.client_runtime import open_runtime
     from fedsdr.runs.rewriting import distill_clients, read_audit
     from fedsdr.runs.run_folder import checked_config
@@ -38,5 +39,6 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     runtime = open_runtime(settings, folder)
     rewriting = prepare_rewriting(runtime)
     with alone(folder):
-        print_audit(distill_clients(runtime, rewriting, clients, console_progress()))
+        distill_clients(runtime, rewriting, clients, console_progress())
+    print_tables([rewriting_table(read_audit(folder / "distilled"))])
     print(f"\nrewrites in {folder / 'distilled'}/")

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fedsdr.distill.records import Audit
 from fedsdr.evaluation.results import Table, table_of
 from fedsdr.files import write_atomically
 from fedsdr.research.diagnose.summary import Table as ExplainedTable
@@ -59,18 +58,6 @@ def print_results(results: Mapping[str, Any]) -> None:
     for kind in ("tokens", "seconds"):
         print(f"{kind}: " + ", ".join(f"{name} {n:,.0f}" for name, n in cost[kind].items()))
     print(f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down")
-
-
-def print_audit(audits: Mapping[str, Audit]) -> None:
-    """Print how many answers of each client were rewritten, and why the others were not."""
-    header = ["client", "answers", "rewritten", "length", "new tokens", "cached"]
-    rows = [[*header, "kept raw because"]]
-    for client, audit in audits.items():
-        numbers = [str(audit.answers), f"{audit.rewritten} ({audit.share_rewritten:.0%})"]
-        numbers += [f"x{audit.length_ratio:.2f}", str(audit.new_tokens), str(audit.from_cache)]
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(audit.kept_raw.items()))
-        rows.append([client, *numbers, reasons])
-    print_tables([("rewriting", rows)])
 
 
 def wide_console(width: int = WIDTH_OF_FILES) -> Console:

@@ -30,7 +30,7 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
     tables += [_cost_table(results["cost"]), _round_table(records)]
     audit = folder / "distilled" / "audit.json"
     if audit.is_file():
-        tables.append(_rewriting_table(read_json(audit, HINT)))
+        tables.append(rewriting_table(read_json(audit, HINT)))
     curves = _training_losses(records)
     return Section(
         title=folder.resolve().name,
@@ -112,7 +112,8 @@ def _round_table(records: Sequence[Mapping[str, Any]]) -> Table:
     return "Rounds", [[*header, "MB up", "MB down", "seconds"], *body]
 
 
-def _rewriting_table(audit: Mapping[str, Any]) -> Table:
+def rewriting_table(audit: Mapping[str, Any]) -> Table:
+    """Return how many answers of each client were rewritten, and why others were not."""
     rows = [["client", "answers", "rewritten", "length", "new tokens", "kept raw because"]]
     for name, client in audit["clients"].items():
         why = ", ".join(f"{reason} {n}" for reason, n in sorted(client["kept_raw"].items()))

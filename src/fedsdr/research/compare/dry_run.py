@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedsdr.config import Config, nested, with_values
 from fedsdr.data.clients import load_clients
@@ -14,6 +15,7 @@ from fedsdr.progress import Progress
 from fedsdr.research.compare.compare_runs import finished
 from fedsdr.research.compare.differences import Group
 from fedsdr.research.compare.grid import Cell
+from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.shared_base import one_base
 from fedsdr.training.methods import METHODS
@@ -54,39 +56,50 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         clients = load_clients(config.data)
         progress.log(f"a small run of {group}")
         with tempfile.TemporaryDirectory() as folder:
-            small = _small(config, clients, Path(folder))
-            cost = run_experiment(small, Path(folder) / "run", progress, open_runtime=open_once)[
-                "cost"
-            ]
-            tried = load_clients(small.data)
-            runtime = open_once(small, Path(folder))
-        raw, tried_raw = ([row for client in of for row in client.raw] for of in (clients, tried))
-        tokens, tried_tokens = (
-            sum(len(row.tokens) for row in runtime.encode(rows)) for rows in (raw, tried_raw)
-        )
-        train, rewrite = tokens / tried_tokens, len(raw) / len(tried_raw)
-        evaluate = sum(len(client.test) for client in clients)  # the small run has one test row
-        taking_part = min(config.federation.clients_per_round or len(clients), len(clients))
-        sent = taking_part * config.federation.rounds / small.federation.rounds
-        times = _scale_of_phases(config, taking_part / len(clients), small.federation.rounds)
-        trained = {
-            kind: train * math.fsum(cost[kind].get(phase, 0) * n for phase, n in times.items())
-            for kind in ("tokens", "seconds")
-        }
-        _, memory = choose_pack(runtime.config)
-        found[group] = Estimate(
-            runs=len(own.keys() - counted),
-            train_tokens=trained["tokens"],
-            rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
-            seconds=trained["seconds"] + cost["seconds"]["evaluate"] * evaluate,
-            rewrite_seconds=cost["seconds"].get("rewrite", 0.0) * rewrite,
-            bytes_up=cost["bytes_up"] * sent,
-            bytes_down=cost["bytes_down"] * sent,
-            memory=None if memory is None else memory.total,
-            source=repr((config.model, config.data, config.teacher)),
-        )
+            small, run = _small(config, clients, Path(folder)), Path(folder) / "run"
+            cost = run_experiment(small, run, progress, open_runtime=open_once)["cost"]
+            runtime = open_once(small, run)
+        found[group] = _scaled(runtime, cost, config, clients, len(own.keys() - counted))
         counted |= own.keys()
     return found
+
+
+def _scaled(
+    runtime: ClientRuntime,
+    cost: Mapping[str, Any],
+    config: Config,
+    clients: Sequence[ClientData],
+    runs: int,
+) -> Estimate:
+    """Return the estimate for `config` from the cost of the small run of `runtime`."""
+    small = runtime.config
+    raw, small_raw = (
+        [row for client in of for row in client.raw] for of in (clients, load_clients(small.data))
+    )
+    tokens, small_tokens = (
+        sum(len(row.tokens) for row in runtime.encode(rows)) for rows in (raw, small_raw)
+    )
+    train, rewrite = tokens / small_tokens, len(raw) / len(small_raw)
+    test_rows = sum(len(client.test) for client in clients)  # the small run has one
+    taking_part = min(config.federation.clients_per_round or len(clients), len(clients))
+    sent = taking_part * config.federation.rounds / small.federation.rounds
+    times = _scale_of_phases(config, taking_part / len(clients), small.federation.rounds)
+    trained = {
+        kind: train * math.fsum(cost[kind].get(phase, 0) * n for phase, n in times.items())
+        for kind in ("tokens", "seconds")
+    }
+    _, memory = choose_pack(small)
+    return Estimate(
+        runs=runs,
+        train_tokens=trained["tokens"],
+        rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
+        seconds=trained["seconds"] + cost["seconds"]["evaluate"] * test_rows,
+        rewrite_seconds=cost["seconds"].get("rewrite", 0.0) * rewrite,
+        bytes_up=cost["bytes_up"] * sent,
+        bytes_down=cost["bytes_down"] * sent,
+        memory=None if memory is None else memory.total,
+        source=repr((config.model, config.data, config.teacher)),
+    )
 
 
 def estimate_table(estimates: Mapping[Group, Estimate]) -> tuple[Table, str]:
@@ -99,10 +112,10 @@ def estimate_table(estimates: Mapping[Group, Estimate]) -> tuple[Table, str]:
         memory = "unknown" if one.memory is None else f"{one.memory / 2**30:,.2f}"
         texts = [*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent), memory]
         rows.append([str(group), str(one.runs), *texts])
-    rewriting = rewriting_seconds(estimates)
+    runs, rewriting = sum(one.runs for one in estimates.values()), rewriting_seconds(estimates)
     seconds = sum(one.runs * one.seconds for one in estimates.values()) + rewriting
     total = (
-        f"{sum(one.runs for one in estimates.values())} runs to do, about {seconds:,.0f} s in all, "
+        f"{runs} runs to do, about {seconds:,.0f} s in all, "
         f"{rewriting:,.0f} of them for making the rewrites once"
     )
     return ("Estimated cost of one run, from a small run of each kind", rows), total

@@ -28,35 +28,29 @@ class Cell:
 
     group: Group
     config: Config
-    root: Path = Path("/")  # paths below it are hashed relative to it, see `name`
+    root: Path = Path("/")  # a cell keeps its name when this folder is moved with the data in it
 
     @property
     def name(self) -> str:
-        """METHOD-ALGORITHM-seedN-HASH, a hash of every value that defines the run.
-
-        With paths below `root` there are two: of the paths relative to `root`, so that the cell is
-        found after that folder was moved, and of absolute paths.
-        """
-        return "-".join(dict.fromkeys(self._name_parts()))
+        """METHOD-ALGORITHM-seedN-HASH, a hash of every value that defines the run."""
+        return self._named({key: _relative(v, self.root) for key, v in self._values().items()})
 
     def folder_in(self, out: Path) -> Path:
-        """Return the cell's folder in `out`, an existing one if either hash matches."""
-        start, relative, absolute = self._name_parts()
-        for pattern in (f"{start}-{relative}-*", f"{start}-*{absolute}"):
-            if found := sorted((out / "cells").glob(pattern)):
-                return found[0]
-        return out / "cells" / self.name
+        """Return the cell's folder in `out`; 0.1.0 named it by a hash of absolute paths."""
+        old = out / "cells" / self._named(self._values())
+        return old if old.exists() else out / "cells" / self.name
 
-    def _name_parts(self) -> tuple[str, str, str]:
-        config, default = self.config, Config()
-        # Without [engine], which changes no number, and without defaults, so that a key added by a
-        # later version does not rename every folder.
+    def _values(self) -> dict[str, Any]:
+        """Without [engine], which changes no number, and without defaults, so that a key added by a
+        later version does not rename every folder."""
         keys = [key for key in key_names() if not key.startswith("engine.")]
-        values = {key: value_of(config, key) for key in keys}
-        own = {key: value for key, value in values.items() if value != value_of(default, key)}
-        start = f"{config.method.name}-{config.algorithm.name}-seed{config.seed}"
-        relative = {key: _relative(value, self.root) for key, value in own.items()}
-        return start, _digest(relative), _digest(own)
+        values = {key: value_of(self.config, key) for key in keys}
+        return {key: value for key, value in values.items() if value != value_of(Config(), key)}
+
+    def _named(self, values: Mapping[str, Any]) -> str:
+        config = self.config
+        digest = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{config.method.name}-{config.algorithm.name}-seed{config.seed}-{digest}"
 
     def __str__(self) -> str:
         return f"{self.group}, seed {self.config.seed}"
@@ -65,12 +59,13 @@ class Cell:
 def cells_of(
     config: Config, study: CompareConfig, folder: Path, out: Path | None = None
 ) -> list[Cell]:
-    """Return every cell; `folder` is that of the study file, to which its paths are relative.
+    """Return every cell; paths in `study` are relative to `folder`, that of the study file.
 
     A cell is found again after the folder that holds both the study file and `out` was moved.
-    The baseline is included if it is a method's name. Beside each variant with several phases stand
-    `plain` with as many rounds, and `plain at equal compute`, with as many local epochs as the
-    phases have in all. UserError for an unknown name, key or baseline, and for an empty list.
+    The baseline is included if it is a method's name. Each variant with several phases is
+    accompanied by `plain` with as many rounds, and by `plain at equal compute`, with as many local
+    epochs as its phases have in all. UserError for an unknown name, key or baseline, and for an
+    empty list.
     """
     algorithms = _distinct(study.algorithms, config.algorithm.name, "algorithms")
     seeds = _distinct(study.seeds, config.seed, "seeds")
@@ -78,7 +73,7 @@ def cells_of(
     if study.baseline not in variants and study.baseline in METHODS:
         variants[study.baseline] = nested("method.name", study.baseline)
     root = Path(os.path.commonpath([os.path.abspath(folder), os.path.abspath(out or folder)]))
-    if root == Path(root.anchor):  # they have nothing in common
+    if root == Path(root.anchor):  # nothing in common
         root = Path(os.path.abspath(folder))
     cells = []
     for algorithm, point in itertools.product(algorithms, _points(config, study.sweep, folder)):
@@ -117,10 +112,6 @@ def _relative(value: Any, root: Path) -> Any:
         return [_relative(item, root) for item in value]
     path = Path(value)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else value
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _with(config: Config, values: Mapping[str, Any]) -> Config:

@@ -96,16 +96,12 @@ def compare(
         measured({client: rng.multinomial(n, np.full(n, 1 / n)) for client, n in sizes.items()})
         for _ in range(resamples)
     ])  # fmt: skip
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0) + point - draws.mean(axis=0)
+    ends = np.quantile(draws, [0.025, 0.975], axis=0) + point - draws.mean(axis=0)
     counts = {"mean": sum(sizes.values())}
     counts |= {f"{a} / {b}": sizes[a] + sizes[b] for a, b in combinations(sizes, 2)}
     return {
         kind: {
-            name: {
-                "value": float(point[i, j]),
-                "interval": [float(low[i, j]), float(high[i, j])],
-                "rows": rows,
-            }
+            name: {"value": point[i, j].item(), "interval": ends[:, i, j].tolist(), "rows": rows}
             for j, (name, rows) in enumerate(counts.items())
         }
         for i, kind in enumerate(("raw", "rewritten", "change"))

@@ -68,10 +68,9 @@ def diagnose(
             c.client_id: read_distilled(runtime.distilled(c.client_id), c.raw) for c in clients
         }
     elif needing := [name for name in parts if name in ("text", "rewrites")]:
-        others = " ".join(f"--only {name}" for name in PARTS if name not in ("text", "rewrites"))
         raise UserError(
             f"{runtime.folder}: no rewrites for {', '.join(needing)}; make them with: fedsdr "
-            f"distill RUN/config.toml --out RUN, or measure the rest: {others}"
+            "distill RUN/config.toml --out RUN, or choose other parts with --only"
         )
     infer = load_nli(nli, device_of(runtime.base.model)) if nli and "rewrites" in parts else None
     inputs = Inputs(runtime, state, clients, rewritten, rows, steps, infer, progress)
@@ -137,11 +136,13 @@ def _optimization(inputs: Inputs) -> dict[str, Any]:
     runtime, clients = inputs.runtime, inputs.clients
     if len(clients) < 2:
         return ONE_CLIENT
-    rows = {"raw": {c.client_id: inputs.sampled(c, c.raw) for c in clients}}
+    kinds = {"raw": {c.client_id: c.raw for c in clients}}
     if inputs.rewritten:
-        rows["rewritten"] = {
-            c.client_id: inputs.sampled(c, inputs.rewritten[c.client_id]) for c in clients
-        }
+        kinds["rewritten"] = dict(inputs.rewritten)
+    rows = {
+        kind: {c.client_id: inputs.sampled(c, of_kind[c.client_id]) for c in clients}
+        for kind, of_kind in kinds.items()
+    }
     initial, final = measure.set_initial(runtime), measure.set_final(runtime, inputs.state)
     models: dict[str, tuple[tuple[Branch, ...], measure.Prepare]] = {
         "at the start, R alone": ((R,), initial)

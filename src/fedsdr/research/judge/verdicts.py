@@ -8,6 +8,7 @@ import random
 import re
 import string
 import tomllib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -106,19 +107,12 @@ def standings(
     bootstrap interval over rows. A row is a win if the two orders together favour a, a tie if they
     favour neither. Rows with an unreadable verdict in either order are left out of their pair.
     """
-    by_row: dict[frozenset[str], dict[tuple[str, str], list[Verdict | None]]] = {}
+    rows: dict[tuple[frozenset[str], str, str], list[Verdict]] = defaultdict(list)
     for ballot, verdict in votes:
-        rows = by_row.setdefault(frozenset(ballot.order), {})
-        rows.setdefault((ballot.client, ballot.row), []).append(verdict)
-    readable = {
-        pair: {at: [v for v in both if v] for at, both in rows.items() if all(both)}
-        for pair, rows in by_row.items()
-    }
-    same = [
-        first["overall"] == second["overall"]
-        for rows in readable.values()
-        for first, second in rows.values()
-    ]
+        if verdict:
+            rows[frozenset(ballot.order), ballot.client, ballot.row].append(verdict)
+    readable = {at: both for at, both in rows.items() if len(both) == 2}
+    same = [one["overall"] == other["overall"] for one, other in readable.values()]
     firsts = [
         verdict["overall"] == ballot.order[0]
         for ballot, verdict in votes
@@ -126,9 +120,7 @@ def standings(
     ]
     return {
         "pairs": {
-            f"{a} / {b}": {
-                c: _win_rate(a, readable.get(frozenset((a, b)), {}), c) for c in CRITERIA
-            }
+            f"{a} / {b}": {c: _win_rate(a, frozenset((a, b)), readable, c) for c in CRITERIA}
             for a, b in combinations(models, 2)
         },
         "asked": len(votes),
@@ -139,22 +131,25 @@ def standings(
 
 
 def _win_rate(
-    model: str, rows: Mapping[tuple[str, str], Sequence[Verdict]], criterion: str
+    model: str,
+    pair: frozenset[str],
+    readable: Mapping[tuple[frozenset[str], str, str], Sequence[Verdict]],
+    criterion: str,
 ) -> dict[str, Any]:
-    points = {
-        at: sum({model: 1.0, TIE: 0.5}.get(verdict[criterion], 0.0) for verdict in both) / 2
-        for at, both in rows.items()
-    }
+    worth = {model: 1.0, TIE: 0.5}
     values: dict[str, dict[str, tuple[float, float]]] = {}
-    for (client, row), value in points.items():
-        values.setdefault(client, {})[row] = (value, 1.0)
+    for (models, client, row), both in readable.items():
+        if models == pair:
+            value = sum(worth.get(verdict[criterion], 0.0) for verdict in both) / 2
+            values.setdefault(client, {})[row] = (value, 1.0)
+    points = [value for rows in values.values() for value, _ in rows.values()]
     return {
         "value": mean_over_clients(values) if values else None,
         "interval": stratified_interval(values) if values else None,
         "rows": len(points),
-        "wins": sum(p > 0.5 for p in points.values()),
-        "ties": sum(p == 0.5 for p in points.values()),
-        "losses": sum(p < 0.5 for p in points.values()),
+        "wins": sum(p > 0.5 for p in points),
+        "ties": sum(p == 0.5 for p in points),
+        "losses": sum(p < 0.5 for p in points),
     }
 
 
