@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import overrides, run_folder
+from fedsdr.cli.options import count_option, overrides, run_folder
 
 
 @click.command()
@@ -19,20 +19,8 @@ from fedsdr.cli.options import overrides, run_folder
     metavar="PART",
     help="text, rewrites, optimization, serving or aggregation; default: all.",
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(min=2),
-    default=32,
-    show_default=True,
-    help="Rows of a client that the model reads, at most.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Optimizer steps before a loss transfer.",
-)
+@count_option("--rows", 32, "Rows of a client that the model reads, at most.", least=2)
+@count_option("--steps", 8, "Optimizer steps before a loss transfer.")
 @click.option(
     "--nli", default="", metavar="MODEL", help="Hugging Face model for entailment; none is bundled."
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import overrides
+from fedsdr.cli.options import count_option, overrides
 
 
 @click.command()
@@ -16,13 +16,7 @@ from fedsdr.cli.options import overrides
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--of", default="global", show_default=True, help="global or client models.")
 @click.option("--base", is_flag=True, help="Add the base model of the first run.")
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Test rows per client, at most.",
-)
+@count_option("--rows", 20, "Test rows per client, at most.")
 @click.option("--seed", default=0, show_default=True, help="Draws the rows and the orders.")
 @click.option(
     "--api-key-env",

@@ -1,7 +1,7 @@
 """Arguments that several commands share, and the configuration that they name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,12 @@ out_folder = click.option(
     type=click.Path(path_type=Path),
     help="Folder of the run; default: runs/NAME for a configuration NAME.toml.",
 )
+
+
+def count_option(name: str, default: int, meaning: str, least: int = 1) -> Any:
+    """Return the decorator of an option that takes a whole number of at least `least`."""
+    kind = click.IntRange(min=least)
+    return click.option(name, type=kind, default=default, show_default=True, help=meaning)
 
 
 def folder_of(config: Path, out: Path | None) -> Path:
