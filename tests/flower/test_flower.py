@@ -89,9 +89,9 @@ LEAKS = {
 def test_neither_s_nor_text_is_in_any_message(leak, write_config, tmp_path, deploy, monkeypatch):
     real, sites = client_app.train_at, tmp_path / "sites"
 
-    def train(site, client, task, *rest):
-        update = real(site, client, task, *rest)
-        s = load_adapter(site.store(client.client_id).folder, "S")
+    def train(runtime, client, task, *rest):
+        update = real(runtime, client, task, *rest)
+        s = load_adapter(runtime.store(client.client_id).folder, "S")
         return LEAKS[leak](update, s) if client.client_id == "bank" else update
 
     monkeypatch.setattr(client_app, "train_at", train)

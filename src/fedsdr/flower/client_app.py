@@ -60,9 +60,9 @@ def rewrite(message: Message, context: Context) -> Message:
     """Rewrite the training answers unless they are rewritten already; report counts alone."""
 
     def report() -> RewriteReport:
-        with open_client(context, _run_of(message), message.metadata.ttl) as (site, client):
-            audit = audit_of(read_records(site.distilled(client.client_id)))
-        counts = (audit.answers, audit.rewritten) if _may_count(site.config) else (0, 0)
+        with open_client(context, _run_of(message), message.metadata.ttl) as (runtime, client):
+            audit = audit_of(read_records(runtime.distilled(client.client_id)))
+        counts = (audit.answers, audit.rewritten) if _may_count(runtime.config) else (0, 0)
         return RewriteReport(*counts)
 
     return _reply(message, context, report)
@@ -82,16 +82,16 @@ def answer_task(task: ClientTask, context: Context, seconds: float) -> ClientUpd
     not for the server to choose task by task.
     """
     try:
-        with open_client(context, task.run_id, seconds) as (site, client):
-            asked, own = _disclosure(task.settings), _disclosure(client_settings(site.config))
+        with open_client(context, task.run_id, seconds) as (runtime, client):
+            asked, own = _disclosure(task.settings), _disclosure(client_settings(runtime.config))
             if (task.client_id, asked) != (client.client_id, own):
                 raise Refusal(
                     f"is '{client.client_id}' with {own}, not '{task.client_id}' with {asked}"
                 )
-            rounds = site.config.federation.rounds
+            rounds = runtime.config.federation.rounds
             if not 1 <= task.round <= rounds:
                 raise Refusal(f"takes part in rounds 1 to {rounds} (its federation.rounds)")
-            return train_at(site, client, task)
+            return train_at(runtime, client, task)
     except Exception as error:
         logger.exception("client '%s' has no update for round %d", task.client_id, task.round)
         return ClientFault(task.client_id, task.round, _reason(error, context))
@@ -113,10 +113,10 @@ def open_client(
         _check_run(node, run_id)  # again: another run may have started during the wait
         if node.is_site:
             write_atomically(node.folder / RUN_ID, run_id)
-        site = _load_site(node, client, context)
-        if site.method.rewrites and not has_rewrites(site, [client]):
-            distill_clients(site, prepare_rewriting(site), [client], _LOG)
-        yield site, client
+        runtime = _load_runtime(node, client, context)
+        if runtime.method.rewrites and not has_rewrites(runtime, [client]):
+            distill_clients(runtime, prepare_rewriting(runtime), [client], _LOG)
+        yield runtime, client
 
 
 def _disclosure(settings: LocalSettings) -> str:
@@ -189,15 +189,15 @@ def _load_client(node: NodeConfig, context: Context) -> ClientData:
     return client
 
 
-def _load_site(node: NodeConfig, client: ClientData, context: Context) -> ClientRuntime:
+def _load_runtime(node: NodeConfig, client: ClientData, context: Context) -> ClientRuntime:
     if not node.is_site:
-        return _simulated_site(_run_items(context))
-    site = _open_site(node)
-    start_folder(site, [client])
-    return site
+        return _simulated_runtime(_run_items(context))
+    runtime = _open_runtime(node)
+    start_folder(runtime, [client])
+    return runtime
 
 
-def _open_site(node: NodeConfig) -> ClientRuntime:
+def _open_runtime(node: NodeConfig) -> ClientRuntime:
     if node.config.engine.threads:
         torch.set_num_threads(node.config.engine.threads)
     return open_runtime(node.config, node.folder)
@@ -215,5 +215,5 @@ def _simulated_clients(run: RunItems) -> list[ClientData]:
 
 
 @functools.lru_cache(maxsize=1)
-def _simulated_site(run: RunItems) -> ClientRuntime:
-    return _open_site(node_config_of(dict(run), {"partition-id": 0}))
+def _simulated_runtime(run: RunItems) -> ClientRuntime:
+    return _open_runtime(node_config_of(dict(run), {"partition-id": 0}))

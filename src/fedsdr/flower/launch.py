@@ -33,7 +33,7 @@ START_SECONDS = 60.0  # for a SuperLink on this machine
 def simulate(
     runtime: ClientRuntime, clients: Sequence[ClientData], plan: Plan, progress: Progress
 ) -> ServerState:
-    """Run the remaining rounds in Flower's simulation, into the site's folder.
+    """Run the remaining rounds in Flower's simulation, into the runtime's folder.
 
     The ServerApp holds the folder's lock meanwhile. `engine.parallel_clients` processes load a base
     each and train one client at a time, with as many threads as this process: the number of threads
