@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,17 @@ def check_manifest(folder: Path, fix: str) -> None:
             raise UserError(f"{file}: missing; {fix}")
         if _sha256(file) != digest:
             raise UserError(f"{file}: damaged (its checksum is not that of {MANIFEST}); {fix}")
+
+
+def digest_without_seconds(value: Any) -> str:
+    """Return the SHA-256 of a JSON value without its seconds: the same for equal runs."""
+    return hashlib.sha256(json.dumps(_without_seconds(value), sort_keys=True).encode()).hexdigest()
+
+
+def _without_seconds(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_seconds(v) for k, v in value.items() if "seconds" not in k}
+    return [_without_seconds(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def make_private(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from fedsdr.distill.self_distillation import rewrite_client
 from fedsdr.errors import UserError
 from fedsdr.files import (
     check_manifest,
+    digest_without_seconds,
     make_private,
     write_atomically,
     write_manifest,
@@ -75,10 +76,11 @@ def distill_clients(
             for name, audit in audits.items()
         },
     }
-    path = folder / "audit.json"
-    write_atomically(path, json.dumps(facts, indent=2) + "\n", private=True)
-    files = [path, *(runtime.distilled(client.client_id) for client in clients)]
+    facts["check"] = digest_without_seconds(facts)
+    files = (runtime.distilled(client.client_id) for client in clients)
     write_manifest(folder, files, private=True)
+    text = json.dumps(facts, indent=2) + "\n"
+    write_atomically(folder / "audit.json", text, private=True)  # last: rewriting is complete
     return audits
 
 
@@ -93,9 +95,12 @@ def read_audit(folder: Path) -> dict[str, Any]:
         return {}
     try:
         audit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check = audit.pop("check", None)  # older versions wrote none
+        if check is not None and check != digest_without_seconds(audit):
+            raise ValueError("its checksum is wrong")
         return audit if audit["clients"] else {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make it with: fedsdr distill") from None
+        raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
 
 
 def audit_line(audit: Audit) -> str:
@@ -115,6 +120,9 @@ def has_rewrites(runtime: ClientRuntime, clients: Sequence[ClientData]) -> bool:
     A resumed run keeps them, so that a new version of an engine cannot change its data.
     """
     if not read_audit(runtime.folder / "distilled"):
+        if runtime.method.rewrites and (runtime.folder / "checkpoint").exists():
+            path = runtime.folder / "distilled" / "audit.json"
+            raise UserError(f"{path}: missing, though rounds are done; restore it from a copy")
         return False
     for client in clients:
         read_distilled(runtime.distilled(client.client_id), client.raw)

@@ -5,7 +5,6 @@ FOLDER/rounds.jsonl     one line a round
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state, records_digest, save_state
 from fedsdr.federation.plan import Plan, first_state
 from fedsdr.federation.round import RunClients, run_round
-from fedsdr.files import disk_errors_named, write_atomically
+from fedsdr.files import digest_without_seconds, disk_errors_named, write_atomically
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import Progress
 from fedsdr.seeds import seed_for
@@ -81,7 +80,7 @@ def save_round(folder: Path, state: ServerState, record: RoundRecord, progress: 
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
-    save_state(folder / "checkpoint", state, _digest(_records(_lines(path), folder)))
+    save_state(folder / "checkpoint", state, digest_without_seconds(_records(_lines(path), folder)))
     progress.log(round_line(dataclasses.asdict(record)))
 
 
@@ -112,24 +111,11 @@ def _records(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
 def _check_digest(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     digest = records_digest(folder / "checkpoint")
-    if digest and digest != _digest(records):
+    if digest and digest != digest_without_seconds(records):
         raise UserError(
             f"{folder / RECORDS}: damaged (it is not the file of the checkpoint); restore it from "
             "a copy, or choose another --out"
         )
-
-
-def _digest(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the SHA-256 of the records without seconds, the same for every run of a config."""
-    return hashlib.sha256(
-        json.dumps(_without_seconds(records), sort_keys=True).encode()
-    ).hexdigest()
-
-
-def _without_seconds(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _without_seconds(v) for k, v in value.items() if "seconds" not in k}
-    return [_without_seconds(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _drop_records_after(folder: Path, count: int) -> None:
