@@ -53,17 +53,11 @@ FORMATS: dict[str, Format] = {
 INPUTS = ("input", "context")  # the first that is not empty
 COMMON = ("id", "category", "system")
 TURN_KEYS = (("role", "content"), ("from", "value"))
-ROLES: dict[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "tool": "user",
-    "function": "user",
-    "observation": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "function_call": "assistant",
+Role = Literal["system", "user", "assistant"]
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "tool", "function", "observation"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "function_call"), "assistant"),
 }
 CALLS = ("tool_calls", "function_call")  # keys of a turn: what the assistant says beside its text
 
