@@ -131,7 +131,7 @@ def model_of_135m(quick: bool) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from fedsdr.models.base_model import DTYPES, choose_dtype
-    from fedsdr.models.packing import prepare
+    from fedsdr.models.fast_path import prepare
     from fedsdr.models.two_branch import BranchedModel
 
     config = LlamaConfig(

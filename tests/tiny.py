@@ -5,7 +5,7 @@ import random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from fedsdr.models.packing import prepare
+from fedsdr.models.fast_path import prepare
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.types import TokenRow
 

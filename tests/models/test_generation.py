@@ -146,7 +146,7 @@ def test_generation_uses_the_branches_in_the_forward():
 def test_a_window_of_attention_is_kept_while_generating():
     from transformers import MistralConfig, MistralForCausalLM
 
-    from fedsdr.models.row_attention import ATTENTION, register
+    from fedsdr.models.fast_path import prepare
 
     config = MistralConfig(
         **SIZES,
@@ -157,8 +157,7 @@ def test_a_window_of_attention_is_kept_while_generating():
     torch.manual_seed(0)
     model = MistralForCausalLM(config).eval()
     plain = {i: a.text for i, a in run(model, requests(4), GREEDY, 4).items()}
-    register()
-    model.set_attn_implementation(ATTENTION)
+    assert prepare(model) == ()
     assert {i: a.text for i, a in run(model, requests(4), GREEDY, 4).items()} == plain
 
 

@@ -4,14 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SIZES, branched, rows, tiny_llama
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from tiny import branched, rows, tiny_llama
 
-from fedsdr.models.fused_ops import FrozenRMSNorm
 from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.packed_attention import PackedRows
-from fedsdr.models.packing import pack, prepare, row_losses, shared_prefix
-from fedsdr.models.row_attention import ATTENTION, register
+from fedsdr.models.packing import pack, row_losses, shared_prefix
 from fedsdr.training.optimizer_step import accumulate_gradients
 from fedsdr.types import TokenRow
 
@@ -99,24 +96,6 @@ def test_a_training_step_in_bf16_is_as_near_to_fp32_as_the_models_own_is():
     assert distance(gradient, exact) < 1.2 * distance(own, exact)
 
 
-def test_a_head_that_caps_or_scales_its_logits_is_left_to_the_model():
-    config = Gemma2Config(
-        **SIZES,
-        head_dim=8,
-        sliding_window=5,
-        final_logit_softcapping=3.0,
-        attn_implementation="eager",
-    )
-    torch.manual_seed(0)
-    model = Gemma2ForCausalLM(config).eval()
-    data = rows(longest=40)
-    expected = row_losses(model, data)
-    prepare(model)
-    assert not model.plain_head
-    assert not any(isinstance(m, FrozenRMSNorm) for m in model.modules())
-    torch.testing.assert_close(row_losses(model, data), expected, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("window", [None, 3])
 def test_all_masks_of_a_pack_take_the_bytes_of_the_longest_one_and_are_freed_with_it(window):
     with LiveBytes() as live:
@@ -130,12 +109,6 @@ def test_all_masks_of_a_pack_take_the_bytes_of_the_longest_one_and_are_freed_wit
         assert live.now == (4 + 30) ** 2
         del packed, hidden
     assert live.now == 0
-
-
-def test_a_plain_head_and_plain_norms_are_found():
-    model = tiny_llama()
-    assert model.plain_head
-    assert sum(isinstance(m, FrozenRMSNorm) for m in model.modules()) == 5
 
 
 def test_packing_changes_neither_loss_nor_gradient():
@@ -167,26 +140,6 @@ def test_packed_rows_equal_padded_rows_under_the_models_own_attention():
     torch.testing.assert_close(
         row_losses(packed, rows()), row_losses(padded, rows()), rtol=1e-5, atol=1e-5
     )
-
-
-def test_a_sliding_window_is_kept_inside_packed_rows():
-    config = MistralConfig(
-        **SIZES,
-        sliding_window=5,
-        attn_implementation="eager",
-    )
-    torch.manual_seed(0)
-    model = MistralForCausalLM(config).eval()
-    data = rows(longest=40)
-    expected = row_losses(model, data)
-    register()
-    model.set_attn_implementation(ATTENTION)
-    torch.testing.assert_close(row_losses(model, data), expected, rtol=1e-5, atol=1e-5)
-    model.config.sliding_window = None
-    for layer in model.model.layers:
-        if hasattr(layer.self_attn, "sliding_window"):
-            layer.self_attn.sliding_window = None
-    assert not torch.allclose(row_losses(model, data), expected, rtol=1e-3)
 
 
 def test_rows_without_a_supervised_token_have_no_loss():

@@ -17,7 +17,7 @@ from fedsdr.config import Dtype, ModelConfig
 from fedsdr.embedded_packages import embedded_model_file
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import made_once, write_folder
-from fedsdr.models.packing import prepare
+from fedsdr.models.fast_path import prepare
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,6 +6,7 @@ autograd's own. Frozen weights get no gradient. On CUDA the element-wise parts a
 
 import functools
 import importlib.util
+import inspect
 import os
 import shutil
 from collections.abc import Callable
@@ -165,27 +166,37 @@ def _gradient(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tenso
     return dx.mul_(inverse).addcmul_(wide, shared, value=-1).to(x.dtype)
 
 
-def fuse_norms(model: nn.Module) -> None:
-    """Replace each RMSNorm of the model by FrozenRMSNorm.
+def fuse_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Replace each RMSNorm of the model by FrozenRMSNorm; return the replaced modules by name.
 
-    RMSNorm has many class names, and some differ in the formula (Gemma's 1 + weight), so a module
-    is replaced only if its output on a test input equals the formula's.
+    RMSNorm has many class names, and some differ in the formula (Gemma's 1 + weight) or take more
+    arguments (gated norms), so a module is replaced only if it has the same parameters and its
+    output on a test input equals the formula's.
     """
+    replaced = {}
     for name, module in list(model.named_modules()):
-        eps = getattr(module, "variance_epsilon", None)
-        weights = dict(module.named_parameters(recurse=False))
-        if not isinstance(eps, float) or list(weights) != ["weight"]:
-            continue
-        weight = weights["weight"]
-        fused = FrozenRMSNorm(weight, eps)
-        probe = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype)
-        with torch.no_grad():  # tensors on the meta device have no values to compare
-            same = weight.is_meta or torch.allclose(
-                module(probe[None]), fused(probe[None]), rtol=1e-5, atol=1e-6
-            )
-        if same:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], fused)
+        fused = _fused_norm(module)
+        if fused is not None:
+            replaced[name] = module
+            model.set_submodule(name, fused)
+    return replaced
+
+
+def _fused_norm(module: nn.Module) -> FrozenRMSNorm | None:
+    """Return the FrozenRMSNorm that computes the same as `module`, or None."""
+    eps, weights = getattr(module, "variance_epsilon", None), dict(module.named_parameters())
+    if not isinstance(eps, float) or list(weights) != ["weight"] or weights["weight"].dim() != 1:
+        return None
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return None
+    weight = weights["weight"]
+    fused = FrozenRMSNorm(weight, eps)
+    if weight.is_meta:  # no values to compare
+        return fused
+    probe = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        same = torch.allclose(module(probe[None]), fused(probe[None]), rtol=1e-5, atol=1e-6)
+    return fused if same else None
 
 
 def label_losses(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:

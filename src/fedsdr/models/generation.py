@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedsdr.models.packing import device_of, shared_prefix
-from fedsdr.models.row_attention import uses_rows
+from fedsdr.models.forward_plan import plan_of
+from fedsdr.models.packing import device_of, row_inputs, shared_prefix
 from fedsdr.models.row_cache import Piece, RowCache, forward_pieces
 from fedsdr.models.token_sampling import choose_tokens
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
+CACHES = ("past_key_values", "cache_params", "state")  # names in the models of transformers
 PREFILL_TOKENS = 4096  # most prompt tokens in one forward pass, unless a single prompt is longer
 
 
@@ -98,18 +99,23 @@ def transformers_generate(
             _Row(r, render(r.turns), np.random.default_rng(r.seed).random(decoding.max_new_tokens))
             for r in requests
         ]
-        if uses_rows(model):
-            finished = _generate_batched(model, rows, decoding, ending, batch_size)
+        plan = plan_of(model)
+        long: list[_Row] = []
+        short: list[_Row] = []
+        for row in rows:
+            most = len(row.prompt) + decoding.max_new_tokens
+            (long if plan.is_long(most) else short).append(row)
+        if plan.generation == "shared_cache":
+            yield from map(ending.answer, _batched(model, short, decoding, ending, batch_size))
         else:
-            finished = _generate_one_by_one(model, rows, decoding, ending)
-        for row in finished:
-            yield ending.answer(row)
+            yield from map(ending.answer, _one_by_one(model, short, decoding, ending))
+        yield from map(ending.answer, _one_by_one(model, long, decoding, ending, cached=False))
 
     return generate
 
 
 @torch.inference_mode()
-def _generate_batched(
+def _batched(
     model: nn.Module, rows: list[_Row], decoding: Decoding, ending: _Ending, batch_size: int
 ) -> Iterator[_Row]:
     """Yield rows as they finish; up to `batch_size` share each forward pass."""
@@ -164,17 +170,31 @@ def _next_prompts(waiting: deque[_Row], free_slots: int, prefix: int) -> list[_R
 
 
 @torch.inference_mode()
-def _generate_one_by_one(
-    model: nn.Module, rows: list[_Row], decoding: Decoding, ending: _Ending
+def _one_by_one(
+    model: nn.Module, rows: list[_Row], decoding: Decoding, ending: _Ending, cached: bool = True
 ) -> Iterator[_Row]:
-    """Yield rows, each generated alone with the model's own kind of cache."""
-    device = device_of(model)
+    """Yield rows, each generated alone, `cached` if the model's plan says so."""
     for row in rows:
-        ids = torch.tensor([row.prompt], device=device)
         cache = None
         while not row.new or not (ending.ended(row) or len(row.new) == decoding.max_new_tokens):
-            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            row.new += choose_tokens(out.logits[:, -1].float(), [row.uniform], decoding)
-            ids = torch.tensor([[row.new[-1]]], device=device)
+            logits, cache = next_logits(model, row.prompt + row.new, cache, cached)
+            row.new += choose_tokens(logits, [row.uniform], decoding)
         yield row
+
+
+def next_logits(
+    model: nn.Module, tokens: list[int], cache: Any, cached: bool = True
+) -> tuple[Tensor, Any]:
+    """Return fp32 logits (1, vocabulary) after the tokens of one row, and the model's own cache.
+
+    `cache` is that of all tokens but the last, or None at the start. Without a cache, the whole
+    row is computed. ValueError if the model returns none.
+    """
+    if not cached or plan_of(model).generation == "no_cache":
+        return model(**row_inputs(model, tokens)).logits[:, -1].float(), None
+    ids = torch.tensor([tokens if cache is None else tokens[-1:]], device=device_of(model))
+    out = model(input_ids=ids, use_cache=True, **(cache or {}))
+    for name in CACHES:
+        if getattr(out, name, None) is not None:
+            return out.logits[:, -1].float(), {name: out[name]}
+    raise ValueError("the model returns no cache")

@@ -89,7 +89,7 @@ def packed_attention(
         k, v = (_with_prefix(t, start, n, prefix) for t in (key, value))
         hidden = rows.hidden(n, prefix, window, query.device)
         parts.append(attend(query[:, :, start : start + n], k, v, scale, softcap, hidden))
-    return torch.cat(parts, dim=2).transpose(1, 2)
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def _with_prefix(t: Tensor, start: int, n: int, prefix: int) -> Tensor:

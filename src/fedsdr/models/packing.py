@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsdr.models.fused_ops import fuse_norms, label_losses
+from fedsdr.models.forward_plan import plan_of
+from fedsdr.models.fused_ops import label_losses
 from fedsdr.models.packed_attention import PackedRows
-from fedsdr.models.row_attention import ATTENTION, register, supports_rows, uses_rows
 from fedsdr.types import TokenRow
 
 Tokens = TypeVar("Tokens", tuple[int, ...], list[int])
@@ -53,36 +53,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def prepare(model: nn.Module) -> None:
-    """Switch a loaded, frozen model to the fast path, as far as its architecture supports it.
-
-    Attention over packed rows, fused norms, and an output head that is applied by the loss.
-    """
-    if supports_rows(model):
-        register()
-        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
-    fuse_norms(model)
-    model.plain_head = uses_rows(model) and _head_is_plain(model)  # type: ignore[assignment]
-
-
-@torch.no_grad()
-def _head_is_plain(model: nn.Module) -> bool:
-    """Return whether the logits are exactly head(last hidden state): no soft cap, no scale."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if type(head) is not nn.Linear or not hasattr(model, "base_model"):
-        return False
-    device = device_of(model)
-    if device.type == "meta":  # no values to compare
-        return True
-    ids = torch.arange(2, device=device)[None]
-    arguments: dict[str, Any] = {"position_ids": positions((2,), device), "use_cache": False}
-    arguments["packed_rows"] = PackedRows((2,))
-    logits = model(input_ids=ids, **arguments).logits
-    body: Any = model.base_model
-    hidden = body(input_ids=ids, **arguments).last_hidden_state
-    return torch.equal(logits, head(hidden))
-
-
 def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     """Return the summed loss of each row in nats, (rows,), fp32, differentiable.
 
@@ -96,14 +66,11 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     if not labels:
         return total
     wanted = torch.tensor(labels, device=device)
-    if getattr(model, "plain_head", False):
-        inputs, keep = _packed(rows, places, device)
-        hidden = model.base_model(**inputs).last_hidden_state[0]  # type: ignore[operator]
-        head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
-        losses = label_losses(hidden[keep], head, wanted)
+    states = _label_states(model, rows)
+    if plan_of(model).plain_head:
+        losses = label_losses(states, model.get_output_embeddings(), wanted)  # type: ignore[operator]
     else:
-        logits = label_logits(model, rows)
-        losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
+        losses = functional.cross_entropy(states.float(), wanted, reduction="none")
     return total.index_add(0, torch.tensor(owner, device=device), losses)
 
 
@@ -112,11 +79,43 @@ def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
 
     Shape (supervised tokens of all rows, vocabulary), in row order.
     """
-    if not uses_rows(model):
-        return _padded_logits(model, rows, device_of(model))
-    inputs, keep = _packed(rows, _label_places(rows), device_of(model))
-    logits: Tensor = model(**inputs, logits_to_keep=keep).logits[0]
-    return logits
+    states = _label_states(model, rows)
+    if plan_of(model).plain_head:
+        states = model.get_output_embeddings()(states)  # type: ignore[operator]
+    return states
+
+
+def _label_states(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+    """Return the last hidden state before each label, or with a head that is not plain the logits.
+
+    Shape (supervised tokens of all rows, size), in row order.
+    """
+    groups = plan_of(model).groups([len(row.tokens) for row in rows])
+    if groups == [list(range(len(rows)))]:
+        return _group_states(model, rows)
+    states: dict[int, Tensor] = {}
+    for group in groups:
+        members = [rows[i] for i in group if supervised_tokens(rows[i])]
+        if members:
+            sizes = [supervised_tokens(rows[i]) for i in group]
+            states.update(zip(group, _group_states(model, members).split(sizes), strict=True))
+    return torch.cat([states[i] for i in sorted(states)])
+
+
+def _group_states(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+    """Return `_label_states` of rows that share one forward pass."""
+    plan, places, device = plan_of(model), _label_places(rows), device_of(model)
+    if plan.losses == "packed":
+        inputs, keep = _packed(rows, places, device)
+    else:
+        inputs, keep = _padded(rows, places, device)
+    if plan.plain_head:
+        hidden: Tensor = model.base_model(**inputs).last_hidden_state  # type: ignore[operator]
+        return hidden.flatten(0, 1)[keep]
+    if plan.losses == "packed":
+        inputs, keep = inputs | {"logits_to_keep": keep}, torch.arange(len(keep), device=device)
+    logits: Tensor = model(**inputs).logits
+    return logits.flatten(0, 1)[keep]
 
 
 def _label_places(rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -158,35 +157,38 @@ def _packed(
     return inputs, torch.tensor(keep, device=device)
 
 
-def _padded_logits(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> Tensor:
-    """Return `label_logits` of a padded batch with the model's own attention."""
+def _padded(
+    rows: Sequence[TokenRow], places: Sequence[Sequence[int]], device: torch.device
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the same as `_packed` for a padded batch; a single row has no mask."""
     longest = max(len(row.tokens) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    keep = torch.zeros(len(rows), longest, dtype=torch.bool)
+    keep = [i * longest + t - 1 for i, at in enumerate(places) for t in at]
     for i, row in enumerate(rows):
-        n = len(row.tokens)
-        ids[i, :n] = torch.tensor(row.tokens)
-        mask[i, :n] = 1
-        keep[i, : n - 1] = torch.tensor(row.supervised[1:], dtype=torch.bool)
-    logits: Tensor = model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).logits
-    return logits[keep.to(device)]
+        ids[i, : len(row.tokens)] = torch.tensor(row.tokens)
+        mask[i, : len(row.tokens)] = 1
+    inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
+    if len(rows) > 1:
+        inputs["attention_mask"] = mask.to(device)
+    return inputs, torch.tensor(keep, device=device)
+
+
+def row_inputs(model: nn.Module, tokens: Sequence[int]) -> dict[str, Any]:
+    """Return the model's arguments for one whole row without a cache."""
+    row = TokenRow("", tuple(tokens), (False,) * len(tokens))
+    make = _packed if plan_of(model).losses == "packed" else _padded
+    return make([row], [[]], device_of(model))[0]
 
 
 def last_states(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Return the last hidden state at the last token of each prompt, (prompts, size), fp32."""
-    device = device_of(model)
     states = []
     for tokens in prompts:
-        out = model(
-            input_ids=torch.tensor([list(tokens)], device=device),
-            position_ids=positions((len(tokens),), device),
-            use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=1,
-            **({"packed_rows": PackedRows((len(tokens),))} if uses_rows(model) else {}),
-        )
-        states.append(out.hidden_states[-1][0, -1].float())
+        inputs = row_inputs(model, tokens)
+        if plan_of(model).plain_head:  # spares the logits
+            hidden = model.base_model(**inputs).last_hidden_state  # type: ignore[operator]
+        else:
+            hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        states.append(hidden[0, -1].float())
     return torch.stack(states)

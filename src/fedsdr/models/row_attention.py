@@ -46,22 +46,19 @@ def register() -> None:
     AttentionInterface.register(ATTENTION, row_attention)
 
 
-def supports_rows(model: nn.Module) -> bool:
-    """Return whether every layer mixes tokens through transformers' attention interface alone.
+def packing_obstacle(model: nn.Module) -> str:
+    """Return why rows cannot be packed, or '' if the architecture may allow it.
 
-    Recurrent, convolutional and chunked layers would mix the rows of a pack.
+    Every layer must mix tokens through transformers' attention interface alone: recurrent,
+    convolutional and chunked layers would mix the rows of a pack.
     """
-    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    return (
-        bool(getattr(model, "_supports_attention_backend", False))
-        and not getattr(model, "_is_stateful", False)
-        and layers <= {"full_attention", "sliding_attention"}
-    )
-
-
-def uses_rows(model: nn.Module) -> bool:
-    """Return whether the model's attention is ATTENTION, so that rows can share a forward pass."""
-    return getattr(model.config, "_attn_implementation", "") == ATTENTION
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention is not transformers' interface"
+    kinds = set(getattr(model.config, "layer_types", None) or [])
+    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    if other or getattr(model, "_is_stateful", False):
+        return f"it has layers of other kinds ({', '.join(other) or 'recurrent'})"
+    return ""
 
 
 def row_attention(
@@ -82,21 +79,23 @@ def row_attention(
 
     query is (1, heads, tokens, size). With `packed_rows`, key and value have the same tokens; with
     `cache_spans` they are a cache (slots, heads, positions, size) that holds the new tokens too.
-    Key and value heads may be fewer than query heads. ValueError for attention sinks, or without
-    either argument.
+    Key and value heads may be fewer than query heads. ValueError for attention sinks, for a mask,
+    and without either argument: `fast_path` then falls back to the model's own attention.
     """
     if kwargs.get("s_aux") is not None:
-        raise ValueError("attention sinks are not supported in packed rows")
+        raise ValueError("attention sinks are not supported")
+    if attention_mask is not None:
+        raise ValueError("the model passes a mask of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packed_rows is not None:
         out = packed_attention(query, key, value, packed_rows, scale, sliding_window, softcap)
         return out, None
     if cache_spans is None:
-        raise ValueError("row attention needs packed_rows or cache_spans")
+        raise ValueError("the model does not pass packed_rows or cache_spans on")
     parts = []
     for span in cache_spans:
         q = query[0, :, span.tokens].unflatten(1, span.positions.shape).transpose(0, 1)
         k, v = key[span.slots, :, : span.keys], value[span.slots, :, : span.keys]
         part = attend(q, k, v, scale, softcap, span.hidden(sliding_window))
         parts.append(part.transpose(0, 1).flatten(1, 2))
-    return torch.cat(parts, dim=1)[None].transpose(1, 2), None
+    return torch.cat(parts, dim=1)[None].transpose(1, 2).contiguous(), None

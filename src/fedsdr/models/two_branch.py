@@ -14,8 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedsdr.errors import UserError, nearest
+from fedsdr.errors import UserError
 from fedsdr.models.fused_ops import LowRank
+from fedsdr.models.target_modules import (
+    describe_targets,
+    is_conv1d,
+    is_quantised,
+    target_layers,
+)
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors
 from fedsdr.types import Branch, R, S
@@ -48,7 +54,10 @@ class TwoBranchLinear(nn.Module):
         self.base = base
         self.switch = switch
         self.scaling = scaling
-        in_features, out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        if is_conv1d(base):
+            in_features, out_features = self.weight.shape
+        else:
+            in_features, out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
         device = next(base.parameters()).device
 
         def factors(*shape: int) -> nn.ParameterDict:
@@ -70,7 +79,7 @@ class TwoBranchLinear(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.base(x)
+        out: Tensor = self.base(x).contiguous()
         switch = self.switch
         if not switch.forward:
             return out
@@ -101,20 +110,19 @@ class BranchedModel:
     ) -> None:
         """Freeze `model` and wrap its target layers in place.
 
-        `target_modules` are suffixes of module names, as in PEFT, or "all-linear": every linear
-        layer except the output head. UserError for one that matches no linear layer.
+        UserError as in `target_layers`. `description` says which layers are wrapped.
         """
         self.model = model
         self.switch = Switch()
         self.rank, self.alpha = rank, alpha
         model.requires_grad_(False)
         self.layers: dict[str, TwoBranchLinear] = {}
-        for name in _targets(model, target_modules):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            leaf = name.rpartition(".")[2]
-            layer = TwoBranchLinear(getattr(parent, leaf), self.switch, rank, alpha / rank)
-            setattr(parent, leaf, layer)
-            self.layers[name] = layer
+        targets = target_layers(model, target_modules)
+        self.description = describe_targets(model, targets)
+        for name in targets:
+            base = model.get_submodule(name)
+            self.layers[name] = TwoBranchLinear(base, self.switch, rank, alpha / rank)
+            model.set_submodule(name, self.layers[name])
 
     @contextmanager
     def using(
@@ -194,43 +202,12 @@ class BranchedModel:
         base.
         """
         for name, layer in self.layers.items():
-            base = layer.base
-            if type(base) is not nn.Linear:
+            if is_quantised(layer.base):
                 raise UserError("a quantised base cannot be merged; set model.quantize = 'none'")
-            merged = base.weight.float()
+            merged = layer.weight.float()
             for branch in branches:
-                merged = merged + layer.scaling * (layer.lora_B[branch] @ layer.lora_A[branch])
-            base.weight.copy_(merged)
-            parent = self.model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], base)
+                change = layer.scaling * (layer.lora_B[branch] @ layer.lora_A[branch])
+                merged = merged + (change.t() if is_conv1d(layer.base) else change)
+            layer.weight.copy_(merged)
+            self.model.set_submodule(name, layer.base)
         return self.model
-
-
-def _targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Return the full names of the layers to wrap, in model order."""
-    linear = {name for name, m in model.named_modules() if _is_linear(m)}
-    find_head = getattr(model, "get_output_embeddings", lambda: None)
-    heads = {name for name, m in model.named_modules() if m is find_head()}
-    every = [name for name, _ in model.named_modules() if name in linear - heads]
-    if wanted == "all-linear":
-        return every
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
-    for pattern in patterns:
-        hits = [n for n, _ in model.named_modules() if n == pattern or n.endswith(f".{pattern}")]
-        choices = sorted({n.rpartition(".")[2] for n in every})
-        if not hits:
-            raise UserError(
-                f"lora.target_modules: '{pattern}' matches no layer of the model "
-                f"(it has: {', '.join(choices)}){nearest(pattern, choices)}"
-            )
-        if not any(n in linear for n in hits):
-            raise UserError(
-                f"lora.target_modules: '{pattern}' is not a linear layer "
-                f"(choose from: {', '.join(choices)})"
-            )
-    return [n for n in every if any(n == p or n.endswith(f".{p}") for p in patterns)]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """True for nn.Linear and for bitsandbytes' quantised layers, which derive from it."""
-    return isinstance(module, nn.Linear)
