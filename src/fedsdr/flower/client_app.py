@@ -193,6 +193,8 @@ def _load_runtime(node: NodeConfig, client: ClientData, context: Context) -> Cli
     if not node.is_site:
         return _simulated_runtime(_run_items(context))
     runtime = _open_runtime(node)
+    for note in runtime.notes:
+        _LOG.log(note)
     start_folder(runtime, [client])
     return runtime
 

@@ -25,13 +25,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model, its tokenizer and the hash of its files; `gguf`: its .gguf file."""
+    """A frozen base model, its tokenizer and the hash of its files.
+
+    `gguf` is its .gguf file if it has one; `notes` say which parts of the fast path it cannot use.
+    """
 
     name: str
     fingerprint: str
     model: nn.Module
     tokenizer: Any
     gguf: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -95,14 +99,14 @@ def load_base(config: ModelConfig) -> Base:
     folder = Path(source)
     model, tokenizer = _from_pretrained(source, config, device)
     model.requires_grad_(False).eval()
-    prepare(model)
+    notes = prepare(model)
     if gguf:
         fingerprint = _hash_file(gguf)
     elif folder.is_dir():
         fingerprint = _hash_folder(folder)
     else:
         fingerprint = str(getattr(model.config, "_commit_hash", None) or config.revision)
-    return Base(config.name, fingerprint, model, tokenizer, gguf)
+    return Base(config.name, fingerprint, model, tokenizer, gguf, notes)
 
 
 def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:

@@ -84,6 +84,11 @@ class ClientRuntime:
         """Return the file of a client's rewrites."""
         return self.folder / "distilled" / f"{client_id}.jsonl"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the model runs and which layers are adapted, one line each, for the log."""
+        return *self.base.notes, self.model.description
+
     def encode(self, examples: Sequence[Example]) -> tuple[TokenRow, ...]:
         """Return the examples as token rows of at most `data.max_length` tokens."""
         length = self.config.data.max_length

@@ -72,6 +72,8 @@ def run_experiment(
     with progress.bar(f"loading {config.model.name}", 1) as advance:
         runtime = open_runtime(config, out)
         advance(1)
+    for note in runtime.notes:
+        progress.log(note)
     if not config.train.pack_tokens:
         chosen = runtime.config.train.pack_tokens
         progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
