@@ -18,7 +18,7 @@ run: setup  ## the quickstart, into runs/quickstart
 	$(BIN)/fedsdr run examples/quickstart.toml --out runs/quickstart $(if $(wildcard runs/quickstart/config.toml),--resume)
 
 test: setup  ## one process a core; the tests of the embedded model run one at a time
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .
