@@ -293,9 +293,10 @@ def test_fedsdr_distill_uses_an_endpoint_and_writes_its_password_nowhere(
         url = seen.url.replace("http://", "http://me:hidden@")
         keys = ["data.include=['bank']", "teacher.engine=openai", "teacher.model=m"]
         overrides = [part for key in [*keys, f"teacher.url={url}"] for part in ("--set", key)]
-        code, out, err = fedsdr("distill", tmp_path / "config.toml", "--out", tmp_path, *overrides)
+        run = tmp_path / "run"
+        code, out, err = fedsdr("distill", tmp_path / "config.toml", "--out", run, *overrides)
     assert code == 0, err
-    assert "The rate is good." in (tmp_path / "distilled/bank.jsonl").read_text()
+    assert "The rate is good." in (run / "distilled/bank.jsonl").read_text()
     assert len(seen.calls) == 9
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"hidden" not in written
