@@ -44,7 +44,8 @@ def bootstrap_interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return [float(found.low), float(found.high)]
+    # Rounding may swap the bounds where all means are equal.
+    return sorted((float(found.low), float(found.high)))
 
 
 def weighted_mean(
