@@ -23,6 +23,8 @@ def start(config, out, before=()):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # Tests that run under nohup must not hand its ignored SIGHUP on.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 

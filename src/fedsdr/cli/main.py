@@ -54,19 +54,12 @@ for command in (
     cli.add_command(command)
 
 
-AGAIN_SECONDS = 30.0  # longer than the clean-up of a simulation takes
-
-
 class _Terminated(BaseException):
     """SIGTERM or SIGHUP arrived. It unwinds the stack as KeyboardInterrupt does, so child processes
     are ended; unlike KeyboardInterrupt, click does not turn it into Abort."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    # Python drops an exception that a signal raises inside a finaliser, so it is raised again.
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, lambda *_: _terminate(number, None))
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
     raise _Terminated(number)
 
 
@@ -90,8 +83,6 @@ def main() -> None:
     except UserError as error:
         _stop(" ".join(str(error).split()), 2)
     except (KeyboardInterrupt, click.Abort, _Terminated) as stop:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
         number = stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT
         _stop(
             "stopped; finished work is kept (continue: run --resume, or compare again)",
