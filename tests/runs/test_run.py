@@ -317,7 +317,7 @@ def logits_of(model, tokenizer):
 
 def test_exports_load_in_plain_peft_and_plain_transformers(write_config, tmp_path, model_folder):
     out = tmp_path / "run"
-    run_experiment(write_config(), out, SILENT)
+    run_experiment(write_config("model.dtype=bf16"), out, SILENT)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
 
     def base():
@@ -334,6 +334,7 @@ def test_exports_load_in_plain_peft_and_plain_transformers(write_config, tmp_pat
     one = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits_of(one, tokenizer), expected, rtol=1e-4, atol=1e-4)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert merged.dtype == torch.float32  # that of the base's files
     torch.testing.assert_close(logits_of(merged, tokenizer), expected, rtol=1e-4, atol=1e-4)
     shared = PeftModel.from_pretrained(base(), tmp_path / "global").eval()
     alone = PeftModel.from_pretrained(base(), out / "global").eval()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -71,6 +71,17 @@ def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
 def dtype_of(config: ModelConfig) -> Dtype:
     """Return the dtype of the configured base on this machine."""
     return choose_dtype(config.dtype, choose_device(config.device))
+
+
+def stored_dtype(config: ModelConfig) -> Dtype:
+    """Return the dtype of the base's files, or that of the configuration if it is another one."""
+    source, _ = _source_of(config)
+    from transformers import AutoConfig
+
+    with _loading(config.name):
+        stored = AutoConfig.from_pretrained(source, **_hub_arguments(config)).dtype
+    names = [name for name, dtype in DTYPES.items() if dtype == stored]
+    return cast(Dtype, names[0]) if names else config.dtype
 
 
 def gguf_of(name: str) -> Path | None:

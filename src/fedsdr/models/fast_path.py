@@ -52,13 +52,15 @@ def prepare(model: nn.Module) -> tuple[str, ...]:
     """
     obstacle = packing_obstacle(model)
     rope, rope_window = rope_of(model)
-    plan = ForwardPlan("single", "no_cache", rope=rope, rope_window=rope_window)
+    attention = getattr(model.config, "_attn_implementation", None)
+    plan = ForwardPlan(
+        "single", "no_cache", rope=rope, rope_window=rope_window, attention=attention
+    )
     if device_of(model).type == "meta":
         plain_head = not obstacle and type(_head(model)) is nn.Linear
         _use(model, replace(plan, losses="padded" if obstacle else "packed", plain_head=plain_head))
         fuse_norms(model)
         return ()
-    own_attention = getattr(model.config, "_attn_implementation", None)
     with _short_windows(model):
         reference, plan = _reference(model, plan)
         originals = fuse_norms(model)
@@ -69,7 +71,7 @@ def prepare(model: nn.Module) -> tuple[str, ...]:
             try:
                 for name, norm in (fused if fuse else originals).items():
                     model.set_submodule(name, norm)
-                _use(model, replace(plan, losses=losses), own_attention)
+                _use(model, replace(plan, losses=losses))
                 failures[losses, fuse] = _difference(model, _measure(model), reference)
             except Exception as error:  # model code may raise anything
                 failures[losses, fuse] = _one_line(error)
@@ -84,11 +86,11 @@ def prepare(model: nn.Module) -> tuple[str, ...]:
     return *_notes(obstacle, failures), *generation_notes
 
 
-def _use(model: Any, plan: ForwardPlan, own_attention: str | None = None) -> None:
+def _use(model: Any, plan: ForwardPlan) -> None:
     """Set the model's plan and the attention function that it needs."""
     if plan.losses == "packed":
         register()
-    wanted = ATTENTION if plan.losses == "packed" else own_attention
+    wanted = ATTENTION if plan.losses == "packed" else plan.attention
     if wanted and model.config._attn_implementation != wanted:
         model.set_attn_implementation(wanted)
     model.forward_plan = plan

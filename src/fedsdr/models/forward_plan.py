@@ -23,6 +23,7 @@ class ForwardPlan:
     plain_head   the logits are head(last hidden state), so that the loss can apply the head
     rope         rotary frequencies: "fixed"; "longrope": of another set for all rows longer than
                  `rope_window`; "dynamic": beyond `rope_window` they depend on earlier passes
+    attention    the model's own attention implementation, which a packed model does not use
     """
 
     losses: Losses = "padded"
@@ -30,6 +31,7 @@ class ForwardPlan:
     plain_head: bool = False
     rope: Literal["fixed", "longrope", "dynamic"] = "fixed"
     rope_window: int = 0
+    attention: str | None = None
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
         """Split rows of these lengths into groups of indices that may share a forward pass.

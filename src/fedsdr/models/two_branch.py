@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsdr.errors import UserError
+from fedsdr.models.forward_plan import ForwardPlan, plan_of
 from fedsdr.models.fused_ops import LowRank
 from fedsdr.models.target_modules import (
     describe_targets,
@@ -210,4 +211,7 @@ class BranchedModel:
                 merged = merged + (change.t() if is_conv1d(layer.base) else change)
             layer.weight.copy_(merged)
             self.model.set_submodule(name, layer.base)
+        if attention := plan_of(self.model).attention:
+            self.model.set_attn_implementation(attention)  # type: ignore[operator]
+        self.model.forward_plan = ForwardPlan(attention=attention)  # type: ignore[assignment]
         return self.model

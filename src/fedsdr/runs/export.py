@@ -1,11 +1,14 @@
 """Export the models of a run as PEFT adapters or merged weights."""
 
+import dataclasses
 from pathlib import Path
 
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import write_folder
 from fedsdr.models.adapters import save_adapter
-from fedsdr.runs.run_folder import open_run
+from fedsdr.models.base_model import stored_dtype
+from fedsdr.runs.client_runtime import open_runtime
+from fedsdr.runs.run_folder import read_run
 from fedsdr.types import Branch
 
 
@@ -14,11 +17,15 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
     load it.
 
     Two branches become one PEFT adapter (`adapters.join_branches`). With `merge` the branches are
-    added to the base weights in fp32, then rounded to the base's dtype.
+    added to the base weights in fp32, then rounded to the dtype in which the base is stored.
     """
     if to.exists():
         raise UserError(f"{to}: exists already; choose another --out")
-    runtime, state = open_run(run)
+    config, state = read_run(run)
+    if merge:
+        model = dataclasses.replace(config.model, dtype=stored_dtype(config.model))
+        config = dataclasses.replace(config, model=model)
+    runtime = open_runtime(config, run)
     method = runtime.method
     branches: tuple[Branch, ...] = method.client_model if client_id else method.global_model
     if method.mixed and client_id:
@@ -38,13 +45,13 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
     if merge:
         runtime.model.set(values)
         merged = runtime.model.merge(*branches)
-        merged.set_attn_implementation("sdpa")  # type: ignore[operator]
 
         def write(folder: Path) -> None:
             merged.save_pretrained(folder)  # type: ignore[operator]
             runtime.base.tokenizer.save_pretrained(folder)
 
         write_folder(to, write)
-        return f"merged model in {to}: AutoModelForCausalLM.from_pretrained('{to}')"
+        dtype = runtime.config.model.dtype
+        return f"merged model ({dtype}) in {to}: AutoModelForCausalLM.from_pretrained('{to}')"
     save_adapter(to, values, branches, alpha=runtime.config.lora.alpha, base_name=runtime.base.name)
     return f"adapter in {to}: PeftModel.from_pretrained(base, '{to}')"
