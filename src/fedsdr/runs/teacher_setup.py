@@ -17,7 +17,7 @@ from fedsdr.files import (
 from fedsdr.models.base_model import Base, cache_folder
 from fedsdr.models.packing import device_of
 from fedsdr.runs.client_runtime import ClientRuntime
-from fedsdr.teachers.choice import choose_engine
+from fedsdr.teachers.choice import ENGINES, choose_engine
 from fedsdr.teachers.openvino import why_unreadable
 from fedsdr.teachers.openvino_conversion import export_folder, write_fp16_copy
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
@@ -191,11 +191,4 @@ def _openai(runtime: ClientRuntime) -> Generate:
     )
 
 
-# engine -> (required module, package whose version identifies the engine)
-ENGINES = {
-    "transformers": ("transformers", "transformers"),
-    "openvino": ("openvino_genai", "openvino-genai"),
-    "vllm": ("vllm", "vllm"),
-    "openai": ("openai", "fedsdr"),
-}
 _BUILD = {"transformers": _transformers, "vllm": _vllm, "openai": _openai}

@@ -8,7 +8,13 @@ from fedsdr.extras import is_installed
 from fedsdr.teachers.openvino import why_unreadable
 from fedsdr.teachers.openvino_conversion import COMMAND
 
-ENGINES = ("transformers", "openvino", "vllm", "openai")
+# engine -> (required module, package whose version identifies the engine)
+ENGINES = {
+    "transformers": ("transformers", "transformers"),
+    "openvino": ("openvino_genai", "openvino-genai"),
+    "vllm": ("vllm", "vllm"),
+    "openai": ("openai", "fedsdr"),
+}
 
 
 def choose_engine(name: str, *, model_path: str | Path | None, cuda: bool) -> tuple[str, str]:
