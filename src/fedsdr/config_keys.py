@@ -37,7 +37,7 @@ def key(default: T, meaning: str, **bounds: Any) -> T:
 class ModelConfig:
     name: Text = key("embedded:smollm2-135m-instruct", "or a hub id, a model folder, a .gguf file")
     revision: str = key("", "branch, tag or commit of a hub model")
-    dtype: Dtype = key("auto", "dtype of the base; auto: bf16 if the hardware supports it")
+    dtype: Dtype = key("auto", "dtype of the base; auto: the faster one on this device")
     quantize: Literal["none", "8bit", "4bit"] = key("none", "quantization of the base; needs CUDA")
     device: str = key("auto", "auto, cpu, cuda or cuda:1")
     template: str = key("auto", "prompt layout; auto: the tokenizer's chat template, else alpaca")

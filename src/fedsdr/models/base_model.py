@@ -17,6 +17,7 @@ from fedsdr.config import Dtype, ModelConfig
 from fedsdr.embedded_packages import embedded_model_file
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import made_once, write_folder
+from fedsdr.models.dtype_choice import EMBEDDED_SIZES, DtypeTimes, cpu_times
 from fedsdr.models.fast_path import prepare
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
@@ -59,18 +60,34 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
-    """Return the base's dtype; "auto" is bf16 where the hardware supports it, else fp16 on a GPU
-    and fp32 on a CPU."""
+    """Return the base's dtype. "auto" is bf16 on a GPU that has it in hardware, else fp16, and on a
+    CPU what is faster for the sizes of the embedded model."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    times = cpu_times(*EMBEDDED_SIZES, cache_folder())
+    return times.faster if times else "fp32"
 
 
 def dtype_of(config: ModelConfig) -> Dtype:
     """Return the dtype of the configured base on this machine."""
-    return choose_dtype(config.dtype, choose_device(config.device))
+    times = _times(config)
+    return times.faster if times else choose_dtype(config.dtype, choose_device(config.device))
+
+
+def _times(config: ModelConfig) -> DtypeTimes | None:
+    """Return the CPU's speed by dtype at the model's sizes, or None if there is no choice."""
+    if config.dtype != "auto" or choose_device(config.device).type != "cpu":
+        return None
+    source, _ = _source_of(config, weights=False)
+    from transformers import AutoConfig
+
+    with _loading(config.name):
+        shape = AutoConfig.from_pretrained(source, **_hub_arguments(config)).get_text_config()
+    sizes = (getattr(shape, name, None) for name in ("hidden_size", "intermediate_size"))
+    pairs = zip(sizes, EMBEDDED_SIZES, strict=True)  # not every architecture has both
+    return cpu_times(*(n if isinstance(n, int) else m for n, m in pairs), cache_folder())
 
 
 def stored_dtype(config: ModelConfig) -> Dtype:
@@ -110,7 +127,8 @@ def load_base(config: ModelConfig) -> Base:
     folder = Path(source)
     model, tokenizer = _from_pretrained(source, config, device)
     model.requires_grad_(False).eval()
-    notes = prepare(model)
+    times = _times(config)
+    notes = (*([str(times)] if times else []), *prepare(model))
     if gguf:
         fingerprint = _hash_file(gguf)
     elif folder.is_dir():
