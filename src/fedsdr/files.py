@@ -93,6 +93,24 @@ def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
     write_file(path, lambda new: new.write_text(text, encoding="utf-8"), private=private)
 
 
+def kept_json(path: Path, make: Callable[[], Any], *, private: bool = False) -> Any:
+    """Return the JSON value kept in `path`; make it where it is missing or damaged, and keep it.
+
+    Where the disk refuses it is not kept: such a value can be made again.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["check"] == digest_without_seconds(found["value"]):
+            return found["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    value = make()
+    text = json.dumps({"value": value, "check": digest_without_seconds(value)}) + "\n"
+    with contextlib.suppress(DiskError, BusyError), alone(path.parent, seconds=60.0):
+        write_atomically(path, text, private=private)
+    return value
+
+
 def json_lines(path: Path) -> list[Any]:
     """Return the JSON value of each line. A line ends with a line feed and nothing else: a text in
     it may have U+2028 and its like, at which `str.splitlines` would cut."""

@@ -7,10 +7,12 @@ it is the text of a `Refusal` or the name of an exception's type.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fedsdr.config_keys import UpdateDtype
-from fedsdr.tensors import Tensors
+
+if TYPE_CHECKING:  # imports torch, which a finished run does not need
+    from fedsdr.tensors import Tensors
 
 Branch = Literal["R", "S"]  # R is shared and aggregated, S is private and stays
 R: Branch = "R"
@@ -91,8 +93,8 @@ class ClientTask:
     round: int
     client_id: str
     seed: int
-    shared: Tensors
-    control: Tensors  # SCAFFOLD's c; empty otherwise
+    shared: "Tensors"
+    control: "Tensors"  # SCAFFOLD's c; empty otherwise
     settings: LocalSettings
     accepted_round: int = 0
     run_id: str = ""
@@ -108,8 +110,8 @@ class ClientUpdate:
     client_id: str
     round: int
     num_examples: int
-    delta: Tensors
-    control_delta: Tensors  # SCAFFOLD's c_k+ - c_k; empty otherwise
+    delta: "Tensors"
+    control_delta: "Tensors"  # SCAFFOLD's c_k+ - c_k; empty otherwise
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -127,9 +129,9 @@ class ServerState:
     """The server's state between rounds. `round` counts the finished ones."""
 
     round: int
-    shared: Tensors
-    optimizer_state: Mapping[str, Tensors]  # the server optimizer's m and v
-    control: Tensors  # SCAFFOLD's c
+    shared: "Tensors"
+    optimizer_state: Mapping[str, "Tensors"]  # the server optimizer's m and v
+    control: "Tensors"  # SCAFFOLD's c
     accepted: Mapping[str, int]  # client id -> the last round whose update was accepted
     draws: tuple[tuple[int, int], ...] = ()  # private runs, per round: (clients, sampled)
 

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -17,22 +15,26 @@ def cpu_with_bf16(monkeypatch):
     cpu_times.cache_clear()
 
 
-def keep(folder, **seconds):
-    """Measure once, then replace what was measured."""
-    cpu_times(32, 64, folder)
-    (path,) = (folder / "dtypes").glob("*.json")
-    path.write_text(json.dumps(seconds))
-    cpu_times.cache_clear()
+def measuring(monkeypatch, **seconds):
+    """Replace the measurement; return the sizes that were asked for."""
+    asked = []
+    monkeypatch.setattr(dtype_choice, "_seconds", lambda *sizes: asked.append(sizes) or seconds)
+    return asked
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "faster"), [(1.0, 2.0, "fp32"), (2.0, 1.0, "bf16")])
-def test_the_faster_dtype_is_taken_and_kept_for_the_next_process(tmp_path, fp32, bf16, faster):
-    keep(tmp_path, fp32=fp32, bf16=bf16)
-    assert cpu_times(32, 64, tmp_path).faster == faster
+def test_the_faster_dtype_is_taken_and_kept_for_the_next_process(
+    tmp_path, fp32, bf16, faster, monkeypatch
+):
+    asked = measuring(monkeypatch, fp32=fp32, bf16=bf16)
+    for _ in range(2):
+        assert cpu_times(32, 64, tmp_path).faster == faster
+        cpu_times.cache_clear()
+    assert asked == [(32, 64)]
 
 
-def test_the_choice_says_what_was_measured(tmp_path):
-    keep(tmp_path, fp32=1.0, bf16=2.5)
+def test_the_choice_says_what_was_measured(tmp_path, monkeypatch):
+    measuring(monkeypatch, fp32=1.0, bf16=2.5)
     assert str(cpu_times(32, 64, tmp_path)) == (
         "model.dtype: fp32, whose 32 x 64 matrix products are 2.5 times as fast here as those of "
         "bf16"
@@ -54,8 +56,7 @@ def test_a_cpu_without_bf16_has_no_choice(tmp_path, monkeypatch):
 
 def test_auto_is_measured_at_the_sizes_of_the_model_and_noted(tmp_path, model_folder, monkeypatch):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path))
-    seconds = {"fp32": 3.0, "bf16": 1.0}
-    monkeypatch.setattr(dtype_choice, "_seconds", lambda inner, outer: seconds)
+    measuring(monkeypatch, fp32=3.0, bf16=1.0)
     config = ModelConfig(name=str(model_folder))
     assert dtype_of(config) == "bf16"
     base = load_base(config)

@@ -336,11 +336,9 @@ def test_another_base_is_loaded_where_the_last_one_does_not_fit(cells, tmp_path,
     # What "auto" came to is no other base: a cell that goes on has it in its configuration.
     goes_on = open_once(config, tmp_path / "0").config
     assert (goes_on.model.dtype, goes_on.model.template) != ("auto", "auto")
-    scores = open_once(config, tmp_path / "0").base_scores
     for i, one in enumerate((replace(goes_on, seed=5), replace(config, seed=6)), start=1):
         runtime = open_once(one, tmp_path / str(i))
         assert (runtime.config.seed, runtime.folder.name) == (one.seed, str(i))
-        assert runtime.base_scores is scores
     other = replace(config, model=replace(config.model, template="alpaca"))
     assert open_once(other, tmp_path / "other").renderer.name == "alpaca"
     assert open_once(wider, tmp_path / "wider").config.lora.rank == 4

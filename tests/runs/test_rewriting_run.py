@@ -5,6 +5,7 @@ import pytest
 
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import UserError
+from fedsdr.evaluation.held_out import greedy
 from fedsdr.progress import SILENT
 from fedsdr.runs import teacher_setup
 from fedsdr.runs.client_runtime import open_runtime
@@ -60,6 +61,18 @@ def test_auto_takes_the_fast_engine_where_it_answers_as_the_loaded_model_does(
     rewriting = prepare_rewriting(runtime)
     assert (rewriting.teacher.engine, rewriting.why) == ("openvino 1", "fastest")
     assert read == [tmp_path / "model.gguf"]
+
+
+def test_an_engine_that_was_checked_before_is_loaded_for_a_missing_rewrite_alone(
+    gguf_site, monkeypatch, tmp_path
+):
+    runtime = gguf_site()
+    read = openvino_reading(runtime, monkeypatch, tmp_path, {"model.gguf": "right"})
+    first, second = prepare_rewriting(runtime), prepare_rewriting(runtime)
+    assert (second.teacher, second.why) == (first.teacher, first.why)
+    assert len(read) == 1
+    assert list(second.generate([], greedy(1))) == []
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("engine", ["auto", "openvino"])

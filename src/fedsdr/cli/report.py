@@ -28,12 +28,13 @@ def page_of(folders: Sequence[Path]) -> str:
     from fedsdr.files import read_json
     from fedsdr.report.page import render_page
     from fedsdr.report.run_section import HINT, run_section, side_by_side
-    from fedsdr.research.compare.comparison_table import section_of
     from fedsdr.research.diagnose.summary import tables_of
 
     sections, runs = [], []
     for folder in folders:
         if (folder / "compare.json").is_file():
+            from fedsdr.research.compare.comparison_table import section_of  # imports scipy
+
             sections.append(
                 section_of(folder.resolve().name, read_json(folder / "compare.json", HINT))
             )

@@ -1,12 +1,16 @@
 """fedsdr run: rewrite, train in rounds, evaluate."""
 
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from fedsdr.cli.options import config_file, folder_of, load_checked, out_folder, overrides
 from fedsdr.config_keys import EngineName
+
+if TYPE_CHECKING:
+    from fedsdr.config import Config
+    from fedsdr.progress import Progress
 
 
 @click.command()
@@ -32,13 +36,35 @@ def run(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.report import page_of
     from fedsdr.cli.table import print_results
-    from fedsdr.errors import UserError
+    from fedsdr.config import load_config
     from fedsdr.files import write_atomically
+    from fedsdr.runs.run_folder import NOTHING_TO_DO, finished_run
+
+    folder, progress = folder_of(config, out), console_progress()
+    set_ = (*set_, *([f"engine.name={engine}"] if engine else []))
+    results = None
+    if resume and not federation:  # before anything that imports torch
+        results = finished_run(load_config(config, set_), folder)
+    if results:
+        progress.log(f"{folder}: {NOTHING_TO_DO}")
+    else:
+        results = _run(load_checked(config, set_), folder, resume, federation, progress)
+    if not results:
+        print(f"results in {folder.resolve()} where the ServerApp runs: rounds.jsonl, global/")
+        return
+    write_atomically(folder / "report.html", page_of([folder]))
+    print_results(results)
+    print(f"\nresults in {folder}: report.html, results.json, rounds.jsonl, global/, clients/")
+
+
+def _run(
+    settings: "Config", folder: Path, resume: bool, federation: str | None, progress: "Progress"
+) -> dict[str, Any] | None:
+    """Run with the engine of the configuration; None if the run was handed to a federation."""
+    from fedsdr.errors import UserError
     from fedsdr.runs.run import run_experiment, run_rounds
 
-    folder = folder_of(config, out)
-    settings = load_checked(config, (*set_, *([f"engine.name={engine}"] if engine else [])))
-    progress, rounds = console_progress(), run_rounds
+    rounds = run_rounds
     if settings.engine.name == "flower":
         from fedsdr.flower import check_installed
         from fedsdr.flower.launch import simulate, submit
@@ -49,9 +75,5 @@ def run(
         raise UserError("--federation: needs --engine flower")
     if federation:
         submit(settings, folder, federation, resume, progress)
-        print(f"results in {folder.resolve()} where the ServerApp runs: rounds.jsonl, global/")
-        return
-    results = run_experiment(settings, folder, progress, resume=resume, rounds=rounds)
-    write_atomically(folder / "report.html", page_of([folder]))
-    print_results(results)
-    print(f"\nresults in {folder}: report.html, results.json, rounds.jsonl, global/, clients/")
+        return None
+    return run_experiment(settings, folder, progress, resume=resume, rounds=rounds)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 Interval = list[float]  # [low, high]
 
@@ -23,6 +22,8 @@ def score_interval(scores: Sequence[float], seed: int, *, binary: bool) -> Inter
     """Return Wilson's interval of the mean if scores are 0 or 1, else the bootstrap interval."""
     if not binary:
         return bootstrap_interval(scores, seed)
+    from scipy import stats  # slow to import
+
     found = stats.binomtest(round(sum(scores)), len(scores)).proportion_ci(method="wilson")
     return [float(found.low), float(found.high)]
 
@@ -35,6 +36,8 @@ def bootstrap_interval(
         raise ValueError("the mean of no values is not defined")
     if len(values) == 1:
         return [float(values[0])] * 2
+    from scipy import stats  # slow to import
+
     found = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),
         np.mean,

@@ -9,15 +9,16 @@ the newer one is in place, so a full disk or a kill leaves the last complete one
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from fedsdr.errors import UserError
 from fedsdr.files import check_manifest, numbered_folders, write_folder
-from fedsdr.tensors import Tensors
 from fedsdr.types import ServerState
+
+if TYPE_CHECKING:  # imports torch, which a finished run does not need
+    from fedsdr.tensors import Tensors
 
 FIX = "restore that folder from a copy, or start a new run in another --out"
 
@@ -27,6 +28,8 @@ def save_state(folder: Path, state: ServerState, records_digest: str = "") -> No
 
     `records_digest` is the SHA-256 of rounds.jsonl at this round, kept beside the state.
     """
+
+    from safetensors.torch import save_file
 
     def write(target: Path) -> None:
         for name, tensors in _parts(state).items():
@@ -52,6 +55,8 @@ def save_state(folder: Path, state: ServerState, records_digest: str = "") -> No
 
 def load_state(folder: Path) -> ServerState | None:
     """Return the newest state, or None when there is none. UserError when it is damaged."""
+    from safetensors.torch import load_file
+
     newest = _newest(folder)
     if newest is None:
         return None
@@ -67,6 +72,21 @@ def load_state(folder: Path) -> ServerState | None:
             draws=tuple((clients, asked) for clients, asked in facts.get("draws", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(newest, error) from None
+
+
+def load_progress(folder: Path) -> tuple[int, dict[str, int]]:
+    """Return `round` and `accepted` of the newest state without its tensors; (0, {}) without one.
+
+    UserError when it is damaged.
+    """
+    newest = _newest(folder)
+    if newest is None:
+        return 0, {}
+    facts = _read_facts(newest)
+    try:
+        return int(facts["round"]), {str(k): int(v) for k, v in facts["accepted"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(newest, error) from None
 
 
@@ -98,7 +118,7 @@ def _damaged(newest: Path, error: object) -> UserError:
     return UserError(f"{newest}: the checkpoint cannot be read ({error}); {FIX}")
 
 
-def _parts(state: ServerState) -> dict[str, Tensors]:
+def _parts(state: ServerState) -> dict[str, "Tensors"]:
     parts = {"shared": state.shared, "control": state.control}
     parts |= {f"memory.{name}": tensors for name, tensors in state.optimizer_state.items()}
     return {name: tensors for name, tensors in parts.items() if tensors}

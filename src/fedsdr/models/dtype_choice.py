@@ -5,7 +5,6 @@ these products more slowly than fp32.
 """
 
 import functools
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -15,8 +14,7 @@ from typing import Literal
 
 import torch
 
-from fedsdr.errors import DiskError
-from fedsdr.files import made_once, write_atomically
+from fedsdr.files import kept_json
 
 EMBEDDED_SIZES = 576, 1536  # of the embedded model: hidden size, intermediate size
 TOKENS = 128  # rows of the timed product
@@ -53,25 +51,15 @@ def cpu_times(inner: int, outer: int, folder: Path) -> DtypeTimes | None:
     """Return the times of the dtypes for a model of these sizes; None if there is only fp32.
 
     They are measured once per machine and kept in `folder`, so that the same configuration gets the
-    same dtype next time. Without write access they are measured in every process.
+    same dtype next time.
     """
     if not torch.cpu._is_avx512_bf16_supported():
         return None
     inner, outer = min(inner, LARGEST), min(outer, LARGEST)
     machine = f"{platform.node()} torch {torch.__version__}, {torch.get_num_threads()} threads"
     path = folder / "dtypes" / f"{machine}, {inner} x {outer}.json"
-    measured: dict[CpuDtype, float] = {}
-
-    def measure(path: Path) -> None:
-        measured.update(_seconds(inner, outer))
-        write_atomically(path, json.dumps(measured) + "\n")
-
-    try:
-        made_once(path, measure)
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return DtypeTimes(inner, outer, {name: float(kept[name]) for name in _TORCH})
-    except (DiskError, OSError, ValueError, KeyError, TypeError):
-        return DtypeTimes(inner, outer, measured or _seconds(inner, outer))
+    kept = kept_json(path, lambda: _seconds(inner, outer))
+    return DtypeTimes(inner, outer, {name: kept[name] for name in _TORCH})
 
 
 def _seconds(inner: int, outer: int) -> dict[CpuDtype, float]:

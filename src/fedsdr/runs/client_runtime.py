@@ -5,6 +5,7 @@ either way; what belongs to a client is loaded for its task.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from fedsdr.errors import UserError, choose
 from fedsdr.evaluation.held_out import ClientScores, HeldOut, Losses, evaluate_on
 from fedsdr.evaluation.instance_weighting import MixedModel
 from fedsdr.evaluation.metrics import metric_for
-from fedsdr.models.base_model import Base, dtype_of, load_base
+from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
 from fedsdr.models.memory import choose_pack
@@ -42,8 +43,8 @@ from fedsdr.types import (
     TokenRow,
 )
 
-# A token takes about 45 bytes as a Python int and a flag: at most 60 MB are kept.
-CACHED_CLIENTS, CACHED_TOKENS = 64, 20_000
+# A token takes about 45 bytes as a Python int and a flag: about 60 MB are kept.
+CACHED_TOKENS = 1_300_000
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class ClientRuntime:
     base: Base
     model: BranchedModel
     renderer: Renderer
-    # The scores of the base model, shared by the runs of a comparison; the key says on what.
-    base_scores: dict[object, dict[str, ClientScores]] = dataclasses.field(default_factory=dict)
-    # Tokenised training rows: (client, with rewrites, time of their file) -> (raw examples, rows)
-    rows: dict[tuple[str, bool, int], tuple[tuple[Example, ...], ClientRows]] = dataclasses.field(
-        default_factory=dict
-    )
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what can be used again by content: rewrites, checks, scores of bases."""
+        given = self.config.teacher.cache
+        return Path(given) if given else cache_folder()
 
     @property
     def method(self) -> Method:
@@ -91,8 +92,13 @@ class ClientRuntime:
 
     def encode(self, examples: Sequence[Example]) -> tuple[TokenRow, ...]:
         """Return the examples as token rows of at most `data.max_length` tokens."""
+        return tuple(map(self._encode_row, examples))
+
+    @functools.cached_property
+    def _encode_row(self) -> Callable[[Example], TokenRow]:
         length = self.config.data.max_length
-        return tuple(self.renderer.encode(example, length) for example in examples)
+        keep = functools.lru_cache(max(1, CACHED_TOKENS // length))
+        return keep(functools.partial(self.renderer.encode, max_length=length))
 
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """Return (summed loss in nats, supervised tokens) of each, with the current forward."""
@@ -173,24 +179,12 @@ def train_at(
 
 
 def _rows_of(runtime: ClientRuntime, client: ClientData, *, rewritten: bool) -> ClientRows:
-    """Return the training rows of a client as tokens, kept from round to round where they fit.
-
-    The rewrites are read from the client's own folder, and again when the file has changed.
-    """
+    """Return the training rows of a client as tokens; the rewrites are those of its own folder."""
     name, path = client.client_id, runtime.distilled(client.client_id)
-    changed = path.stat().st_mtime_ns if rewritten and path.exists() else 0
-    key = (name, rewritten, changed)
-    found = runtime.rows.get(key)
-    if found and found[0] is client.raw:
-        return found[1]
     examples = read_distilled(path, client.raw) if rewritten else ()
     rows = ClientRows(runtime.encode(client.raw), runtime.encode(examples))
     check_supervised(name, "training", rows.raw)
     check_supervised(name, "rewritten", rows.rewritten)
-    if sum(len(row.tokens) for row in (*rows.raw, *rows.rewritten)) <= CACHED_TOKENS:
-        if len(runtime.rows) >= CACHED_CLIENTS:
-            runtime.rows.pop(next(iter(runtime.rows)))
-        runtime.rows[key] = (client.raw, rows)
     return rows
 
 

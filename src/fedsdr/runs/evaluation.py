@@ -3,11 +3,17 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsdr.evaluation.held_out import ClientScores
+import torch
+
+from fedsdr.evaluation.held_out import ClientScores, ExampleScore
 from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.files import kept_json
+from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
 from fedsdr.runs.rewriting import read_audit
@@ -28,7 +34,7 @@ def evaluate_clients(
     measured: dict[str, ClientResult] = {}
     tested = [client for client in clients if client.test]
     with progress.bar("evaluating", 3 * len(tested)) as advance:
-        base = _base_scores(runtime, tested)
+        base = base_scores(runtime, tested)
         advance(len(tested))
         serving = serving_of(runtime, state, "global")
         runtime.model.set(serving.values)
@@ -62,14 +68,27 @@ def _privacy_of(runtime: ClientRuntime) -> dict[str, Any]:
     return {"privacy": {**asdict(asked), "epsilon": epsilon, "neighbours": "one client replaced"}}
 
 
-def _base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
+def base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
+    """Return the scores of the base, which are kept in the cache by all that they depend on."""
     config = runtime.config
-    rows = tuple((c.client_id, c.raw, c.test) for c in clients)
-    forward = runtime.renderer.name, config.data.max_length, config.train.pack_tokens
-    key = rows, config.evaluation, *forward
-    if key not in runtime.base_scores:
-        runtime.base_scores[key] = evaluate_model(runtime, clients, ())
-    return runtime.base_scores[key]
+    device = device_of(runtime.base.model)
+    about = (
+        *(version("fedsdr"), torch.__version__, torch.backends.cpu.get_cpu_capability()),
+        *(device.type, torch.get_num_threads()),
+        *(runtime.base.fingerprint, config.model.dtype, config.model.quantize),
+        *(runtime.renderer.fingerprint, config.data.max_length, config.train.pack_tokens),
+        *(config.evaluation, [(c.client_id, c.raw, c.test) for c in clients]),
+    )
+    name = sha256(repr(about).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    kept = kept_json(
+        runtime.cache / "base_scores" / f"{name}.json",
+        lambda: {n: asdict(s) for n, s in evaluate_model(runtime, clients, ()).items()},
+        private=True,
+    )
+    return {
+        client: ClientScores(of["metric"], tuple(ExampleScore(**row) for row in of["rows"]))
+        for client, of in kept.items()
+    }
 
 
 def _client_scores(

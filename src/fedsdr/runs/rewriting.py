@@ -18,7 +18,6 @@ from fedsdr.files import (
     write_atomically,
     write_manifest,
 )
-from fedsdr.models.base_model import cache_folder
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.teacher_setup import Rewriting
@@ -40,7 +39,7 @@ def distill_clients(
     """
     settings, teacher = runtime.config.teacher, rewriting.teacher
     progress.log(f"rewriting with {teacher.engine} ({rewriting.why}), teacher {teacher.model}")
-    cache = RewriteCache(Path(settings.cache) if settings.cache else cache_folder(), teacher)
+    cache = RewriteCache(runtime.cache, teacher)
     audits: dict[str, Audit] = {}
     seconds: dict[str, float] = {}
     folder = make_private(runtime.folder / "distilled")

@@ -19,7 +19,13 @@ from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
 from fedsdr.runs.rewriting import distill_clients, has_rewrites
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round, save_round
-from fedsdr.runs.run_folder import check_data, checked_config, finished_results, start_folder
+from fedsdr.runs.run_folder import (
+    NOTHING_TO_DO,
+    check_data,
+    checked_config,
+    finished_run,
+    start_folder,
+)
 from fedsdr.runs.run_plan import announced_by, plan_of
 from fedsdr.runs.teacher_setup import prepare_rewriting
 from fedsdr.seeds import seed_for
@@ -54,6 +60,9 @@ def run_experiment(
     touched where that can be known.
     """
     resumed = (out / "config.toml").exists()
+    if resume and (results := finished_run(config, out)):
+        progress.log(f"{out}: {NOTHING_TO_DO}")
+        return results
     config = checked_config(config, out, resume)
     plan_of(config, {})  # names are checked before anything slow happens
     check_names(config)
@@ -62,9 +71,6 @@ def run_experiment(
     clients = load_clients(config.data)
     plan = plan_of(config, announced_by(clients))
     check_data(out, clients)
-    if resumed and (results := finished_results(config, out)):
-        progress.log(f"{out}: finished already, nothing to do (measure again: fedsdr evaluate)")
-        return results
     progress.log(
         f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
         f"{sum(len(c.test) for c in clients)} test rows"

@@ -5,15 +5,18 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsdr.config import Config, key_names, load_config, to_toml, value_of, without_password
+from fedsdr.data.clients import load_clients
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import load_state
+from fedsdr.federation.checkpoint import load_progress, load_state
 from fedsdr.files import write_atomically
-from fedsdr.runs.client_runtime import ClientRuntime, open_runtime
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
+
+if TYPE_CHECKING:  # imports torch, which a finished run does not need
+    from fedsdr.runs.client_runtime import ClientRuntime
 
 # Keys that may differ when a run is measured again; any other would be another run.
 MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device",
@@ -23,14 +26,17 @@ MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device
 # changes no bit of the result and lets a run continue that was too large for its machine.
 _RESUMABLE = ("federation.rounds", "train.checkpointing")
 _CHECKSUM = "# SHA-256 of the lines above: "
+NOTHING_TO_DO = "finished already, nothing to do (measure again: fedsdr evaluate)"
 _AUTOMATIC = {"train.pack_tokens": 0}  # "auto" elsewhere
 
 
-def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple[ClientRuntime, ServerState]:
+def open_run(run: Path, overrides: Sequence[str] = ()) -> tuple["ClientRuntime", ServerState]:
     """Load the model of a run folder and the state after its last complete round.
 
     UserError for overrides that would make it another run, and for damaged files.
     """
+    from fedsdr.runs.client_runtime import open_runtime
+
     config, state = read_run(run, overrides)
     return open_runtime(config, run), state
 
@@ -123,13 +129,24 @@ def finished_results(config: Config, out: Path) -> dict[str, Any] | None:
     complete = isinstance(results, dict) and {"clients", "cost", *wanted} <= results.keys()
     if not complete or any(results[key] != value for key, value in wanted.items()):
         return None
-    state = load_state(out / "checkpoint")
-    if state is None or state.round != config.federation.rounds:
-        return None
-    phases_left = METHODS[config.method.name].afterwards and state.round not in (
-        last - 1 for last in state.accepted.values()
+    done, accepted = load_progress(out / "checkpoint")
+    phases_left = METHODS[config.method.name].afterwards and done not in (
+        last - 1 for last in accepted.values()
     )
-    return None if phases_left else results
+    return None if phases_left or done != config.federation.rounds else results
+
+
+def finished_run(config: Config, out: Path) -> dict[str, Any] | None:
+    """Return the results of a finished run in `out` that `config` would resume, else None.
+
+    Loads neither model nor torch. UserError if `config` or its data are not those of the run.
+    """
+    if not (out / "config.toml").exists():
+        return None
+    config = checked_config(config, out, resume=True)
+    if results := finished_results(config, out):
+        check_data(out, load_clients(config.data))
+    return results
 
 
 def check_data(out: Path, clients: Sequence[ClientData]) -> None:
@@ -157,7 +174,7 @@ def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
     return {c.client_id: sha256(repr((c.raw, c.test)).encode()).hexdigest() for c in clients}
 
 
-def start_folder(runtime: ClientRuntime, clients: Sequence[ClientData]) -> None:
+def start_folder(runtime: "ClientRuntime", clients: Sequence[ClientData]) -> None:
     """Write the configuration, with every "auto" resolved, and a hash of each client's rows."""
     save_run_config(runtime.config, runtime.folder / "config.toml")
     digests = json.dumps(_digests(clients), indent=2) + "\n"

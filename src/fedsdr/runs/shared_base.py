@@ -37,10 +37,7 @@ def one_base() -> Callable[[Config, Path], ClientRuntime]:
                 packs[shape] = choose_pack(config, loaded=reused)[0]
             config = with_pack(config, packs[shape])
         if reused:
-            return replace(
-                runtime_of(config, folder, held[0].base, held[0].model),
-                base_scores=held[0].base_scores,
-            )
+            return runtime_of(config, folder, held[0].base, held[0].model)
         held.append(open_runtime(config, folder))
         return held[0]
 

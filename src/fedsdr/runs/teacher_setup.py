@@ -3,17 +3,18 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from fedsdr.config import without_password
 from fedsdr.distill.cache import Teacher
 from fedsdr.distill.prompts import load_prompts
 from fedsdr.errors import UserError
 from fedsdr.extras import import_extra
-from fedsdr.files import (
-    made_once,
-)
+from fedsdr.files import kept_json, made_once
 from fedsdr.models.base_model import Base, cache_folder
 from fedsdr.models.packing import device_of
 from fedsdr.runs.client_runtime import ClientRuntime
@@ -62,7 +63,7 @@ def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
         sources = _openvino_sources(runtime)
         wrong = ""
         for source in sources:
-            if not (wrong := _wrong_with(runtime, source.build)):
+            if not (wrong := _wrong_with(runtime, source)):
                 break
         if wrong and settings.engine == "auto":
             engine, why = "transformers", f"not openvino: {wrong}"
@@ -70,7 +71,8 @@ def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
             source = sources[0] if wrong else source
             variant, why = source.variant, f"{why}, though {wrong}" if wrong else why + source.note
             built = source.build
-            built()  # loads it: errors of the engine must come before the run
+            if wrong:
+                built()  # loads it: errors of the engine must come before the run
     if engine == "openai":
         built()  # checks the address and loads nothing
     # Samples of the plain engine depend on the dtype of the base and on our own code.
@@ -126,23 +128,36 @@ def _openvino_sources(runtime: ClientRuntime) -> list[_Source]:
     return [as_it_is]
 
 
-def _wrong_with(runtime: ClientRuntime, build: Callable[[], Generate]) -> str:
+def _wrong_with(runtime: ClientRuntime, source: _Source) -> str:
     """Return '' when OpenVINO's greedy answers to most probes are those of the loaded model.
+
+    The finding is kept in the cache, so that an engine whose rewrites are all there is not loaded.
 
     FedSD needs the seed model's own words, and an engine may compute another model from the same
     file: on a CPU with AVX2 alone, OpenVINO 2026.4 gave other greedy answers to 13 of 14 prompts
     from a Q4_1 file, and 1 of 35 of its rewrites passed the filter, against 13 of 35 of the loaded
     model. From an fp16 copy of that file its answers were those of the loaded model.
     """
-    requests = [GenerationRequest(text, (Turn("user", text),)) for text in PROBES]
-    decoding = Decoding(temperature=0.0, max_new_tokens=16)
+    base, model = runtime.base, runtime.config.model
+    about = (
+        *(base.fingerprint, runtime.renderer.fingerprint, source.variant, model.dtype, PROBES),
+        *(version("openvino-genai"), version("fedsdr"), torch.backends.cpu.get_cpu_capability()),
+    )
+    name = sha256(repr(about).encode()).hexdigest()[:16]
     try:
-        theirs = {g.id: g.text.strip() for g in build()(requests, decoding)}
+        path = runtime.cache / "teacher_checks" / f"{name}.json"
+        agree = kept_json(path, lambda: _answers_agree(runtime, source.build))
     except UserError as error:  # the file cannot be loaded
         return str(error)
-    ours = {g.id: g.text.strip() for g in runtime.generate(len(PROBES))(requests, decoding)}
-    agree = sum(ours[text] == theirs[text] for text in PROBES) > len(PROBES) / 2
     return "" if agree else "its answers differ from those of the loaded model"
+
+
+def _answers_agree(runtime: ClientRuntime, build: Callable[[], Generate]) -> bool:
+    requests = [GenerationRequest(text, (Turn("user", text),)) for text in PROBES]
+    decoding = Decoding(temperature=0.0, max_new_tokens=16)
+    theirs = {g.id: g.text.strip() for g in build()(requests, decoding)}
+    ours = {g.id: g.text.strip() for g in runtime.generate(len(PROBES))(requests, decoding)}
+    return sum(ours[text] == theirs[text] for text in PROBES) > len(PROBES) / 2
 
 
 def _model_path(base: Base) -> Path | None:

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,62 +17,80 @@ from fedsdr.research.compare.compare_runs import finished
 from fedsdr.research.compare.differences import Group
 from fedsdr.research.compare.grid import Cell
 from fedsdr.runs.client_runtime import ClientRuntime
+from fedsdr.runs.evaluation import base_scores
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.shared_base import one_base
 from fedsdr.training.methods import METHODS
-from fedsdr.types import ClientData
+from fedsdr.training.optimizer_step import accumulate_gradients
+from fedsdr.types import ClientData, R
 
 ROWS = 4  # training rows of the small run
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of one run. Rewriting is counted apart: runs with the same `source` share it."""
+    """The cost of one run. What several runs share is counted apart, in `shared`."""
 
     runs: int  # still to be done
     train_tokens: float
     rewrite_tokens: float
-    seconds: float  # training and evaluation
-    rewrite_seconds: float
+    seconds: float  # training, and evaluation of the trained models
+    shared: Mapping[str, float]  # what is rewritten, and where the base is evaluated -> seconds
     bytes_up: float
     bytes_down: float
     memory: int | None  # peak bytes of a training step; None where it cannot be estimated
-    source: str
 
 
 def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[Group, Estimate]:
     """Return the cost of one run of each group; nothing is written to `out`.
 
-    One client runs one round on a few rows, in a temporary folder with its own cache. Training is
-    scaled by the tokens of the raw rows, rewriting and evaluation by the number of rows, bytes by
-    clients and rounds. Small batches are slow, so the full run is likely to take fewer seconds;
-    loading is not counted. Memory is that of a full pack (`models.memory`).
+    One client runs one round on a few rows, in a temporary folder with its own cache, after an
+    untimed step that warms the model up. Training is scaled by the tokens of the raw rows,
+    rewriting and evaluation by the number of rows, bytes by clients and rounds. Small batches are
+    slow, so the full run is likely to take fewer seconds; loading is not counted. Memory is that of
+    a full pack (`models.memory`).
     """
     found: dict[Group, Estimate] = {}
     counted = {cell.name for cell in cells if finished(cell, out)}
     open_once = one_base()
-    for group in dict.fromkeys(cell.group for cell in cells):
-        own = {cell.name: cell for cell in cells if cell.group == group}
-        config = next(iter(own.values())).config
-        clients = load_clients(config.data)
-        progress.log(f"a small run of {group}")
-        with tempfile.TemporaryDirectory() as folder:
-            small, run = _small(config, clients, Path(folder)), Path(folder) / "run"
-            cost = run_experiment(small, run, progress, open_runtime=open_once)["cost"]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, group in enumerate(dict.fromkeys(cell.group for cell in cells)):
+            own = {cell.name: cell for cell in cells if cell.group == group}
+            config = next(iter(own.values())).config
+            clients = load_clients(config.data)
+            progress.log(f"a small run of {group}")
+            small, run = _small(config, clients, Path(folder)), Path(folder) / f"run-{number}"
             runtime = open_once(small, run)
-        found[group] = _scaled(runtime, cost, config, clients, len(own.keys() - counted))
-        counted |= own.keys()
+            base_seconds = _warm_up(runtime)
+            cost = run_experiment(small, run, progress, open_runtime=open_once)["cost"]
+            own_runs = len(own.keys() - counted)
+            found[group] = _scaled(runtime, cost, base_seconds, config, clients, own_runs)
+            counted |= own.keys()
     return found
+
+
+def _warm_up(runtime: ClientRuntime) -> float:
+    """Take a training step, score the base, and return the seconds of the latter."""
+    (client,) = load_clients(runtime.config.data)
+    model, pack_tokens = runtime.model, runtime.config.train.pack_tokens
+    with model.using(R, trained=R):
+        parameters = model.parameters(R).values()
+        accumulate_gradients(model.model, parameters, runtime.encode(client.raw), pack_tokens)
+    began = time.perf_counter()
+    if client.test:
+        base_scores(runtime, [client])
+    return time.perf_counter() - began
 
 
 def _scaled(
     runtime: ClientRuntime,
     cost: Mapping[str, Any],
+    base_seconds: float,
     config: Config,
     clients: Sequence[ClientData],
     runs: int,
 ) -> Estimate:
-    """Return the estimate for `config` from the cost of the small run of `runtime`."""
+    """Return the estimate for `config` from the costs of the small run of `runtime`."""
     small = runtime.config
     raw, small_raw = (
         [row for client in of for row in client.raw] for of in (clients, load_clients(small.data))
@@ -94,11 +113,15 @@ def _scaled(
         train_tokens=trained["tokens"],
         rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
         seconds=trained["seconds"] + cost["seconds"]["evaluate"] * test_rows,
-        rewrite_seconds=cost["seconds"].get("rewrite", 0.0) * rewrite,
+        shared={
+            repr((config.model, config.data, config.teacher)): (
+                cost["seconds"].get("rewrite", 0.0) * rewrite
+            ),
+            repr((config.model, config.data, config.evaluation)): base_seconds * test_rows,
+        },
         bytes_up=cost["bytes_up"] * sent,
         bytes_down=cost["bytes_down"] * sent,
         memory=None if memory is None else memory.total,
-        source=repr((config.model, config.data, config.teacher)),
     )
 
 
@@ -112,24 +135,21 @@ def estimate_table(estimates: Mapping[Group, Estimate]) -> tuple[Table, str]:
         memory = "unknown" if one.memory is None else f"{one.memory / 2**30:,.2f}"
         texts = [*(f"{n:,.0f}" for n in numbers), *(f"{n:,.2f}" for n in sent), memory]
         rows.append([str(group), str(one.runs), *texts])
-    runs, rewriting = sum(one.runs for one in estimates.values()), rewriting_seconds(estimates)
-    seconds = sum(one.runs * one.seconds for one in estimates.values()) + rewriting
+    runs, shared = sum(one.runs for one in estimates.values()), shared_seconds(estimates)
+    seconds = sum(one.runs * one.seconds for one in estimates.values()) + shared
     total = (
         f"{runs} runs to do, about {seconds:,.0f} s in all, "
-        f"{rewriting:,.0f} of them for making the rewrites once"
+        f"{shared:,.0f} of them for what is done once: rewriting, and scoring the base"
     )
     return ("Estimated cost of one run, from a small run of each kind", rows), total
 
 
-def rewriting_seconds(estimates: Mapping[Group, Estimate]) -> float:
-    """Return the seconds of making every set of rewrites once.
-
-    The largest estimate of a source counts: other runs with that source find the rewrites made.
-    """
+def shared_seconds(estimates: Mapping[Group, Estimate]) -> float:
+    """Return the seconds of what runs share; the largest estimate of each counts."""
     most: dict[str, float] = {}
     for one in estimates.values():
-        if one.runs:
-            most[one.source] = max(most.get(one.source, 0.0), one.rewrite_seconds)
+        for work, seconds in one.shared.items() if one.runs else ():
+            most[work] = max(most.get(work, 0.0), seconds)
     return sum(most.values())
 
 
