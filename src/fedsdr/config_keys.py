@@ -85,6 +85,9 @@ class FederationConfig:
     clients_per_round: CountOrZero = key(0, "clients sampled each round; 0: all")
     min_updates: Count = key(1, "a round with fewer accepted updates ends the run")
     update_dtype: UpdateDtype = key("fp32", "dtype of updates on the wire")
+    max_norm_ratio: float = key(
+        10.0, "reject updates this many times above the round's median norm; 0: none", ge=0, le=1e9
+    )
     max_update_norm: float = key(0.0, "reject updates with a larger norm; 0: none", ge=0, le=1e30)
 
 

@@ -73,6 +73,10 @@ FAULTS = {
         changed(lambda u: replace(u, delta={n: x * 1e6 for n, x in u.delta.items()})),
         "above federation.max_update_norm 10",
     ),
+    "a norm far above that of the others": (
+        changed(lambda u: replace(u, delta={n: x * 20 for n, x in u.delta.items()})),
+        "above federation.max_norm_ratio 10 x",
+    ),
     "an extra tensor": (
         changed(lambda u: replace(u, delta={**u.delta, "S/x": torch.ones(2)})),
         "an unexpected tensor 'S/x'",

@@ -27,6 +27,7 @@ class Plan:
     settings: LocalSettings
     privacy: Privacy = NO_PRIVACY
     max_update_norm: float = 0.0  # 0: no limit
+    max_norm_ratio: float = 10.0  # see norm_bound.py; 0: no limit
     run_id: str = ""  # see ClientTask
     aggregate: Aggregation = mean
     announced: Mapping[str, int] = field(default_factory=dict)

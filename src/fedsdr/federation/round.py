@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fedsdr.errors import UserError
+from fedsdr.federation.norm_bound import within_norm_bound
 from fedsdr.federation.plan import Plan, first_state
 from fedsdr.federation.round_log import RoundLog
 from fedsdr.federation.sampling import sample_clients
@@ -71,9 +72,29 @@ def accepted_updates(
 ) -> Iterator[tuple[Tensors, float]]:
     """Yield (delta, weight) of each accepted update; record all answers in `log`.
 
+    An update is checked on its own, then against the others. Raises UserError when fewer than
+    `plan.min_updates` were accepted.
+    """
+    for update in within_norm_bound(valid_updates(answers, tasks, plan, log), plan, log):
+        log.accept(update)
+        yield update.delta, plan.weight(update.client_id)
+    if len(log.accepted) < plan.min_updates:
+        raise UserError(
+            f"round {log.round}: {len(log.accepted)} of {len(tasks)} updates were accepted, "
+            f"federation.min_updates is {plan.min_updates} ({log.reasons()})"
+        )
+
+
+def valid_updates(
+    answers: Iterable[ClientUpdate | ClientFault],
+    tasks: Sequence[ClientTask],
+    plan: Plan,
+    log: RoundLog,
+) -> Iterator[ClientUpdate]:
+    """Yield each update that can be accepted on its own; record the other answers in `log`.
+
     Raises ValueError when the engine does not give exactly one answer for each task in their order:
-    the order of the sum decides its last bit. Raises UserError when fewer than `plan.min_updates`
-    were accepted.
+    the order of the sum decides its last bit.
     """
     for task, answer in zip(tasks, answers, strict=True):
         if answer.client_id != task.client_id:
@@ -81,11 +102,5 @@ def accepted_updates(
         reason = rejection_reason(answer, task, plan)
         if isinstance(answer, ClientFault) or reason:
             log.refuse(task.client_id, reason)
-            continue
-        log.accept(answer)
-        yield answer.delta, plan.weight(task.client_id)
-    if len(log.accepted) < plan.min_updates:
-        raise UserError(
-            f"round {log.round}: {len(log.accepted)} of {len(tasks)} updates were accepted, "
-            f"federation.min_updates is {plan.min_updates} ({log.reasons()})"
-        )
+        else:
+            yield answer

@@ -63,6 +63,7 @@ def plan_of(config: Config, announced: Mapping[str, int]) -> Plan:
         settings=client_settings(config),
         privacy=_privacy_of(config),
         max_update_norm=federation.max_update_norm,
+        max_norm_ratio=federation.max_norm_ratio,
         aggregate=_aggregation_of(config),
         announced=announced,
     )
