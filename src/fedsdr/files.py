@@ -18,13 +18,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from fedsdr.errors import BusyError, DiskError, UserError
+from fedsdr.file_reading import check_regular, read_json
 
 MANIFEST = "manifest.json"
 _REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
 )  # fmt: skip
+
+
+class Manifest(BaseModel, strict=True):
+    """manifest.json: file name -> digest."""
+
+    sha256: dict[str, str]
+
+
+class Kept(BaseModel, strict=True):
+    """A value that can be made again, with its checksum."""
+
+    value: Any
+    check: str
 
 
 @contextlib.contextmanager
@@ -98,37 +114,15 @@ def kept_json(path: Path, make: Callable[[], Any], *, private: bool = False) -> 
 
     Where the disk refuses it is not kept: such a value can be made again.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(UserError):
+        found = read_json(path, Kept, "")
         if found["check"] == digest_without_seconds(found["value"]):
             return found["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     value = make()
     text = json.dumps({"value": value, "check": digest_without_seconds(value)}) + "\n"
     with contextlib.suppress(DiskError, BusyError), alone(path.parent, seconds=60.0):
         write_atomically(path, text, private=private)
     return value
-
-
-def json_lines(path: Path) -> list[Any]:
-    """Return the JSON value of each line. A line ends with a line feed and nothing else: a text in
-    it may have U+2028 and its like, at which `str.splitlines` would cut."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
-
-
-def read_json(path: Path, if_missing: str) -> dict[str, Any]:
-    """Return a file's JSON object; UserError, with `if_missing` as the hint, if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: missing; {if_missing}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: must hold a JSON object")
-    return found
 
 
 def write_folder(
@@ -182,14 +176,9 @@ def check_manifest(folder: Path, fix: str) -> None:
     path = folder / MANIFEST
     if not path.exists():
         return
-    try:
-        digests = dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
-    except (ValueError, KeyError, TypeError, OSError):
-        raise UserError(f"{path}: damaged; {fix}") from None
-    for name, digest in digests.items():
-        file = folder / Path(str(name)).name
-        if not file.is_file():
-            raise UserError(f"{file}: missing; {fix}")
+    for name, digest in read_json(path, Manifest, fix)["sha256"].items():
+        file = folder / Path(name).name
+        check_regular(file, fix)
         if _sha256(file) != digest:
             raise UserError(f"{file}: damaged (its checksum is not that of {MANIFEST}); {fix}")
 

@@ -2,7 +2,6 @@
 
 import re
 import reprlib
-import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from fedsdr.errors import UserError
+from fedsdr.file_reading import read_text
 
 MAX_BYTES, MAX_DEPTH = 2**18, 16
 
@@ -30,7 +30,8 @@ def read_table(path: Path, if_missing: str) -> dict[str, Any]:
     larger than 256 KiB, not a regular file, not UTF-8 (a byte order mark is accepted), broken, or
     holds values that `check_plain` rejects.
     """
-    text = _read_text(path, if_missing)
+    fix = "give a TOML or YAML file in UTF-8"
+    text = read_text(path, fix, f"no such file ({if_missing})", MAX_BYTES)
     form = "YAML" if path.suffix.lower() in (".yaml", ".yml") else "TOML"
     try:
         table = _parse_yaml(text) if form == "YAML" else _parse_toml(text)
@@ -83,26 +84,6 @@ def check_plain(value: object, where: str, key: str = "") -> None:
             problem = f"is a {type(value).__name__}; put it in quotes"
         if problem:
             raise UserError(f"{where}: {shown(key)} {problem}")
-
-
-def _read_text(path: Path, if_missing: str) -> str:
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise UserError(f"{path}: is {kind}; give a TOML or YAML file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: is larger than 256 KiB; give a TOML or YAML file")
-        return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file ({if_missing})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL or a lone surrogate
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown(str(path))}: cannot be read: {reason}") from None
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -19,11 +19,12 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_tables
     from fedsdr.data.clients import load_clients
+    from fedsdr.distill.records import read_audit
     from fedsdr.errors import UserError
     from fedsdr.files import alone
     from fedsdr.report.run_section import rewriting_table
     from fedsdr.runs.client_runtime import open_runtime
-    from fedsdr.runs.rewriting import distill_clients, read_audit
+    from fedsdr.runs.rewriting import distill_clients
     from fedsdr.runs.run_folder import checked_config
     from fedsdr.runs.teacher_setup import prepare_rewriting
 

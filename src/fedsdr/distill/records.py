@@ -5,12 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from fedsdr.data.chat_templates import responses_of, with_responses
 from fedsdr.errors import UserError
-from fedsdr.files import write_atomically
+from fedsdr.file_reading import RESTORE, parse_json, read_json, read_text
+from fedsdr.files import check_manifest, digest_without_seconds, write_atomically
 from fedsdr.types import Example, Generation
+
+MAKE_THEM = "make them with: fedsdr distill"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,23 @@ class RewriteRecord:
     teacher: str  # fingerprint
     new_tokens: int
     finished: bool
+
+
+class SavedClient(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
+    """What must be in audit.json of one client."""
+
+    answers: int
+    rewritten: int
+    kept_raw: dict[str, int]
+    length_ratio: float
+    all_new_tokens: int
+    seconds: float = 0.0
+
+
+class SavedAudit(BaseModel, extra="allow", strict=True):
+    """What must be in audit.json."""
+
+    clients: dict[str, SavedClient]
 
 
 @dataclass(frozen=True)
@@ -105,28 +127,35 @@ def read_distilled(path: str | Path, examples: Sequence[Example]) -> tuple[Examp
             record = records.get((example.id, turn))
             if record is None or record.raw != raw:
                 wrong = "has no rewrite" if record is None else "has changed since its rewrite"
-                raise UserError(f"{path}: '{example.id}' {wrong}; make them with: fedsdr distill")
+                raise UserError(f"{path}: '{example.id}' {wrong}; {MAKE_THEM}")
             chosen.append(record)
     return with_rewrites(examples, chosen)
 
 
 def read_records(path: str | Path) -> tuple[RewriteRecord, ...]:
     """Return the records of a file. UserError names the file and the line that cannot be read."""
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with: fedsdr distill") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise UserError(f"{path}: not a file of rewrites; make it with: fedsdr distill") from None
-    return tuple(_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+    path = Path(path)
+    lines = read_text(path, MAKE_THEM, f"no such file; {MAKE_THEM}").split("\n")
+    return tuple(
+        RewriteRecord(
+            **parse_json(line, RewriteRecord, f"{path}, line {number}: not a rewrite", MAKE_THEM)
+        )
+        for number, line in enumerate(lines, start=1)
+        if line
+    )
 
 
-def _record(line: str, where: str) -> RewriteRecord:
-    try:
-        record = RewriteRecord(**json.loads(line))
-    except (ValueError, TypeError):
-        raise UserError(f"{where}: not a rewrite; make the file with: fedsdr distill") from None
-    texts = (record.id, record.raw, record.rewrite)
-    if record.used not in ("raw", "rewrite") or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: not a rewrite; make the file with: fedsdr distill")
-    return record
+def read_audit(folder: Path) -> dict[str, Any]:
+    """Return audit.json of a folder of rewrites; empty where it does not exist.
+
+    UserError when it, or a file of rewrites, is damaged.
+    """
+    path = folder / "audit.json"
+    check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
+    if not path.exists():
+        return {}
+    audit: dict[str, Any] = read_json(path, SavedAudit, RESTORE)
+    check = audit.pop("check", None)  # older versions wrote none
+    if check is not None and check != digest_without_seconds(audit):
+        raise UserError(f"{path}: damaged (its checksum is wrong); {RESTORE}")
+    return audit

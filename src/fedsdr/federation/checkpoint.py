@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from pydantic import BaseModel, PositiveInt
 
-from fedsdr.errors import UserError
+from fedsdr.file_reading import read_json, read_tensors
 from fedsdr.files import check_manifest, numbered_folders, write_folder
 from fedsdr.types import ServerState
 
@@ -21,6 +21,17 @@ if TYPE_CHECKING:  # imports torch, which a finished run does not need
     from fedsdr.tensors import Tensors
 
 FIX = "restore that folder from a copy, or start a new run in another --out"
+
+
+class Facts(BaseModel, strict=True):
+    """What must be in state.json."""
+
+    round: PositiveInt
+    accepted: dict[str, PositiveInt]
+    parts: list[str]
+    memory: list[str]
+    draws: list[tuple[PositiveInt, PositiveInt]] = []
+    records: str = ""
 
 
 def save_state(folder: Path, state: ServerState, records_digest: str = "") -> None:
@@ -55,24 +66,20 @@ def save_state(folder: Path, state: ServerState, records_digest: str = "") -> No
 
 def load_state(folder: Path) -> ServerState | None:
     """Return the newest state, or None when there is none. UserError when it is damaged."""
-    from safetensors.torch import load_file
 
     newest = _newest(folder)
     if newest is None:
         return None
     facts = _read_facts(newest)
-    try:
-        parts = {name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}
-        return ServerState(
-            round=facts["round"],
-            shared=parts.get("shared", {}),
-            optimizer_state={name: parts.get(f"memory.{name}", {}) for name in facts["memory"]},
-            control=parts.get("control", {}),
-            accepted=facts["accepted"],
-            draws=tuple((clients, asked) for clients, asked in facts.get("draws", ())),
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _damaged(newest, error) from None
+    parts = {name: read_tensors(newest / f"{name}.safetensors", FIX) for name in facts["parts"]}
+    return ServerState(
+        round=facts["round"],
+        shared=parts.get("shared", {}),
+        optimizer_state={name: parts.get(f"memory.{name}", {}) for name in facts["memory"]},
+        control=parts.get("control", {}),
+        accepted=facts["accepted"],
+        draws=tuple((clients, asked) for clients, asked in facts.get("draws", ())),
+    )
 
 
 def load_progress(folder: Path) -> tuple[int, dict[str, int]]:
@@ -84,10 +91,7 @@ def load_progress(folder: Path) -> tuple[int, dict[str, int]]:
     if newest is None:
         return 0, {}
     facts = _read_facts(newest)
-    try:
-        return int(facts["round"]), {str(k): int(v) for k, v in facts["accepted"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(newest, error) from None
+    return facts["round"], facts["accepted"]
 
 
 def records_digest(folder: Path) -> str:
@@ -105,17 +109,8 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _read_facts(newest: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(newest, error) from None
-    if not isinstance(facts, dict):
-        raise _damaged(newest, "state.json holds no object")
+    facts: dict[str, Any] = read_json(newest / "state.json", Facts, FIX)
     return facts
-
-
-def _damaged(newest: Path, error: object) -> UserError:
-    return UserError(f"{newest}: the checkpoint cannot be read ({error}); {FIX}")
 
 
 def _parts(state: ServerState) -> dict[str, "Tensors"]:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from fedsdr.errors import UserError
+from fedsdr.file_reading import RESTORE, read_tensors
 from fedsdr.files import write_folder
 from fedsdr.tensors import Tensors
 from fedsdr.types import Branch, R
@@ -90,11 +89,7 @@ def write_adapter_files(folder: Path, tensors: Tensors, config: dict[str, object
 
 def load_adapter(folder: Path, branch: Branch) -> Tensors:
     """Read a PEFT adapter as the factors of `branch`. UserError if it is missing or damaged."""
-    path = folder / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{path}: no readable adapter ({error})") from None
+    tensors = read_tensors(folder / WEIGHTS, RESTORE)
     return {
         f"{branch}/{name.removeprefix(PREFIX).removesuffix('.weight')}": value
         for name, value in tensors.items()

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsdr.distill.records import read_audit
 from fedsdr.evaluation.results import Table, table_of
-from fedsdr.files import json_lines, read_json
+from fedsdr.evaluation.results_file import Results
+from fedsdr.federation.round_records import read_records
+from fedsdr.file_reading import RESTORE, read_json, read_text
 from fedsdr.report.curves import Curve, curves_svg
 from fedsdr.report.page import Section
 
@@ -22,15 +25,14 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
 
     UserError if results.json is missing or broken.
     """
-    results, records = read_json(folder / "results.json", HINT), _records(folder)
+    results, records = read_json(folder / "results.json", Results, HINT), read_records(folder)
     tables: list[Table] = []
     if results["clients"]:
         title = "Score [95 % interval over test rows] and loss (nats per token) on test rows"
         tables.append((title, table_of(results)))
     tables += [_cost_table(results["cost"]), _round_table(records)]
-    audit = folder / "distilled" / "audit.json"
-    if audit.is_file():
-        tables.append(rewriting_table(read_json(audit, HINT)))
+    if audit := read_audit(folder / "distilled"):
+        tables.append(rewriting_table(audit))
     curves = _training_losses(records)
     return Section(
         title=folder.resolve().name,
@@ -50,26 +52,21 @@ def side_by_side(folders: Sequence[Path]) -> Section:
     rows = [["run", "method", "algorithm", "seed", "rounds", *models, "MB up"]]
     curves: dict[str, Curve] = {}
     for folder in folders:
-        name, results = folder.resolve().name, read_json(folder / "results.json", HINT)
+        name, results = folder.resolve().name, read_json(folder / "results.json", Results, HINT)
         mean = results.get("mean", {})
         facts = [str(results[key]) for key in ("method", "algorithm", "seed", "rounds")]
         losses = [f"{mean[m]['loss']:.3f}" if mean else "" for m in models]
         rows.append([name, *facts, *losses, f"{results['cost']['bytes_up'] / 1e6:,.1f}"])
-        for phase, panel in _training_losses(_records(folder)).items():
+        for phase, panel in _training_losses(read_records(folder)).items():
             curves[f"{name}, {phase}"] = panel["mean"]
     svg = curves_svg({"mean over clients": curves}, "training loss, nats per token")
     title = "Loss on test rows, nats per token, mean over clients"
     return Section("Side by side", [(title, rows)], svg=svg if curves else "")
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "rounds.jsonl"
-    return json_lines(path) if path.exists() else []
-
-
 def _settings(folder: Path) -> str:
     """The configuration, without the address of an endpoint, which may hold a password."""
-    text = (folder / "config.toml").read_text(encoding="utf-8")
+    text = read_text(folder / "config.toml", RESTORE)
     return re.sub(r'(?m)^(url = )"[^"\n].*$', r'\1"(not shown)"', text)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
+from fedsdr.distill.records import read_audit
 from fedsdr.evaluation.held_out import ClientScores, ExampleScore
 from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.federation.round_records import read_records
 from fedsdr.files import kept_json
 from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
-from fedsdr.runs.rewriting import read_audit
-from fedsdr.runs.rounds import read_records
 from fedsdr.runs.served_models import serving_of
 from fedsdr.types import ClientData, ServerState
 
@@ -124,7 +124,7 @@ def cost_of(
     if audit := read_audit(folder / "distilled"):
         rewriting = audit["clients"].values()
         tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
-        seconds["rewrite"] = sum(c["seconds"] for c in rewriting)
+        seconds["rewrite"] = sum(c.get("seconds", 0.0) for c in rewriting)
     # A model is measured once: the client model of plain is its global one.
     distinct = {id(s): s for client in measured.values() for s in client.models.values()}
     tokens["evaluate"] = sum(row.new_tokens for scores in distinct.values() for row in scores.rows)

@@ -4,20 +4,12 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.records import Audit, read_distilled, write_distilled
+from fedsdr.distill.records import Audit, read_audit, read_distilled, write_distilled
 from fedsdr.distill.self_distillation import rewrite_client
 from fedsdr.errors import UserError
-from fedsdr.files import (
-    check_manifest,
-    digest_without_seconds,
-    make_private,
-    write_atomically,
-    write_manifest,
-)
+from fedsdr.files import digest_without_seconds, make_private, write_atomically, write_manifest
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.teacher_setup import Rewriting
@@ -81,25 +73,6 @@ def distill_clients(
     text = json.dumps(facts, indent=2) + "\n"
     write_atomically(folder / "audit.json", text, private=True)  # last: rewriting is complete
     return audits
-
-
-def read_audit(folder: Path) -> dict[str, Any]:
-    """Return audit.json of a folder of rewrites; empty where it does not exist.
-
-    UserError when it, or a file of rewrites, is damaged.
-    """
-    path = folder / "audit.json"
-    check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
-    if not path.exists():
-        return {}
-    try:
-        audit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        check = audit.pop("check", None)  # older versions wrote none
-        if check is not None and check != digest_without_seconds(audit):
-            raise ValueError("its checksum is wrong")
-        return audit if audit["clients"] else {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
 
 
 def audit_line(audit: Audit) -> str:

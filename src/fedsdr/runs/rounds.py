@@ -6,14 +6,15 @@ FOLDER/rounds.jsonl     one line a round
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import load_state, records_digest, save_state
+from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.plan import Plan, first_state
 from fedsdr.federation.round import RunClients, run_round
+from fedsdr.federation.round_records import RECORDS, check_digest, parse_records, record_lines
 from fedsdr.files import digest_without_seconds, disk_errors_named, write_atomically
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import Progress
@@ -21,8 +22,6 @@ from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors
 from fedsdr.training.methods import Method
 from fedsdr.types import RoundRecord, ServerState
-
-RECORDS = "rounds.jsonl"
 
 
 def initial_shared(model: BranchedModel, method: Method, seed: int) -> Tensors:
@@ -80,42 +79,9 @@ def save_round(folder: Path, state: ServerState, record: RoundRecord, progress: 
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
-    save_state(folder / "checkpoint", state, digest_without_seconds(_records(_lines(path), folder)))
+    digest = digest_without_seconds(parse_records(record_lines(folder), path))
+    save_state(folder / "checkpoint", state, digest)
     progress.log(round_line(dataclasses.asdict(record)))
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of rounds.jsonl. UserError when it is missing or damaged."""
-    records = _records(_lines(folder / RECORDS), folder)
-    _check_digest(folder, records)
-    return records
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; restore it from a copy") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy") from None
-
-
-def _records(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    try:
-        return [dict(json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder / RECORDS}: cannot be read ({error}); restore it from a copy"
-        ) from None
-
-
-def _check_digest(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    digest = records_digest(folder / "checkpoint")
-    if digest and digest != digest_without_seconds(records):
-        raise UserError(
-            f"{folder / RECORDS}: damaged (it is not the file of the checkpoint); restore it from "
-            "a copy, or choose another --out"
-        )
 
 
 def _drop_records_after(folder: Path, count: int) -> None:
@@ -124,8 +90,8 @@ def _drop_records_after(folder: Path, count: int) -> None:
     if not count:
         path.unlink(missing_ok=True)
         return
-    lines = _lines(path)[:count]
-    _check_digest(folder, _records(lines, folder))
+    lines = record_lines(folder)[:count]
+    check_digest(folder, parse_records(lines, path))
     write_atomically(path, "".join(line + "\n" for line in lines))
 
 

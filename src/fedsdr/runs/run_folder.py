@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fedsdr.config import Config, key_names, load_config, to_toml, value_of, without_password
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import UserError
+from fedsdr.evaluation.results_file import Results
 from fedsdr.federation.checkpoint import load_progress, load_state
+from fedsdr.file_reading import RESTORE, read_json, read_text
 from fedsdr.files import write_atomically
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
@@ -106,7 +108,7 @@ def save_run_config(config: Config, path: Path) -> None:
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Load config.toml of a run. UserError when its checksum, the last line, does not fit."""
     config = load_config(path, overrides)
-    text, found, digest = path.read_text(encoding="utf-8").partition(_CHECKSUM)
+    text, found, digest = read_text(path, RESTORE).partition(_CHECKSUM)
     if found and digest.strip() != sha256(text.encode()).hexdigest():
         raise UserError(
             f"{path}: was changed after the run began; restore it, or start a new run with it in "
@@ -119,15 +121,14 @@ def finished_results(config: Config, out: Path) -> dict[str, Any] | None:
     """Return results.json when the run in `out` is finished and was measured as `config` asks, else
     None. Results without a complete run behind them do not count."""
     try:
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results: dict[str, Any] = read_json(out / "results.json", Results, "")
+    except UserError:  # it is measured again
         return None
     wanted = {
         "rounds": config.federation.rounds,
         "max_new_tokens": config.evaluation.max_new_tokens,
     }
-    complete = isinstance(results, dict) and {"clients", "cost", *wanted} <= results.keys()
-    if not complete or any(results[key] != value for key, value in wanted.items()):
+    if any(results.get(key) != value for key, value in wanted.items()):
         return None
     done, accepted = load_progress(out / "checkpoint")
     phases_left = METHODS[config.method.name].afterwards and done not in (
@@ -156,10 +157,7 @@ def check_data(out: Path, clients: Sequence[ClientData]) -> None:
         if (out / "checkpoint").exists():
             raise UserError(f"{path}: missing; it says with which rows this run began: restore it")
         return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy") from None
+    before = read_json(path, dict[str, str], RESTORE)
     now = _digests(clients)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsdr.errors import UserError
+from fedsdr.file_reading import RESTORE, read_tensors
 from fedsdr.files import (
     check_manifest,
     make_private,
@@ -116,7 +116,4 @@ class ClientStore:
 
 
 def _read(path: Path) -> Tensors:
-    try:
-        return load_file(path) if path.exists() else {}
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_tensors(path, RESTORE) if path.exists() else {}
