@@ -180,6 +180,11 @@ class CompareConfig:
     methods: list[str] | None = key(None, "unset: method.name alone")
     algorithms: list[str] | None = key(None, "unset: algorithm.name alone")
     seeds: list[int] | None = key(None, "unset: `seed` alone")
+    draws: int = key(1, "draws of the data: data.seed, data.seed + 1, ...", ge=1, le=1000)
     sweep: dict[str, Any] = key({}, "lists of values for any key: data.alpha = [0.1, 0.5]")
     variants: list[dict[str, Any]] = key([], '{name = "S reset", method.s_reset = true}')
+    tune: dict[str, Any] = key(
+        {}, "lists of values to pick each variant's best of, on one more draw"
+    )
+    tune_model: Literal["global", "client"] = key("global", "whose test loss picks the values")
     baseline: str = key("plain", "method or variant that differences are taken from")

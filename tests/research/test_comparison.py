@@ -114,13 +114,13 @@ def results(loss, score, own_loss=None, rewrites=0):
 
 
 GROUPS = {
-    Group("plain", "fedavg"): {0: results(2.0, 0.5), 1: results(3.0, 0.5)},
+    Group("plain", "fedavg"): {(0, 0): results(2.0, 0.5), (0, 1): results(3.0, 0.5)},
     Group("fedsdr", "fedavg"): {
-        0: results(1.5, 0.75, 1.0, rewrites=7),
-        1: results(2.0, 0.75, 1.0, rewrites=9),
-        2: results(0.0, 0.75, 1.0, rewrites=8),
+        (0, 0): results(1.5, 0.75, 1.0, rewrites=7),
+        (0, 1): results(2.0, 0.75, 1.0, rewrites=9),
+        (0, 2): results(0.0, 0.75, 1.0, rewrites=8),
     },
-    Group("fedsdr", "fedyogi"): {0: results(1.0, 1.0)},
+    Group("fedsdr", "fedyogi"): {(0, 0): results(1.0, 1.0)},
     Group("fedsd", "fedavg"): {},
 }
 
@@ -158,7 +158,7 @@ def test_the_rows_are_those_worked_by_hand():
 
 def test_the_table_has_a_row_for_each_variant_and_kind_of_model():
     title, table = table_of({"rows": comparison_rows(GROUPS, "plain"), "keys": []})
-    assert title == "Loss, score and cost (clients 1, test rows 2, metric rouge_l)"
+    assert title == "Loss, score and cost (draws 1, clients 1, test rows 2, metric rouge_l)"
     header, base, plain, fedsdr, alone, *own = table
     assert header[:4] == ["variant", "algorithm", "seeds", "model"]
     assert base[:6] == ["base", "", "1", "base", "9.000", ""]
@@ -222,8 +222,8 @@ def test_suites_are_compared_by_question_over_seeds_and_clients_beside_loss_and_
     of_plain = [asked([1, 0, 0, 0]), asked([1, 1, 0, 0])]
     of_fedsdr = [asked([1, 1, 0, 0], own), asked([1, 1, 1, 0], own)]
     groups = {
-        plain: {seed: with_suites(suites) for seed, suites in enumerate(of_plain)},
-        fedsdr: {seed: with_suites(suites) for seed, suites in enumerate(of_fedsdr)},
+        plain: {(0, seed): with_suites(suites) for seed, suites in enumerate(of_plain)},
+        fedsdr: {(0, seed): with_suites(suites) for seed, suites in enumerate(of_fedsdr)},
     }
     found = comparison_rows(groups, "plain")
     rows = {(row["model"], row["variant"]): row for row in found}
@@ -252,8 +252,8 @@ def test_suites_that_were_asked_other_questions_are_not_compared():
     plain, fedsdr = Group("plain", "fedavg"), Group("fedsdr", "fedavg")
     other = asked([1, 1], ids=("q1", "q2"))
     groups = {
-        plain: {0: with_suites(asked([1, 0, 0, 0]))},
-        fedsdr: {0: with_suites(other)},
+        plain: {(0, 0): with_suites(asked([1, 0, 0, 0]))},
+        fedsdr: {(0, 0): with_suites(other)},
     }
     with pytest.raises(ValueError, match="same test rows"):
         comparison_rows(groups, "plain")

@@ -17,6 +17,7 @@ from fedsdr.errors import UserError
 @click.option("--methods", metavar="A,B", help="Instead of those of [compare].")
 @click.option("--algorithms", metavar="A,B", help="Instead of those of [compare].")
 @click.option("--seeds", metavar="0,1,2", help="Instead of those of [compare].")
+@click.option("--draws", type=click.IntRange(1, 1000), help="Draws of the data, from data.seed on.")
 @click.option("--sweep", multiple=True, metavar="KEY=A,B", help="Any key: data.alpha=0.1,0.5.")
 @click.option("--baseline", metavar="NAME", help="Variant to take differences to; default: plain.")
 @click.option("--model", metavar="NAME", help="Instead of model.name.")
@@ -34,6 +35,7 @@ def compare(
     methods: str | None,
     algorithms: str | None,
     seeds: str | None,
+    draws: int | None,
     sweep: tuple[str, ...],
     baseline: str | None,
     model: str | None,
@@ -43,17 +45,17 @@ def compare(
     set_: tuple[str, ...],
     out: Path | None,
 ) -> None:
-    """Run every method with every algorithm and seed, and put them in one table.
+    """Run every method with every algorithm, draw and seed, and put them in one table.
 
     Each is a run in OUT/cells/. A finished run is not run again, and the same command resumes a
     stopped comparison.
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_tables
-    from fedsdr.research.compare import compare_runs
-    from fedsdr.research.compare.comparison_table import notes_of, table_of
+    from fedsdr.research.compare.compare_runs import run_study, write_comparison
+    from fedsdr.research.compare.comparison_table import notes_of, tables_of
     from fedsdr.research.compare.dry_run import estimate_table, estimates_of
-    from fedsdr.research.compare.grid import cells_of
+    from fedsdr.research.compare.tuning import planned_cells
 
     settings, study = load_study(config, set_)
     settings = with_model_and_data(settings, model, data)
@@ -61,32 +63,32 @@ def compare(
         "methods": _names(methods),
         "algorithms": _names(algorithms),
         "seeds": _whole_numbers(seeds),
+        "draws": draws,
         "baseline": baseline,
     }
     study = replace(study, **{name: value for name, value in given.items() if value is not None})
     study = replace(study, sweep=study.sweep | dict(_swept(settings, text) for text in sweep))
     folder = folder_of(config, out)
-    cells = cells_of(settings, study, config.parent, folder)
+    progress = console_progress()
     if dry_run:
-        table, total = estimate_table(estimates_of(cells, folder, console_progress()))
+        cells = planned_cells(settings, study, config.parent, folder)
+        table, total = estimate_table(estimates_of(cells, folder, progress))
         print_tables([table], [total])
         return
-    failed: dict[str, compare_runs.Failure] = {}
-    if finished:
-        done = compare_runs.finished_cells(cells, folder)
-        if not done:
-            raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
-    else:
-        done, failed = compare_runs.run_cells(cells, folder, console_progress())
-    if done:
-        comparison = compare_runs.comparison_of(cells, done, failed, study.baseline, folder)
-        compare_runs.write_comparison(comparison, folder)
-        print_tables([table_of(comparison)], notes_of(comparison))
+    comparison, failed = run_study(
+        settings, study, config.parent, folder, progress, run=not finished
+    )
+    if finished and comparison is None:
+        raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
+    if comparison is not None:
+        write_comparison(comparison, folder)
+        print_tables(tables_of(comparison), notes_of(comparison))
         print(f"\nin {folder}: compare.md, compare.csv, compare.json; every run in cells/")
     if failed:
+        runs = len(failed) + (0 if comparison is None else comparison["finished"])
         # A bug is reported before a user's error, because it decides the exit code.
         first = max(failed.values(), key=lambda failure: failure.fault)
-        line = f"{len(failed)} of {len(failed) + len(done)} runs failed: {first.reason}"
+        line = f"{len(failed)} of {runs} runs failed: {first.reason}"
         _stop(line, bug=first.fault)
 
 

@@ -16,15 +16,22 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import key_names, nested, value_of, with_values
+from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import BusyError, UserError
 from fedsdr.evaluation.results import to_markdown
 from fedsdr.files import write_atomically
 from fedsdr.progress import Progress
-from fedsdr.research.compare.comparison_table import notes_of, table_of
-from fedsdr.research.compare.differences import Group, client_rows, comparison_rows
-from fedsdr.research.compare.grid import Cell, is_path
+from fedsdr.research.compare.comparison_table import notes_of, tables_of
+from fedsdr.research.compare.differences import (
+    Group,
+    Sample,
+    client_rows,
+    comparison_rows,
+)
+from fedsdr.research.compare.grid import Cell, cells_of, is_path
+from fedsdr.research.compare.tuning import picked_values, tuning_cells, tuning_rows
+from fedsdr.research.compare.variance import variance_rows
 from fedsdr.research.suites.tables import saved_suites
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.run_folder import (
@@ -45,6 +52,30 @@ class Failure:
 
     reason: str
     fault: bool
+
+
+def run_study(
+    config: Config, study: CompareConfig, folder: Path, out: Path, progress: Progress, *, run: bool
+) -> tuple[dict[str, Any] | None, dict[str, Failure]]:
+    """Tune the variants if `study` says so, then run them all; return the comparison and failures.
+
+    The comparison is None if no run is finished. Without `run`, finished runs alone are read.
+    """
+
+    def results_of(cells: Sequence[Cell]) -> tuple[dict[str, Results], dict[str, Failure]]:
+        return run_cells(cells, out, progress) if run else (finished_cells(cells, out), {})
+
+    trials = tuning_cells(config, study, folder, out) if study.tune else {}
+    tried, failed = results_of([cell for points in trials.values() for cell in points.values()])
+    rows = tuning_rows(trials, tried, study.tune_model)
+    tuned = picked_values(trials, rows) if study.tune else None
+    cells = cells_of(config, study, folder, out, tuned)
+    done, failed_later = results_of(cells)
+    failed |= failed_later
+    if not done:
+        return None, failed
+    comparison = comparison_of(cells, done, failed, study.baseline, out)
+    return comparison | {"tuning": rows, "tune_model": study.tune_model}, failed
 
 
 def run_cells(
@@ -123,25 +154,29 @@ def comparison_of(
     _check_unchanged(measured, out)
     suites = {cell.name: saved_suites(cell.folder_in(out)) for cell in measured}
     alike, unlike = _asked_alike(list(suites.values()))
-    groups: dict[Group, dict[int, Results]] = {cell.group: {} for cell in cells}
+    groups: dict[Group, dict[Sample, Results]] = {cell.group: {} for cell in cells}
     for cell in measured:
         asked = {name: suites[cell.name][name] for name in alike}
-        groups[cell.group][cell.config.seed] = {**done[cell.name], "suites": asked}
+        sample = cell.config.data.seed, cell.config.seed
+        groups[cell.group][sample] = {**done[cell.name], "suites": asked}
     rewriting = [run["cost"]["seconds"].get("rewrite", 0.0) for run in done.values()]
     return {
         "baseline": baseline,
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
         "by_client": client_rows(groups),
+        "variance": variance_rows(groups),
         "suite_settings": alike,
         "suites_left_out": unlike,
         "rewriting_seconds": sum(rewriting),
+        "finished": len(done),
         "cells": [
             {
                 "folder": f"cells/{cell.folder_in(out).name}",
                 "variant": cell.group.variant,
                 "algorithm": cell.group.algorithm,
                 "point": dict(cell.group.point),
+                "data_seed": cell.config.data.seed,
                 "seed": cell.config.seed,
                 "finished": cell.name in done,
                 "failed": failed[cell.name].reason if cell.name in failed else None,
@@ -153,9 +188,9 @@ def comparison_of(
 
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
     """Write compare.md, compare.json and the .csv files into `out`."""
-    title, rows = table_of(comparison)
+    tables = [f"## {title}\n\n{to_markdown(rows)}\n" for title, rows in tables_of(comparison)]
     notes = "".join(f"- {note}\n" for note in notes_of(comparison))
-    write_atomically(out / "compare.md", f"## {title}\n\n{to_markdown(rows)}\n{notes}")
+    write_atomically(out / "compare.md", "\n".join(tables) + notes)
     for name, key in (("compare.csv", "rows"), ("compare_clients.csv", "by_client")):
         text = io.StringIO()
         writer = csv.DictWriter(text, list(comparison[key][0]), lineterminator="\n")

@@ -6,11 +6,34 @@ from typing import Any
 from fedsdr.evaluation.results import Table
 from fedsdr.report.page import Section
 from fedsdr.research.compare.differences import MEASURES
+from fedsdr.research.compare.tuning import tuning_table
 
 
 def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
     """Return the report's section of a comparison."""
-    return Section(name, [table_of(comparison)], notes_of(comparison))
+    return Section(name, tables_of(comparison), notes_of(comparison))
+
+
+def tables_of(comparison: Mapping[str, Any]) -> list[Table]:
+    """Return the table of variants; with several draws, that of the parts of the variance; with
+    tuning, what was tried and picked."""
+    tables = [table_of(comparison)]
+    if comparison.get("variance"):
+        tables.append(_variance_table(comparison))
+    if comparison.get("tuning"):
+        tables.append(tuning_table(comparison["tuning"], comparison["tune_model"]))
+    return tables
+
+
+def _variance_table(comparison: Mapping[str, Any]) -> Table:
+    places = ["algorithm", *comparison["keys"], "model", "measure"]
+    parts = {"draw": "draw", "variant_by_draw": "variant x draw", "seed": "seed", "rows": "rows"}
+    body = []
+    for row in comparison["variance"]:
+        total = sum(row[part] or 0.0 for part in parts)
+        shares = ["" if row[p] is None or not total else f"{row[p] / total:.0%}" for p in parts]
+        body.append([*(str(row[key]) for key in places), *shares, f"{total**0.5:.4f}"])
+    return "Variance of one run's value", [[*places, *parts.values(), "total sd"], *body]
 
 
 def table_of(comparison: Mapping[str, Any]) -> Table:
@@ -19,8 +42,9 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
     What is the same in every row is in the title.
     """
     rows = comparison["rows"]
-    names = ("algorithm", *comparison["keys"], "seeds", "clients", "test_rows", "metric")
+    names = ("algorithm", *comparison["keys"], "draws", "seeds", "clients", "test_rows", "metric")
     facts = {key: "test rows" if key == "test_rows" else key for key in names}  # key -> shown as
+    facts = {key: name for key, name in facts.items() if key in rows[-1]}  # older: no draws
     shown = [key for key in facts if len({str(r[key]) for r in rows if r["model"] != "base"}) > 1]
     same = [f"{name} {rows[-1][key]}" for key, name in facts.items() if key not in shown]
     measures = (*MEASURES, *comparison.get("suite_settings", {}))
@@ -40,16 +64,29 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
 def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     """Return how to read the table, and the runs that it lacks."""
     suites = [f"{suite} ({how})" for suite, how in comparison.get("suite_settings", {}).items()]
+    several = max(row.get("draws", 1) for row in comparison["rows"]) > 1
+    over = "draws of the data" if several else "seeds"
+    interval = (
+        "paired t interval over draws, with the noise of test rows in it; 'n more': draws that "
+        "would take zero out of it if mean and spread stayed"
+        if several
+        else "paired bootstrap interval over test rows, resampled within each client; none if a "
+        "client has fewer than two rows"
+    )
     notes = [
         "loss: nats per supervised token of the raw answers; loss and score: mean over clients, "
-        "then over seeds (standard deviation over seeds).",
+        f"then over {over} (standard deviation over {over}).",
         f"difference (- baseline): to '{comparison['baseline']}' with the same algorithm, sweep "
-        "point, seeds and kind of model [95 % paired bootstrap interval over test rows, resampled "
-        "within each client; none if a client has fewer than two rows] (standard deviation over "
-        "seeds).",
-        "cost: of one run, mean over seeds. Rewrites are made once and shared by all runs: these "
+        f"point, draws, seeds and kind of model [95 % {interval}] (standard deviation over "
+        f"{over}).",
+        "cost: of one run, mean over runs. Rewrites are made once and shared by all runs: these "
         f"took {comparison['rewriting_seconds']:,.0f} s, cached ones not counted.",
     ]
+    if comparison.get("variance"):
+        notes.append(
+            "variance: shares of the variance of one run's value; 'variant x draw' makes a "
+            "difference depend on the draw, and with one seed it holds the seed's part."
+        )
     if suites:
         notes.append(f"public suites: {'; '.join(suites)}.")
     if unlike := comparison.get("suites_left_out"):
@@ -82,4 +119,8 @@ def _difference(row: Mapping[str, Any], name: str) -> str:
     low, high, common = row[f"{name}_low"], row[f"{name}_high"], row["difference_seeds"]
     interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
     fewer = f", {common} seed{'s' * (common != 1)}" if common < row["seeds"] else ""
-    return f"{row[name]:+.3f}{interval}{_spread(row, name)}{fewer}"
+    if (draws := row.get("difference_draws", 1)) < row.get("draws", 1):
+        fewer += f", {draws} draw{'s' * (draws != 1)}"
+    more = row.get(f"{name}_more_draws")
+    needed = f", {more} more" if more else ""
+    return f"{row[name]:+.3f}{interval}{_spread(row, name)}{fewer}{needed}"

@@ -1,19 +1,20 @@
-"""Rows of a comparison: means, spread over seeds, paired intervals against a baseline, cost.
+"""Rows of a comparison: means, spread, paired intervals against a baseline, cost.
 
-Two sources of variation are reported apart. Over seeds: the standard deviation. Over test rows: a
-95 % percentile bootstrap interval of the difference to the baseline. Rows are resampled within each
-client, because the clients are given and not sampled (strata; Efron and Tibshirani, "An
-introduction to the bootstrap", 1993, chapter 8). A row is drawn with its values under both models
-and all seeds: pairing removes what makes a row hard for every model (Koehn, "Statistical
-significance tests for machine translation evaluation", 2004), and rows are crossed with seeds,
-because all seeds share the test rows. Seeds are not resampled: a bootstrap of three is too narrow.
-So the interval holds for these seeds; whether a difference outlasts another seed is read from its
-standard deviation over seeds.
+With several draws of the data, spread and intervals are over draws (`draws`), each the mean over
+its seeds. With one draw, two sources of variation are reported apart. Over seeds: the standard
+deviation. Over test rows: a 95 % percentile bootstrap interval of the difference to the baseline.
+Rows are resampled within each client, because the clients are given and not sampled (strata; Efron
+and Tibshirani, "An introduction to the bootstrap", 1993, chapter 8). A row is drawn with its values
+under both models and all seeds: pairing removes what makes a row hard for every model (Koehn,
+"Statistical significance tests for machine translation evaluation", 2004), and rows are crossed
+with seeds, because all seeds share the test rows. Seeds are not resampled: a bootstrap of three is
+too narrow. So the interval holds for these seeds; whether a difference outlasts another seed is
+read from its standard deviation over seeds.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedsdr.evaluation.results import MODELS
+from fedsdr.research.compare.draws import more_draws, paired_interval
 from fedsdr.seeds import seed_for
 
 Results = Mapping[str, Any]  # results.json; "suites" has the run's suites.json
@@ -32,7 +34,7 @@ MEASURES = ("loss", "score")
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone; `point` holds the swept keys and their values."""
+    """Runs that differ in draw and seed alone; `point` holds the swept keys and their values."""
 
     variant: str
     algorithm: str
@@ -47,7 +49,8 @@ class Group:
         return ", ".join([self.variant, self.algorithm, *(f"{k}={v}" for k, v in self.point)])
 
 
-Groups = Mapping[Group, Mapping[int, Results]]  # group -> seed -> results of the run
+Sample = tuple[int, int]  # data.seed of the draw, seed
+Groups = Mapping[Group, Mapping[Sample, Results]]  # group -> sample -> results of the run
 
 
 def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
@@ -55,13 +58,15 @@ def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
 
     Measures are loss, score and the public suites, which are the same for all runs. A difference
     is to the same kind of model of the variant `baseline` with the same algorithm, sweep point and
-    seeds; None if there is none. A spread of one seed is None. Costs are means over seeds; rewrite
+    samples; None if there is none. A spread of one run is None. Costs are means over runs; rewrite
     tokens count in full, although rewrites are made once and shared.
     """
     finished = {group: runs for group, runs in groups.items() if runs}
-    bases: dict[Group, dict[int, Results]] = {}
+    bases: dict[Group, dict[Sample, Results]] = {}
     for group, runs in finished.items():
-        bases.setdefault(Group("base", "", group.point), {0: next(iter(runs.values()))})
+        once = bases.setdefault(Group("base", "", group.point), {})
+        for (draw, _), run in runs.items():
+            once.setdefault((draw, 0), run)
     rows = [_row(group, "base", runs, {}) for group, runs in bases.items()]
     for model in ("global", "client"):
         for group, runs in finished.items():
@@ -72,19 +77,19 @@ def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
 
 
 def client_rows(groups: Groups) -> list[dict[str, Any]]:
-    """Return one row per group, kind of model and client: means over seeds and their spread.
+    """Return one row per group, kind of model and client: means and their spread.
 
     A mean over clients does not show which client moved it.
     """
     rows = []
     for group, runs in groups.items():
         for model in MODELS if runs else ():
-            of = {m: [values_of(run, model, m) for run in runs.values()] for m in MEASURES}
-            for client in dict.fromkeys(name for values in of["loss"] for name in values):
-                row = group.place | {"model": model, "seeds": len(runs), "client": client}
+            of = {m: {s: values_of(r, model, m) for s, r in runs.items()} for m in MEASURES}
+            for client in dict.fromkeys(name for found in of["loss"].values() for name in found):
+                row = group.place | {"model": model, **counts(runs), "client": client}
                 for measure, found in of.items():
-                    own = [{client: values[client]} for values in found if client in values]
-                    row |= _spread(measure, [mean_over_clients(values) for values in own])
+                    own = {s: {client: v[client]} for s, v in found.items() if client in v}
+                    row |= _spread(measure, _means(own))
                 rows.append(row)
     return rows
 
@@ -135,10 +140,19 @@ def mean_difference(pairs: Sequence[tuple[Values, Values]]) -> Values:
     )
     if any(other != like for other in others):
         raise ValueError("the runs were not measured on the same test rows")
+    share = 1 / len(pairs)
+    return combined(
+        [(sign * share, of) for pair in pairs for sign, of in zip((1, -1), pair, strict=True)]
+    )
+
+
+def combined(weighted: Sequence[tuple[float, Values]]) -> Values:
+    """Return the weighted sum of values of the same rows with the same denominators."""
+    _, like = weighted[0]
     return {
         client: {
-            i: (statistics.fmean(a[client][i][0] - b[client][i][0] for a, b in pairs), d)
-            for i, d in rows.items()
+            i: (math.fsum(w * of[client][i][0] for w, of in weighted), d)
+            for i, (_, d) in rows.items()
         }
         for client, rows in like.items()
     }
@@ -185,7 +199,7 @@ COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def _row(
-    group: Group, model: str, runs: Mapping[int, Results], against: Mapping[int, Results]
+    group: Group, model: str, runs: Mapping[Sample, Results], against: Mapping[Sample, Results]
 ) -> dict[str, Any]:
     first = next(iter(runs.values()))
     clients = first["clients"].values()
@@ -193,19 +207,19 @@ def _row(
     common = sorted(runs.keys() & against.keys())
     row = group.place | {
         "model": model,
-        "seeds": len(runs),
+        **counts(runs),
         "clients": len(clients),
         "test_rows": sum(client["num_test"] for client in clients),
         "metric": metrics.pop() if len(metrics) == 1 else "mixed",
-        "difference_seeds": len(common),
+        **{f"difference_{name}": count for name, count in counts(common).items()},
     }
     for measure in (*MEASURES, *first.get("suites", {})):
         own, theirs = (
-            {seed: values_of(run, model, measure) for seed, run in of.items()}
+            {sample: values_of(run, model, measure) for sample, run in of.items()}
             for of in (runs, against)
         )
-        row |= _spread(measure, [mean_over_clients(values) for values in own.values() if values])
-        pairs = [(own[s], theirs[s]) for s in common if own[s] and theirs[s]]
+        row |= _spread(measure, _means({sample: of for sample, of in own.items() if of}))
+        pairs = {s: (own[s], theirs[s]) for s in common if own[s] and theirs[s]}
         row |= _difference(f"{measure}_difference", pairs)
     costs = [] if model == "base" else [run["cost"] for run in runs.values()]
     return row | {
@@ -213,13 +227,35 @@ def _row(
     }
 
 
+def counts(samples: Collection[Sample]) -> dict[str, int]:
+    draws, seeds = zip(*samples, strict=True) if samples else ((), ())
+    return {"draws": len(set(draws)), "seeds": len(set(seeds))}
+
+
+def _means(values: Mapping[Sample, Values]) -> list[float]:
+    """Return one value per draw, the mean over its seeds; with one draw, one per seed."""
+    several = counts(values)["draws"] > 1
+    found: dict[int, list[float]] = {}
+    for (draw, seed), of in values.items():
+        found.setdefault(draw if several else seed, []).append(mean_over_clients(of))
+    return [statistics.fmean(means) for means in found.values()]
+
+
 def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
     sd = statistics.stdev(means) if len(means) > 1 else None
     return {name: statistics.fmean(means) if means else None, f"{name}_sd": sd}
 
 
-def _difference(name: str, pairs: Sequence[tuple[Values, Values]]) -> dict[str, Any]:
-    means = [mean_over_clients(own) - mean_over_clients(theirs) for own, theirs in pairs]
-    interval = stratified_interval(mean_difference(pairs)) if pairs else None
+def _difference(name: str, pairs: Mapping[Sample, tuple[Values, Values]]) -> dict[str, Any]:
+    means = _means({sample: mean_difference([pair]) for sample, pair in pairs.items()})
+    if counts(pairs)["draws"] > 1:
+        interval, more = paired_interval(means), more_draws(means)
+    else:
+        rows = mean_difference(list(pairs.values())) if pairs else {}
+        interval, more = stratified_interval(rows) if pairs else None, None
     low, high = interval or (None, None)
-    return _spread(name, means) | {f"{name}_low": low, f"{name}_high": high}
+    return _spread(name, means) | {
+        f"{name}_low": low,
+        f"{name}_high": high,
+        f"{name}_more_draws": more,
+    }

@@ -1,4 +1,4 @@
-"""The cells of a comparison: one run for each variant, algorithm, sweep point and seed."""
+"""The cells of a comparison: one run for each variant, algorithm, sweep point, draw and seed."""
 
 import itertools
 import json
@@ -53,49 +53,81 @@ class Cell:
         return f"{config.method.name}-{config.algorithm.name}-seed{config.seed}-{digest}"
 
     def __str__(self) -> str:
-        return f"{self.group}, seed {self.config.seed}"
+        return f"{self.group}, data.seed {self.config.data.seed}, seed {self.config.seed}"
 
 
 def cells_of(
-    config: Config, study: CompareConfig, folder: Path, out: Path | None = None
+    config: Config,
+    study: CompareConfig,
+    folder: Path,
+    out: Path | None = None,
+    tuned: Mapping[Group, Mapping[str, Any]] | None = None,
 ) -> list[Cell]:
-    """Return every cell; paths in `study` are relative to `folder`, that of the study file.
+    """Return every cell, draw by draw; paths in `study` are relative to `folder`, the study file's.
 
     A cell is found again after the folder that holds both the study file and `out` was moved.
+    `tuned` has the values that `research.compare.tuning` picked; a group that it lacks has no cell.
+    UserError as `groups_of`.
+    """
+    seeds = _distinct(study.seeds, config.seed, "seeds")
+    root = root_of(folder, out)
+    cells = []
+    groups = groups_of(config, study, folder)
+    for draw in range(study.draws):
+        for group, own in groups.items():
+            if tuned is not None and group not in tuned:
+                continue
+            own = with_keys(own, (tuned or {}).get(group, {}), folder)
+            values = {"data.seed": own.data.seed + draw}
+            cells += [Cell(group, _with(own, values | {"seed": seed}), root) for seed in seeds]
+    return cells
+
+
+def groups_of(config: Config, study: CompareConfig, folder: Path) -> dict[Group, Config]:
+    """Return the configuration of each variant, algorithm and sweep point.
+
     The baseline is included if it is a method's name. Each variant with several phases is
     accompanied by `plain` with as many rounds, and by `plain at equal compute`, with as many local
     epochs as its phases have in all. UserError for an unknown name, key or baseline, and for an
     empty list.
     """
     algorithms = _distinct(study.algorithms, config.algorithm.name, "algorithms")
-    seeds = _distinct(study.seeds, config.seed, "seeds")
     variants = _variants(config, study)
     if study.baseline not in variants and study.baseline in METHODS:
         variants[study.baseline] = nested("method.name", study.baseline)
-    root = Path(os.path.commonpath([os.path.abspath(folder), os.path.abspath(out or folder)]))
-    if root == Path(root.anchor):  # nothing in common
-        root = Path(os.path.abspath(folder))
-    cells = []
-    for algorithm, point in itertools.product(algorithms, _points(config, study.sweep, folder)):
+    if study.draws > 1 and "data.seed" in _flat(study.sweep):
+        raise UserError("sweep data.seed: compare.draws varies it already; leave one of them out")
+    groups = {}
+    for algorithm, point in itertools.product(algorithms, points_of(config, study.sweep, folder)):
         choose(algorithm, ALGORITHMS, "algorithms")
         configs = {}
         for name, table in variants.items():
             own = with_values(config, table, f"variant '{name}'", folder)
             own = _with(own, {"algorithm.name": algorithm})
-            for key, value in point:
-                own = with_values(own, nested(key, value), f"sweep {key}", folder)
             choose(own.method.name, METHODS, f"variant '{name}': method.name")
-            configs[name] = _without_unread(own)
+            configs[name] = with_keys(own, dict(point), folder)
         _check_same_rows(configs)
         # A list among the values could not be part of a key.
         shown = tuple((k, ", ".join(v) if isinstance(v, list) else v) for k, v in point)
         for name, own in _with_plain(configs).items():
             check_names(own)  # with the next line, before the first cell runs
             plan_of(own, {})
-            group = Group(name, algorithm, shown)
-            cells += [Cell(group, _with(own, {"seed": seed}), root) for seed in seeds]
-    choose(study.baseline, dict.fromkeys(cell.group.variant for cell in cells), "baseline")
-    return cells
+            groups[Group(name, algorithm, shown)] = own
+    choose(study.baseline, dict.fromkeys(group.variant for group in groups), "baseline")
+    return groups
+
+
+def root_of(folder: Path, out: Path | None) -> Path:
+    """Return the folder that holds both the study file and `out`."""
+    root = Path(os.path.commonpath([os.path.abspath(folder), os.path.abspath(out or folder)]))
+    return root if root != Path(root.anchor) else Path(os.path.abspath(folder))
+
+
+def with_keys(config: Config, values: Mapping[str, Any], folder: Path) -> Config:
+    """Return `config` with other values, and the default for keys that its run does not read."""
+    for key, value in values.items():
+        config = with_values(config, nested(key, value), f"compare: {key}", folder)
+    return _without_unread(config)
 
 
 def is_path(value: object) -> bool:
@@ -146,10 +178,10 @@ def _variants(config: Config, study: CompareConfig) -> dict[str, dict[str, Any]]
     return found
 
 
-def _points(
+def points_of(
     config: Config, sweep: Mapping[str, Any], folder: Path
 ) -> list[tuple[tuple[str, Any], ...]]:
-    """Return every combination of the swept values."""
+    """Return every combination of the values of `sweep`, as (key, value) pairs."""
     axes = []
     for key, values in _flat(sweep).items():
         if key in _AXES:

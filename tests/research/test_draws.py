@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedsdr.config import CompareConfig
+from fedsdr.progress import SILENT
+from fedsdr.research.compare.compare_runs import run_study
+from fedsdr.research.compare.comparison_table import tables_of
+from fedsdr.research.compare.differences import Group, comparison_rows
+from fedsdr.research.compare.draws import more_draws, paired_interval
+from fedsdr.research.compare.variance import sampling_variance, variance_parts, variance_rows
+
+
+def test_the_interval_of_paired_draws_is_that_of_scipys_paired_t_test():
+    ours, theirs = np.random.default_rng(1).normal(size=(2, 6))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert paired_interval(list(ours - theirs)) == pytest.approx([expected.low, expected.high])
+    assert paired_interval([0.3]) is None
+
+
+def test_intervals_over_draws_hold_the_true_difference_at_their_nominal_rate():
+    rng = np.random.default_rng(2)
+    trials, draws, true = 2000, 5, 0.2
+    shared = rng.normal(0, 5, (trials, draws))  # what a draw does to both variants
+    one = shared + rng.normal(true, 1, (trials, draws))
+    two = shared + rng.normal(0, 1, (trials, draws))
+    found = [paired_interval(list(row)) for row in one - two]
+    covered = sum(low <= true <= high for low, high in found)
+    low, high = stats.binom.interval(0.999, trials, 0.95)
+    assert low <= covered <= high
+
+
+def test_how_many_more_draws_is_where_the_t_interval_leaves_zero():
+    # Mean 1, standard deviation 1.1547 over 4 draws: t(7) 2.365 * 1.1547 / sqrt(8) = 0.965 < 1,
+    # t(6) 2.447 * 1.1547 / sqrt(7) = 1.068 > 1, by the table of t.
+    assert more_draws([0.0, 2.0, 0.0, 2.0]) == 4
+    assert more_draws([1.0, 1.1, 0.9, 1.0]) == 0
+    assert more_draws([1.0, -1.0]) is None
+    assert more_draws([1.0]) is None
+
+
+def test_the_parts_of_the_variance_are_recovered_from_a_simulation_that_knows_them():
+    rng = np.random.default_rng(3)
+    variants, draws = 4, 8
+    found = []
+    for _ in range(800):
+        values = rng.normal(0, 0.3, (variants, draws, 3))
+        values += rng.normal(0, 1.0, (1, draws, 1)) + rng.normal(0, 0.5, (variants, draws, 1))
+        values += np.arange(variants)[:, None, None]  # variants differ, which is no noise
+        parts = variance_parts(values)
+        found.append([parts.draw, parts.variant_by_draw, parts.seed])
+    assert np.mean(found, axis=0) == pytest.approx([1.0, 0.25, 0.09], rel=0.05)
+
+
+def test_one_seed_leaves_its_part_with_that_of_variant_and_draw():
+    parts = variance_parts(np.array([[[1.0], [2.0]], [[2.0], [5.0]]]))
+    # By hand: deviations +-0.5, so 4 * 0.25 / 1 = 1; draws 1.5 and 3.5, 2 * 2 / 1 = 4, (4 - 1) / 2.
+    assert (parts.variant_by_draw, parts.draw, parts.seed) == (1.0, 1.5, None)
+    with pytest.raises(ValueError, match="two variants and two draws"):
+        variance_parts(np.zeros((1, 3, 2)))
+
+
+def test_the_sampling_variance_of_scores_is_the_squared_standard_error_by_client():
+    scores = np.random.default_rng(4).random((2, 30))
+    rows = {
+        client: {str(i): (float(x), 1.0) for i, x in enumerate(of)}
+        for client, of in zip("ab", scores, strict=True)
+    }
+    expected = (stats.sem(scores[0]) ** 2 + stats.sem(scores[1]) ** 2) / 4
+    assert sampling_variance(rows) == pytest.approx(expected)
+
+
+def run(loss, rows=4):
+    """One client whose test rows have losses around `loss`, all models alike."""
+    examples = []
+    for i in range(rows):
+        model = {"loss_sum": loss + (i % 2) * 0.01, "tokens": 1, "score": 0.5}
+        examples.append({"id": str(i), "base": model, "global": model, "client": model})
+    cost = {"tokens": {"train R.raw": 1}, "seconds": {}, "bytes_up": 1, "bytes_down": 1}
+    clients = {"bank": {"num_test": rows, "metric": "rouge_l"}}
+    return {"clients": clients, "examples": {"bank": examples}, "cost": cost}
+
+
+PLAIN, OTHER = Group("plain", "fedavg"), Group("other", "fedavg")
+GROUPS = {
+    PLAIN: {(7, 0): run(2.0), (7, 1): run(2.2), (8, 0): run(3.0), (8, 1): run(3.0)},
+    OTHER: {(7, 0): run(1.5), (7, 1): run(1.5), (8, 0): run(2.7), (8, 1): run(2.9)},
+}
+
+
+def test_with_draws_spread_and_interval_are_over_draws_and_seeds_are_averaged_first():
+    rows = comparison_rows(GROUPS, "plain")
+    row = next(r for r in rows if (r["variant"], r["model"]) == ("other", "global"))
+    assert (row["draws"], row["seeds"], row["difference_draws"]) == (2, 2, 2)
+    differences = [-0.6, -0.2]  # (1.5 - 2.0 + 1.5 - 2.2) / 2 and (2.7 - 3.0 + 2.9 - 3.0) / 2
+    assert row["loss_difference"] == pytest.approx(-0.4)
+    assert row["loss_difference_sd"] == pytest.approx(np.std(differences, ddof=1))
+    interval = [row["loss_difference_low"], row["loss_difference_high"]]
+    assert interval == pytest.approx(paired_interval(differences))
+    assert row["loss_difference_more_draws"] == more_draws(differences)
+    [base] = [r for r in rows if r["model"] == "base"]
+    assert (base["draws"], base["loss"]) == (2, pytest.approx(2.505))
+
+
+def test_the_parts_of_the_variance_are_of_the_samples_that_all_variants_have():
+    missing = {**GROUPS, OTHER: {k: r for k, r in GROUPS[OTHER].items() if k != (8, 1)}}
+    assert variance_rows(missing) == []
+    rows = variance_rows(GROUPS)
+    assert [(r["model"], r["measure"]) for r in rows] == [
+        (model, measure) for model in ("global", "client") for measure in ("loss", "score")
+    ]
+    assert rows[0]["seed"] == pytest.approx((0.02 + 0.02) / 4)
+    table = tables_of({"rows": comparison_rows(GROUPS, "plain"), "keys": [], "variance": rows})
+    assert len(table) == 2
+    header, first, *_ = table[1][1]
+    shares = [first[header.index(part)] for part in ("draw", "variant x draw", "seed", "rows")]
+    assert sum(int(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=2)
+
+
+def test_a_study_is_tuned_and_run_over_draws_and_its_table_repeats_from_the_finished_runs(
+    write_config, tmp_path
+):
+    config = write_config("federation.rounds=1", "data.test_fraction=0.3", "train.local_epochs=1")
+    study = CompareConfig(methods=["plain", "local"], draws=2, tune={"train.lr": [1e-3, 1e-4]})
+    out = tmp_path / "out"
+    comparison, failed = run_study(config, study, tmp_path, out, SILENT, run=True)
+    assert failed == {}
+    assert comparison["finished"] == 4
+    assert len(list((out / "cells").iterdir())) == 2 * 2 + 2 * 2  # tuning, then two draws
+    assert sum(row["picked"] for row in comparison["tuning"]) == 2
+    assert {row["draws"] for row in comparison["rows"]} == {2}
+    assert [table[0] for table in tables_of(comparison)][1:] == [
+        "Variance of one run's value",
+        "Tuning by the loss of the global model, on a draw that the results leave out",
+    ]
+    again, _ = run_study(config, study, tmp_path, out, SILENT, run=False)
+    assert again == comparison
