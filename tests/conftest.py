@@ -96,6 +96,7 @@ def write_config(tmp_path, model_folder, data_folder, monkeypatch):
             batch_size = 4
             lr = 1e-2
             pack_tokens = 1024
+            mask_perplexity = 1e3
             [lora]
             rank = 2
             alpha = 4

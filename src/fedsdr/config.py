@@ -44,7 +44,11 @@ __all__ = [
     "without_password",
 ]  # fmt: skip
 
-_PATHS = ("model.name", "data.clients", "data.source", "teacher.prompts", "teacher.cache")
+_PATHS = (
+    "model.name", "data.clients", "data.source", "teacher.model", "teacher.prompts",
+    "teacher.cache",
+)  # fmt: skip
+_NAMES = ("model.name", "teacher.model")  # a path only where it looks like one or exists
 # Keys of earlier versions -> the only value that still means the same.
 _REMOVED = {"lora.frozen_dropout": False, "compare.reference": ""}
 # Our key -> its names in transformers, PEFT, TRL and Flower.
@@ -229,4 +233,4 @@ def _absolute(value: Any, folder: Path, key: str, where: str) -> Any:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where}: '{key}' is {shown(value)}: {reason}") from None
     is_path = value.startswith((".", "/", "~")) or value.endswith(".gguf") or os.path.exists(path)
-    return value if key == "model.name" and not is_path else path
+    return value if key in _NAMES and not is_path else path

@@ -109,6 +109,11 @@ class TrainConfig:
     max_grad_norm: float = key(1.0, "gradient clipping; 0: none", ge=0, le=1e9)
     pack_tokens: CountOrZero = key(0, "tokens per forward pass; 0: as many as memory allows")
     checkpointing: bool = key(False, "gradient checkpointing: less memory, slower")
+    anchor_beta: float = key(
+        7.0, "anchored: 0 keeps the base, large is plain training", ge=0, le=80
+    )
+    mask_perplexity: float = key(2.5, "masked: tokens above it do not count", ge=1, le=1e9)
+    distill_weight: float = key(1.0, "fedsdr-down: weight of the distillation", ge=0, le=1e3)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -125,12 +130,14 @@ class LoraConfig:
 @dataclass(frozen=True, config=_STRICT)
 class TeacherConfig:
     engine: str = key("auto", "what generates rewrites; auto: the fastest one installed")
-    model: str = key("", "openai: the endpoint's name for the model")
+    model: str = key("", "another model as teacher; openai: the endpoint's name for it")
     temperature: float = key(0.7, "sampling temperature; 0: greedy", ge=0, le=100)
     top_p: float = key(0.9, "nucleus sampling; 1: off", gt=0, le=1)
     top_k: CountOrZero = key(0, "top-k sampling; 0: off")
     max_new_tokens: Count = key(256, "tokens per rewrite")
     filter: str = key("sdft", "which rewrites are replaced by the raw answer")
+    refresh: CountOrZero = key(0, "rounds between rewrites anew by the global model; 0: never")
+    attempts: Count = key(3, "repair: how often a refused rewrite is asked for again")
     prompts: str = key("", "file with your own rewriting prompts")
     seed: int = key(0, "seed of sampling; not `seed`, so all seeds share one set of rewrites")
     batch_size: Count = key(32, "rewrites generated at once")

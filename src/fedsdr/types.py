@@ -18,8 +18,16 @@ Branch = Literal["R", "S"]  # R is shared and aggregated, S is private and stays
 R: Branch = "R"
 S: Branch = "S"
 BRANCHES: tuple[Branch, ...] = (R, S)
-DataKind = Literal["raw", "rewritten", "mixture"]  # the answers that a phase trains on
+# The answers that a phase trains on; masked: raw, without the tokens that the base finds unlikely.
+DataKind = Literal["raw", "rewritten", "mixture", "masked"]
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
+LossKind = Literal["plain", "anchored", "distilled"]
+LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
+
+
+def phase_name(train: Branch, data: DataKind, loss: LossKind = "plain") -> str:
+    """Return the prefix of a phase's metrics: R.raw, R.raw.anchored."""
+    return f"{train}.{data}" if loss == "plain" else f"{train}.{data}.{loss}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,11 @@ class LocalSettings:
     s_dropout: float = 0.0  # share of the batches that train R without S in the forward
     mixture: float = 1.0  # share of rewrites where a phase reads "mixture"
     lora_dropout: float = 0.05
+    anchor_beta: float = 7.0  # anchored loss: logit that is added to the gold token
+    mask_perplexity: float = (
+        2.5  # masked rows: the base's largest perplexity of a token that counts
+    )
+    distill_weight: float = 1.0  # distilled loss: weight of KL(teacher || R)
     update_dtype: UpdateDtype = "fp32"  # of the update that is sent
     clip_norm: float = 0.0  # of an update, over all its tensors; 0: no clipping
     local_noise: float = 0.0  # standard deviation of the noise that the client adds; 0: none

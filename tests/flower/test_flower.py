@@ -27,6 +27,7 @@ def without_times(client):
     [
         (),
         ("algorithm.name=scaffold", "federation.update_dtype=int8"),
+        ("method.name=anchored", "algorithm.name=fedprox"),
         ("method.name=plain", "algorithm.name=fedadam", "federation.clients_per_round=2"),
     ],
 )

@@ -1,18 +1,27 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from tiny import tiny_llama
+from tiny_tokenizers import tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from fedsdr.data.clients import load_clients
+from fedsdr.distill.prompts import fill, load_prompts, placeholders_of
+from fedsdr.distill.records import read_records
 from fedsdr.errors import UserError
 from fedsdr.evaluation.held_out import greedy
 from fedsdr.progress import SILENT
+from fedsdr.runs import run as run_module
 from fedsdr.runs import teacher_setup
 from fedsdr.runs.client_runtime import open_runtime
 from fedsdr.runs.rewriting import distill_clients
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.teacher_setup import prepare_rewriting
-from fedsdr.types import Generation
+from fedsdr.types import Generation, Turn
 
 
 def openvino_reading(runtime, monkeypatch, tmp_path, answers):
@@ -151,7 +160,11 @@ def test_a_model_folder_is_exported_once_and_the_export_is_read(
     ("overrides", "words"),
     [
         (["teacher.engine=openai"], "'url' and 'model'"),
-        (["teacher.model=gpt"], "'url' and 'model'"),
+        (["teacher.url=http://localhost:1"], "'url' and 'model'"),
+        (["teacher.model=./gpt"], r"teacher\.model: .*gpt: no such folder"),
+        (["teacher.model=x", "teacher.engine=vllm"], "set teacher.engine = 'transformers'"),
+        (["teacher.refresh=1", "teacher.model=x"], "teacher.refresh: the global model rewrites"),
+        (["teacher.refresh=1", "teacher.engine=openvino"], "or teacher.refresh = 0"),
         (
             ["teacher.engine=openai", "teacher.model=m", "teacher.url=http://example.org/v1"],
             "allow_remote",
@@ -199,3 +212,78 @@ def test_a_run_on_changed_data_is_not_resumed(write_config, tmp_path, data_folde
         file.write(json.dumps({"instruction": "new", "input": "", "output": "row"}) + "\n")
     with pytest.raises(UserError, match="data of client 'bank' have changed"):
         run_experiment(write_config(*overrides), tmp_path / "run", SILENT, resume=True)
+
+
+def test_another_local_model_can_rewrite(write_config, tmp_path, model_folder):
+    other = tmp_path / "other"
+    tokenizer = tiny_tokenizer()
+    tiny_llama(seed=7, packed=False, vocab_size=len(tokenizer)).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    texts = {}
+    for name in ("other", str(model_folder), ""):  # the last: the seed model
+        config = write_config("federation.rounds=1", f"teacher.model={name and tmp_path / name}")
+        runtime = open_runtime(config, tmp_path / f"run{len(texts)}")
+        rewriting = prepare_rewriting(runtime)
+        clients = load_clients(config.data)
+        distill_clients(runtime, rewriting, clients, SILENT)
+        texts[name] = [record.rewrite for record in read_records(runtime.distilled("bank"))]
+    own, again, others = texts[""], texts[str(model_folder)], texts["other"]
+    assert own == again != others
+
+
+def test_rewrites_are_made_anew_by_the_then_global_model_and_a_resumed_run_has_the_same(
+    write_config, tmp_path, monkeypatch
+):
+    config = write_config("teacher.refresh=1", "teacher.temperature=0.0", "train.lr=0.1",
+                          "data.max_examples=3")  # fmt: skip
+    out = tmp_path / "whole"
+    results = run_experiment(config, out, SILENT)
+    names = ("bank", "clinic", "school")
+    first = [Path(f"distilled/{name}.jsonl") for name in names]
+    anew = [Path(f"distilled/round-000{r}/{name}/rewrites.jsonl") for r in (1, 2) for name in names]
+    files = [*first, *anew]
+    assert set(files) == {p.relative_to(out) for p in out.glob("distilled/**/*.jsonl")}
+    tokens = sum(record.new_tokens for path in files for record in read_records(out / path))
+    assert results["cost"]["tokens"]["rewrite"] == tokens
+    # The answer of the adapter after round 1 to the first request, by PEFT and transformers.
+    run_experiment(replace(config, federation=replace(config.federation, rounds=1)),
+                   tmp_path / "one", SILENT)  # fmt: skip
+    runtime = open_runtime(config, tmp_path / "other")
+    plain = AutoModelForCausalLM.from_pretrained(config.model.name)
+    tuned = PeftModel.from_pretrained(plain, tmp_path / "one/global").eval()
+    raw = load_clients(config.data)[0].raw[0]
+    (values,) = placeholders_of(raw)
+    prompt = runtime.renderer.prompt((Turn("user", fill(load_prompts()["general"], values)),))
+    with torch.no_grad():
+        new = tuned.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)
+    text = runtime.base.tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True)
+    old, record = (read_records(out / path)[0] for path in (first[0], anew[0]))
+    assert record.rewrite == text.strip() != old.rewrite
+    # Killed while the clients of round 2 rewrite: one is done.
+    real, calls = run_module.train_at, []
+
+    def train(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "train_at", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, tmp_path / "cut", SILENT)
+    monkeypatch.setattr(run_module, "train_at", real)
+    run_experiment(config, tmp_path / "cut", SILENT, resume=True)
+    for path in (*files, Path("global/adapter_model.safetensors")):
+        assert (tmp_path / "cut" / path).read_bytes() == (out / path).read_bytes()
+    assert (
+        runtime.distilled("bank", 3) == tmp_path / "other/distilled/round-0002/bank/rewrites.jsonl"
+    )
+
+
+def test_repair_asks_again_and_the_audit_says_so(write_config, tmp_path):
+    config = write_config("teacher.filter=repair", "teacher.attempts=2", "federation.rounds=1")
+    results = run_experiment(config, tmp_path / "run", SILENT)
+    facts = json.loads((tmp_path / "run/distilled/audit.json").read_text())["clients"]["bank"]
+    assert facts["attempts"] == 2 * (facts["answers"] - facts["rewritten"])
+    assert facts["all_new_tokens"] > facts["attempt_tokens"] > 0
+    assert results["cost"]["tokens"]["rewrite"] >= facts["all_new_tokens"]

@@ -18,7 +18,9 @@ from fedsdr.training.local_training import ClientRows, phase_rows, rows_to_train
 from fedsdr.training.methods import METHODS, Phase
 from fedsdr.types import ClientTask, LocalSettings
 
-SETTINGS = LocalSettings(local_epochs=2, batch_size=4, lr=1e-2, lora_dropout=0.0)
+SETTINGS = LocalSettings(
+    local_epochs=2, batch_size=4, lr=1e-2, lora_dropout=0.0, mask_perplexity=1e3
+)
 DATA = ClientRows(tuple(rows(8, seed=1)), tuple(rows(8, seed=2)))
 
 

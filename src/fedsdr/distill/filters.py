@@ -47,6 +47,7 @@ _REFUSALS = re.compile(
     r"do (?:that|this)|create|generate|write|perform|access|engage|support|process)\b",
     re.I,
 )
+_NAME = re.compile(r"(?<=[^\W\d_] |[,;(] )[A-Z][^\W\d_]+")  # not the first word of a sentence
 _STUTTER = re.compile(r"([^\W\d_][^\n]{0,19}?)\1{9,}")  # one short piece ten times in a row
 _LOOP_SHARE = 0.6  # of the 4-grams of words that occurred before
 _LOOP_LINES = 4  # occurrences of one line
@@ -118,9 +119,20 @@ def breaks_code(raw: str, rewrite: str) -> str | None:
         return None if any(map(looks_like_code, rewrite.splitlines())) else "code broken"
     if after is None:
         return "code broken"
-    missing = _defined(before) - _defined(after)
+    missing = defined_names(before) - defined_names(after)
     unknown = _called(after) - _called(before) - _bound(after) - _bound(before) - set(dir(builtins))
     return "code names changed" if missing or unknown else None
+
+
+def loses_name(raw: str, rewrite: str) -> str | None:
+    """It lacks a capitalised word that the raw answer has inside a sentence."""
+    words = set(re.findall(r"[^\W_]+", rewrite.lower()))
+    return None if words.issuperset(name.lower() for name in names_in(raw)) else "name lost"
+
+
+def names_in(text: str) -> list[str]:
+    """Return the distinct capitalised words inside sentences, in order."""
+    return list(dict.fromkeys(_NAME.findall(text)))
 
 
 GENERAL_CHECKS: tuple[Check, ...] = (is_empty, has_meta_phrase, refuses, loops)
@@ -145,12 +157,19 @@ def sdft(rewrite: Rewrite) -> str:
     return next(filter(None, reasons), "")
 
 
+def repair(rewrite: Rewrite) -> str:
+    """As `sdft`, and a rewrite in prose must have the names of the raw answer."""
+    in_prose = rewrite.family in ("general", "maths")
+    return sdft(rewrite) or (in_prose and loses_name(rewrite.raw, rewrite.text)) or ""
+
+
 def unless_empty(rewrite: Rewrite) -> str:
     """Use every rewrite that has content: nothing can be learnt from an empty answer."""
     return is_empty(rewrite.raw, rewrite.text) or ""
 
 
-FILTERS: dict[str, Filter] = {"none": unless_empty, "sdft": sdft}
+FILTERS: dict[str, Filter] = {"none": unless_empty, "sdft": sdft, "repair": repair}
+ASKS_AGAIN = frozenset({"repair"})  # filters whose refused rewrites are asked for again
 
 
 def _repeated_share(text: str) -> float:
@@ -171,7 +190,8 @@ def _script(letter: str) -> str:
     return "CJK" if script in ("HIRAGANA", "KATAKANA") else script  # Japanese mixes the three
 
 
-def _defined(tree: ast.Module) -> set[str]:
+def defined_names(tree: ast.Module) -> set[str]:
+    """Return the names of the functions and classes at the top of the code."""
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return {node.name for node in tree.body if isinstance(node, definitions)}
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,11 @@ class RewriteRecord:
     teacher: str  # fingerprint
     new_tokens: int
     finished: bool
+    # Of the filter "repair"; left out of the file where they are 0 or ''.
+    attempts: int = 0  # how often the answer was asked for again
+    attempt: int = 0  # which of them `rewrite` is; 0: the first rewrite
+    mended: str = ""  # why the first rewrite was refused, where a later one is used
+    other_tokens: int = 0  # new tokens of the texts that are not `rewrite`
 
 
 class SavedClient(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
@@ -65,10 +70,13 @@ class Audit:
     kept_raw: Mapping[str, int]  # reason -> answers whose raw text is used
     sdft_would_refuse: Mapping[str, int]  # reason -> answers, whatever the filter
     length_ratio: float  # mean of words in the rewrite / words in the raw answer, if used
-    all_new_tokens: int  # of all rewrites, cached ones included
+    all_new_tokens: int  # of all rewrites and attempts, cached ones included
     generated: int  # rewrites made now; the others were cached or repeat another row
     new_tokens: int  # generated now
     prompt_tokens: int  # read now
+    attempts: int = 0  # answers asked for again, each time counted
+    attempt_tokens: int = 0  # new tokens of the texts that were made and not used
+    mended: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # attempt -> reason -> n
 
     @property
     def from_cache(self) -> int:
@@ -91,11 +99,23 @@ def audit_of(records: Sequence[RewriteRecord], made: Sequence[Generation] = ()) 
         kept_raw=dict(Counter(r.reason for r in records if r.used == "raw")),
         sdft_would_refuse=dict(Counter(r.reason for r in records if r.reason)),
         length_ratio=sum(ratios) / max(1, len(ratios)),
-        all_new_tokens=sum(record.new_tokens for record in records),
+        all_new_tokens=sum(record.new_tokens + record.other_tokens for record in records),
         generated=len(made),
         new_tokens=sum(generation.new_tokens for generation in made),
         prompt_tokens=sum(generation.prompt_tokens for generation in made),
+        attempts=sum(record.attempts for record in records),
+        attempt_tokens=sum(record.other_tokens for record in records),
+        mended=_mended(records),
     )
+
+
+def _mended(records: Sequence[RewriteRecord]) -> dict[str, dict[str, int]]:
+    """Return how many answers each attempt mended, by what was wrong with the first rewrite."""
+    mended: dict[str, Counter[str]] = {}
+    for record in sorted(records, key=lambda record: record.attempt):
+        if record.attempt:
+            mended.setdefault(str(record.attempt), Counter())[record.mended] += 1
+    return {attempt: dict(reasons) for attempt, reasons in mended.items()}
 
 
 def with_rewrites(
@@ -110,8 +130,13 @@ def with_rewrites(
 
 def write_distilled(path: str | Path, records: Iterable[RewriteRecord]) -> None:
     """Write the records as JSON lines, whole or not at all. UserError when the disk refuses."""
-    text = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    text = "".join(json.dumps(_written(record)) + "\n" for record in records)
     write_atomically(Path(path), text, private=True)
+
+
+def _written(record: RewriteRecord) -> dict[str, Any]:
+    values = asdict(record)
+    return {f.name: values[f.name] for f in fields(record) if values[f.name] != f.default}
 
 
 def read_distilled(path: str | Path, examples: Sequence[Example]) -> tuple[Example, ...]:

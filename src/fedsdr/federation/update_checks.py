@@ -11,12 +11,28 @@ from torch import Tensor
 from fedsdr.algorithms.compression import decode
 from fedsdr.federation.plan import Plan
 from fedsdr.tensors import add, all_finite, difference_in_spec, norm
-from fedsdr.types import BRANCHES, DATA_KINDS, ClientFault, ClientTask, ClientUpdate
+from fedsdr.types import (
+    BRANCHES,
+    DATA_KINDS,
+    LOSS_KINDS,
+    ClientFault,
+    ClientTask,
+    ClientUpdate,
+    phase_name,
+)
 
-PHASE_METRICS = ("loss", "tokens", "supervised", "steps", "seconds")
+PHASE_METRICS = ("loss", "tokens", "forward_tokens", "supervised", "steps", "seconds")
 MAX_EXAMPLES = 2**53  # of a client that announced nothing
 METRIC_NAMES = frozenset(
-    {"update.norm", *(".".join(p) for p in product(BRANCHES, DATA_KINDS, PHASE_METRICS))}
+    {
+        "update.norm",
+        *(
+            f"{phase_name(branch, data, loss)}.{metric}"
+            for branch, data, loss, metric in product(
+                BRANCHES, DATA_KINDS, LOSS_KINDS, PHASE_METRICS
+            )
+        ),
+    }
 )
 
 

@@ -29,6 +29,7 @@ from fedsdr.flower.wire import (
 )
 from fedsdr.progress import SILENT
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, train_at
+from fedsdr.runs.refresh import refresh_rewrites
 from fedsdr.runs.rewriting import distill_clients, has_rewrites
 from fedsdr.runs.run_folder import check_data, start_folder
 from fedsdr.runs.run_plan import client_settings
@@ -91,6 +92,7 @@ def answer_task(task: ClientTask, context: Context, seconds: float) -> ClientUpd
             rounds = runtime.config.federation.rounds
             if not 1 <= task.round <= rounds:
                 raise Refusal(f"takes part in rounds 1 to {rounds} (its federation.rounds)")
+            refresh_rewrites(runtime, client, task, _LOG.log)
             return train_at(runtime, client, task)
     except Exception as error:
         logger.exception("client '%s' has no update for round %d", task.client_id, task.round)

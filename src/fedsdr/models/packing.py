@@ -60,17 +60,18 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     """
     device = device_of(model)
     places = _label_places(rows)
-    labels = [row.tokens[t] for row, at in zip(rows, places, strict=True) for t in at]
+    labels = labels_of(rows)
     owner = [i for i, at in enumerate(places) for _ in at]
     total = torch.zeros(len(rows), device=device)
     if not labels:
         return total
     wanted = torch.tensor(labels, device=device)
-    states = _label_states(model, rows)
     if plan_of(model).plain_head:
+        states = label_states(model, rows)
         losses = label_losses(states, model.get_output_embeddings(), wanted)  # type: ignore[operator]
     else:
-        losses = functional.cross_entropy(states.float(), wanted, reduction="none")
+        logits = _label_outputs(model, rows, states=False)
+        losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
     return total.index_add(0, torch.tensor(owner, device=device), losses)
 
 
@@ -79,43 +80,55 @@ def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
 
     Shape (supervised tokens of all rows, vocabulary), in row order.
     """
-    states = _label_states(model, rows)
     if plan_of(model).plain_head:
-        states = model.get_output_embeddings()(states)  # type: ignore[operator]
-    return states
+        logits: Tensor = model.get_output_embeddings()(label_states(model, rows))  # type: ignore[operator]
+        return logits
+    return _label_outputs(model, rows, states=False)
 
 
-def _label_states(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
-    """Return the last hidden state before each label, or with a head that is not plain the logits.
+def label_states(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+    """Return the last hidden state before each supervised token t > 0.
 
     Shape (supervised tokens of all rows, size), in row order.
     """
+    return _label_outputs(model, rows, states=True)
+
+
+def _label_outputs(model: nn.Module, rows: Sequence[TokenRow], *, states: bool) -> Tensor:
+    """Return the last hidden state, or the model's own logits, before each label."""
     groups = plan_of(model).groups([len(row.tokens) for row in rows])
     if groups == [list(range(len(rows)))]:
-        return _group_states(model, rows)
-    states: dict[int, Tensor] = {}
+        return _group_outputs(model, rows, states)
+    found: dict[int, Tensor] = {}
     for group in groups:
         members = [rows[i] for i in group if supervised_tokens(rows[i])]
         if members:
             sizes = [supervised_tokens(rows[i]) for i in group]
-            states.update(zip(group, _group_states(model, members).split(sizes), strict=True))
-    return torch.cat([states[i] for i in sorted(states)])
+            outputs = _group_outputs(model, members, states).split(sizes)
+            found.update(zip(group, outputs, strict=True))
+    return torch.cat([found[i] for i in sorted(found)])
 
 
-def _group_states(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
-    """Return `_label_states` of rows that share one forward pass."""
+def _group_outputs(model: nn.Module, rows: Sequence[TokenRow], states: bool) -> Tensor:
+    """Return `_label_outputs` of rows that share one forward pass."""
     plan, places, device = plan_of(model), _label_places(rows), device_of(model)
     if plan.losses == "packed":
         inputs, keep = _packed(rows, places, device)
     else:
         inputs, keep = _padded(rows, places, device)
-    if plan.plain_head:
+    if states:
         hidden: Tensor = model.base_model(**inputs).last_hidden_state  # type: ignore[operator]
         return hidden.flatten(0, 1)[keep]
     if plan.losses == "packed":
         inputs, keep = inputs | {"logits_to_keep": keep}, torch.arange(len(keep), device=device)
     logits: Tensor = model(**inputs).logits
     return logits.flatten(0, 1)[keep]
+
+
+def labels_of(rows: Sequence[TokenRow]) -> list[int]:
+    """Return the supervised tokens t > 0 of all rows, in row order."""
+    places = zip(rows, _label_places(rows), strict=True)
+    return [row.tokens[t] for row, at in places for t in at]
 
 
 def _label_places(rows: Sequence[TokenRow]) -> list[list[int]]:

@@ -81,9 +81,13 @@ class ClientRuntime:
         like = {n: p for branch in branches for n, p in self.model.parameters(branch).items()}
         return self.store(client_id).load(state.accepted.get(client_id, 0), like).private
 
-    def distilled(self, client_id: str) -> Path:
-        """Return the file of a client's rewrites."""
-        return self.folder / "distilled" / f"{client_id}.jsonl"
+    def distilled(self, client_id: str, round: int = 1) -> Path:
+        """Return the file of the rewrites that a client trains on in a round."""
+        every = self.config.teacher.refresh
+        made_after = (round - 1) // every * every if every else 0
+        if not made_after:
+            return self.folder / "distilled" / f"{client_id}.jsonl"
+        return self.folder / "distilled" / f"round-{made_after:04d}" / client_id / "rewrites.jsonl"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,7 +106,10 @@ class ClientRuntime:
 
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """Return (summed loss in nats, supervised tokens) of each, with the current forward."""
-        rows = self.encode(examples)
+        return self.losses_of(self.encode(examples))
+
+    def losses_of(self, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
+        """Return the same of token rows."""
         sums = [0.0] * len(rows)
         with torch.inference_mode():
             for group in pack(rows, self.config.train.pack_tokens):
@@ -170,7 +177,7 @@ def train_at(
 ) -> ClientUpdate:
     """Do a client's work of one round. `after_step` is given the rows of each optimizer step."""
     method = choose(task.settings.method, METHODS, "method.name")
-    rows = _rows_of(runtime, client, rewritten=method.rewrites)
+    rows = _rows_of(runtime, client, task.round, rewritten=method.rewrites)
     if not task.settings.pack_tokens:  # automatic: this machine knows what fits
         pack_tokens = runtime.config.train.pack_tokens
         settings = dataclasses.replace(task.settings, pack_tokens=pack_tokens)
@@ -178,9 +185,11 @@ def train_at(
     return client_update(task, rows, runtime.model, runtime.store(client.client_id), after_step)
 
 
-def _rows_of(runtime: ClientRuntime, client: ClientData, *, rewritten: bool) -> ClientRows:
+def _rows_of(
+    runtime: ClientRuntime, client: ClientData, round: int, *, rewritten: bool
+) -> ClientRows:
     """Return the training rows of a client as tokens; the rewrites are those of its own folder."""
-    name, path = client.client_id, runtime.distilled(client.client_id)
+    name, path = client.client_id, runtime.distilled(client.client_id, round)
     examples = read_distilled(path, client.raw) if rewritten else ()
     rows = ClientRows(runtime.encode(client.raw), runtime.encode(examples))
     check_supervised(name, "training", rows.raw)

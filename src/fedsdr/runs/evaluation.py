@@ -18,6 +18,7 @@ from fedsdr.files import kept_json
 from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
+from fedsdr.runs.refresh import refresh_audits
 from fedsdr.runs.served_models import serving_of
 from fedsdr.types import ClientData, ServerState
 
@@ -107,7 +108,8 @@ def cost_of(
 ) -> dict[str, Any]:
     """Return tokens, seconds by phase and bytes each way, from the files of the run.
 
-    Training and bytes up count accepted updates. "rewrite" counts all rewrites, whenever they were
+    Training and bytes up count accepted updates; "forward" are tokens that the base or a teacher
+    read without a backward pass. "rewrite" counts all rewrites, whenever they were
     made: how many came from the cache does not change the result.
     """
     records = read_records(folder)
@@ -119,12 +121,17 @@ def cost_of(
             phase, _, what = key.rpartition(".")
             if what == "tokens":
                 tokens[f"train {phase}"] = tokens.get(f"train {phase}", 0) + value
+            elif what == "forward_tokens":
+                tokens[f"forward {phase}"] = tokens.get(f"forward {phase}", 0) + value
             elif what == "seconds":
                 seconds[f"train {phase}"] = seconds.get(f"train {phase}", 0.0) + value
     if audit := read_audit(folder / "distilled"):
         rewriting = audit["clients"].values()
         tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
         seconds["rewrite"] = sum(c.get("seconds", 0.0) for c in rewriting)
+    for anew in refresh_audits(folder):
+        tokens["rewrite"] += anew["all_new_tokens"]
+        seconds["rewrite"] += anew.get("seconds", 0.0)
     # A model is measured once: the client model of plain is its global one.
     distinct = {id(s): s for client in measured.values() for s in client.models.values()}
     tokens["evaluate"] = sum(row.new_tokens for scores in distinct.values() for row in scores.rows)

@@ -1,23 +1,26 @@
 """Make the rewrites of clients with the teacher, and keep their audit."""
 
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from fedsdr.distill.cache import RewriteCache
 from fedsdr.distill.records import Audit, read_audit, read_distilled, write_distilled
-from fedsdr.distill.self_distillation import rewrite_client
+from fedsdr.distill.self_distillation import Rewritten, rewrite_client
 from fedsdr.errors import UserError
 from fedsdr.files import digest_without_seconds, make_private, write_atomically, write_manifest
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.teacher_setup import Rewriting
-from fedsdr.types import ClientData
+from fedsdr.types import ClientData, Example
 
 # What audit.json keeps of an audit: nothing that depends on what the cache had.
 AUDIT_KEYS = (
     "answers", "rewritten", "kept_raw", "sdft_would_refuse", "length_ratio", "all_new_tokens",
+    "attempts", "attempt_tokens", "mended",
 )  # fmt: skip
 
 
@@ -31,7 +34,6 @@ def distill_clients(
     """
     settings, teacher = runtime.config.teacher, rewriting.teacher
     progress.log(f"rewriting with {teacher.engine} ({rewriting.why}), teacher {teacher.model}")
-    cache = RewriteCache(runtime.cache, teacher)
     audits: dict[str, Audit] = {}
     seconds: dict[str, float] = {}
     folder = make_private(runtime.folder / "distilled")
@@ -46,15 +48,7 @@ def distill_clients(
                 done = now
 
             with runtime.model.using():
-                rewritten = rewrite_client(
-                    client.raw,
-                    generate=rewriting.generate,
-                    cache=cache,
-                    prompts=rewriting.prompts,
-                    filter_name=settings.filter,
-                    seed=settings.seed,
-                    on_progress=on_progress,
-                )
+                rewritten = rewrite_answers(runtime, rewriting, client, on_progress)
         write_distilled(runtime.distilled(client.client_id), rewritten.records)
         audits[client.client_id] = rewritten.audit
         seconds[client.client_id] = time.perf_counter() - began
@@ -63,8 +57,7 @@ def distill_clients(
         "teacher": asdict(teacher) | {"fingerprint": teacher.fingerprint},
         "filter": settings.filter,
         "clients": {
-            name: {key: getattr(audit, key) for key in AUDIT_KEYS} | {"seconds": seconds[name]}
-            for name, audit in audits.items()
+            name: facts_of(audit) | {"seconds": seconds[name]} for name, audit in audits.items()
         },
     }
     facts["check"] = digest_without_seconds(facts)
@@ -75,14 +68,56 @@ def distill_clients(
     return audits
 
 
+def rewrite_answers(
+    runtime: ClientRuntime,
+    rewriting: Rewriting,
+    client: ClientData,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Rewritten:
+    """Rewrite one client's answers with the teacher, under the forward of the moment."""
+    settings = runtime.config.teacher
+    return rewrite_client(
+        client.raw,
+        generate=rewriting.generate,
+        cache=RewriteCache(runtime.cache, rewriting.teacher),
+        prompts=rewriting.prompts,
+        filter_name=settings.filter,
+        seed=settings.seed,
+        attempts=settings.attempts,
+        score=functools.partial(_likelihoods, runtime),
+        on_progress=on_progress,
+    )
+
+
+def facts_of(audit: Audit) -> dict[str, Any]:
+    """Return what is kept of an audit: `AUDIT_KEYS`."""
+    return {key: getattr(audit, key) for key in AUDIT_KEYS}
+
+
+def _likelihoods(runtime: ClientRuntime, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return log p0(answer | prompt) of the base, in nats a token.
+
+    A prompt holds an instruction, an answer and a rewrite: twice the length of a training row and
+    a rewrite more are enough.
+    """
+    limit = 2 * runtime.config.data.max_length + runtime.config.teacher.max_new_tokens
+    examples = [Example("", prompt, "", answer) for prompt, answer in pairs]
+    rows = [runtime.renderer.encode(example, limit) for example in examples]
+    with runtime.model.using():
+        return [-loss / max(1, count) for loss, count in runtime.losses_of(rows)]
+
+
 def audit_line(audit: Audit) -> str:
     """Return one client's audit in words."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(audit.kept_raw.items()))
     kept = f", kept raw: {reasons}" if reasons else ""
+    counts = {n: sum(of.values()) for n, of in audit.mended.items()}
+    mended = ", ".join(f"{count} by attempt {n}" for n, count in counts.items())
+    again = f"; asked again {audit.attempts} times, mended {mended or 'none'}"
     return (
         f"{audit.rewritten} of {audit.answers} answers rewritten{kept}; "
         f"length x{audit.length_ratio:.2f}; {audit.new_tokens} new tokens, "
-        f"{audit.from_cache} from the cache"
+        f"{audit.from_cache} from the cache{again if audit.attempts else ''}"
     )
 
 

@@ -17,6 +17,7 @@ from fedsdr.runs.client_runtime import ClientRuntime, check_supervised, open_run
 from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
+from fedsdr.runs.refresh import refresh_rewrites
 from fedsdr.runs.rewriting import distill_clients, has_rewrites
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round, save_round
 from fedsdr.runs.run_folder import (
@@ -92,6 +93,7 @@ def run_experiment(
         start_folder(runtime, clients)
         if rewriting and not (resumed and has_rewrites(runtime, clients)):
             distill_clients(runtime, rewriting, clients, progress)
+        rewriting = None  # frees another model
     run = rounds or run_rounds  # takes the lock itself: a simulation's server is another process
     state = run(runtime, clients, plan, progress)
     with alone(out):
@@ -110,8 +112,12 @@ def run_rounds(
         total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
         what = f"round {tasks[0].round} of {rounds}, rows trained"
         with progress.bar(what, total) as advance:
-            run = in_process(lambda task: train_at(runtime, by_id[task.client_id], task, advance))
-            yield from run(tasks)
+
+            def train(task: ClientTask) -> ClientUpdate:
+                refresh_rewrites(runtime, by_id[task.client_id], task, progress.log)
+                return train_at(runtime, by_id[task.client_id], task, advance)
+
+            yield from in_process(train)(tasks)
 
     with alone(runtime.folder):
         state = load_or_init_state(

@@ -1,5 +1,6 @@
 """The teacher of the configuration: its engine, and whether it computes the loaded model."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import torch
 
-from fedsdr.config import without_password
+from fedsdr.config import TeacherConfig, without_password
+from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.distill.cache import Teacher
 from fedsdr.distill.prompts import load_prompts
 from fedsdr.errors import UserError
 from fedsdr.extras import import_extra
 from fedsdr.files import kept_json, made_once
-from fedsdr.models.base_model import Base, cache_folder
+from fedsdr.models.base_model import Base, cache_folder, load_base
+from fedsdr.models.generation import transformers_generate
 from fedsdr.models.packing import device_of
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.teachers.choice import ENGINES, choose_engine
@@ -47,12 +50,9 @@ def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
     """
     settings = runtime.config.teacher
     base = runtime.base
-    given = (bool(settings.url), bool(settings.model))
-    if given != (settings.engine == "openai",) * 2:
-        raise UserError(
-            "teacher: 'url' and 'model' name an endpoint and its model; set both with "
-            "engine = 'openai', and neither with another engine"
-        )
+    _check_teacher(settings)
+    if settings.model and settings.engine != "openai":
+        return _other_model(runtime)
     engine, why = choose_engine(
         settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
     )
@@ -75,25 +75,82 @@ def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
                 built()  # loads it: errors of the engine must come before the run
     if engine == "openai":
         built()  # checks the address and loads nothing
-    # Samples of the plain engine depend on the dtype of the base and on our own code.
-    dtype, quantize = next(base.model.parameters()).dtype, runtime.config.model.quantize
-    precision = (
-        f" {dtype} {quantize} fedsdr {version('fedsdr')}" if engine == "transformers" else ""
-    )
-    teacher = Teacher(
-        model=settings.model or base.name,
-        weights=without_password(settings.url) if engine == "openai" else base.fingerprint,
-        template=runtime.renderer.fingerprint,
-        engine=f"{engine} {version(ENGINES[engine][1])}{variant}{precision}",
-        decoding=Decoding(
-            settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
-        ),
-    )
+    teacher = _teacher(runtime, base, runtime.renderer, engine, variant)
+    if engine == "openai":
+        weights = without_password(settings.url)
+        teacher = dataclasses.replace(teacher, model=settings.model, weights=weights)
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
         yield from built()(requests, decoding)
 
     return Rewriting(teacher, generate, why, load_prompts(settings.prompts or None))
+
+
+def live_teacher(runtime: ClientRuntime, branches: str) -> Rewriting:
+    """Return the loaded model as teacher, with the branches that are in its forward.
+
+    `branches` is a digest of their values: rewrites of other values are other rewrites.
+    """
+    teacher = _teacher(runtime, runtime.base, runtime.renderer, "transformers")
+    teacher = dataclasses.replace(teacher, weights=f"{teacher.weights} {branches}")
+    prompts = load_prompts(runtime.config.teacher.prompts or None)
+    return Rewriting(teacher, _transformers(runtime), "the global model", prompts)
+
+
+def _check_teacher(settings: TeacherConfig) -> None:
+    """UserError for settings that do not fit together."""
+    of_endpoint = settings.engine == "openai"
+    if bool(settings.url) != of_endpoint or (of_endpoint and not settings.model):
+        raise UserError(
+            "teacher: 'url' and 'model' name an endpoint and its model; set both with "
+            "engine = 'openai', and no url with another engine"
+        )
+    if settings.model and settings.engine not in ("auto", "transformers", "openai"):
+        raise UserError(
+            f"teacher.model: another model rewrites with engine 'transformers', not "
+            f"'{settings.engine}'; set teacher.engine = 'transformers'"
+        )
+    if settings.refresh and (settings.model or settings.engine not in ("auto", "transformers")):
+        raise UserError(
+            "teacher.refresh: the global model rewrites, with engine 'transformers'; set "
+            "teacher.model = '' and teacher.engine = 'auto', or teacher.refresh = 0"
+        )
+
+
+def _other_model(runtime: ClientRuntime) -> Rewriting:
+    """Return another local model as teacher, loaded at once: its files' hash is its identity."""
+    settings = runtime.config.teacher
+    model = dataclasses.replace(runtime.config.model, name=settings.model, revision="")
+    try:
+        base = load_base(model)
+    except UserError as error:
+        raise UserError(f"teacher.model: {str(error).removeprefix('model.name: ')}") from None
+    renderer = render_for(base.tokenizer, "auto")
+    generate = transformers_generate(
+        base.model, base.tokenizer, renderer.prompt, renderer.stop_token_ids, settings.batch_size
+    )
+    teacher = _teacher(runtime, base, renderer, "transformers")
+    prompts = load_prompts(settings.prompts or None)
+    return Rewriting(teacher, generate, "teacher.model is another model", prompts)
+
+
+def _teacher(
+    runtime: ClientRuntime, base: Base, renderer: Renderer, engine: str, variant: str = ""
+) -> Teacher:
+    """Return what the rewrites of a model in an engine depend on."""
+    settings = runtime.config.teacher
+    # Samples of the plain engine depend on the dtype of the base and on our own code.
+    dtype, quantize = next(base.model.parameters()).dtype, runtime.config.model.quantize
+    own = f" {dtype} {quantize} fedsdr {version('fedsdr')}" if engine == "transformers" else ""
+    return Teacher(
+        model=base.name,
+        weights=base.fingerprint,
+        template=renderer.fingerprint,
+        engine=f"{engine} {version(ENGINES[engine][1])}{variant}{own}",
+        decoding=Decoding(
+            settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens
+        ),
+    )
 
 
 @dataclass(frozen=True)

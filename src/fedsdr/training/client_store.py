@@ -5,6 +5,7 @@
     FOLDER/round-0003/residual.safetensors        the rounding error of the update of round 3
     FOLDER/round-0003/sent.safetensors            the update of round 3, if the client added noise
     FOLDER/adapter_model.safetensors              the last S
+    FOLDER/base-KEY/kept.safetensors              what the base says of the client's rows
 
 Two rounds are kept: the last one, and the last one that the server accepted. A client whose result
 was lost starts from the latter.
@@ -12,7 +13,7 @@ was lost starts from the latter.
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from fedsdr.models.adapters import (
 from fedsdr.tensors import Tensors, difference_in_spec
 from fedsdr.types import S
 
+KEPT = "kept.safetensors"
 CONTROL, RESIDUAL, SENT = "control.safetensors", "residual.safetensors", "sent.safetensors"
 
 
@@ -106,6 +108,22 @@ class ClientStore:
         for before, folder in numbered_folders(self.folder, "round-").items():
             if before < round and before != accepted:
                 shutil.rmtree(folder)
+
+    def kept(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor that only the base and the client's rows decide, made at the first call.
+
+        `key` names these rows. UserError when the kept one is damaged.
+        """
+        folder = self.folder / f"base-{key}"
+        if not folder.is_dir():
+            tensors = {"kept": make().contiguous()}
+            make_private(self.folder)
+            write_folder(
+                folder, lambda new: save_file(tensors, new / KEPT), private=True, manifest=True
+            )
+        fix = "remove this folder: it is made anew"
+        check_manifest(folder, fix)
+        return read_tensors(folder / KEPT, fix)["kept"]
 
     def publish(self, round: int) -> None:
         """Copy the S after `round` to the top of the folder."""

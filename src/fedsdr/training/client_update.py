@@ -9,7 +9,8 @@ from fedsdr.tensors import all_finite
 from fedsdr.training.client_store import ClientStore
 from fedsdr.training.local_privacy import answered_update, with_privacy
 from fedsdr.training.local_training import AfterStep, ClientRows, train_locally
-from fedsdr.training.methods import METHODS
+from fedsdr.training.methods import METHODS, Method
+from fedsdr.training.references import base_states, without_unlikely
 from fedsdr.types import ClientTask, ClientUpdate
 
 
@@ -32,6 +33,7 @@ def client_update(
     has_state = method.private or task.control or settings.update_dtype != "fp32"
     like = {n: p for branch in method.private for n, p in model.parameters(branch).items()}
     before = store.load(task.accepted_round if has_state else 0, like)
+    rows = _with_base(rows, method, task, model, store)
     train = with_privacy(train_locally) if noisy or settings.clip_norm else train_locally
     result = train(task, rows, model, before, after_step)
     if not all_finite(result.state.private):
@@ -48,3 +50,18 @@ def client_update(
         control_delta=result.control_delta,
         metrics=result.metrics,
     )
+
+
+def _with_base(
+    rows: ClientRows, method: Method, task: ClientTask, model: BranchedModel, store: ClientStore
+) -> ClientRows:
+    """Return the rows with what the base says of them, where a phase of the method needs it."""
+    settings, pack_tokens = task.settings, task.settings.pack_tokens
+    if any(phase.data == "masked" for phase in method.all_phases):
+        masked = without_unlikely(model, rows.raw, settings.mask_perplexity, pack_tokens, store)
+        rows = replace(rows, masked=masked)
+    kinds = {phase.data for phase in method.all_phases if phase.loss.reference == ()}
+    if not kinds:
+        return rows
+    anchored = [row for kind in sorted(kinds) for row in rows.of(kind)]
+    return replace(rows, base_states=base_states(model, anchored, pack_tokens, store))

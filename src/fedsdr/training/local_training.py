@@ -6,7 +6,7 @@ Clipping, noise, compression and storage are around it, in client_update.py and 
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,19 +17,32 @@ from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, subtract, zeros_like
 from fedsdr.training.client_store import ClientState
+from fedsdr.training.losses import States, pack_loss
 from fedsdr.training.methods import METHODS, Method, Phase
-from fedsdr.training.optimizer_step import PhaseResult, train_phase
-from fedsdr.types import Branch, ClientTask, LocalSettings, R, S, TokenRow
+from fedsdr.training.optimizer_step import PackLoss, PhaseResult, train_phase
+from fedsdr.training.references import states_of
+from fedsdr.types import Branch, ClientTask, DataKind, LocalSettings, R, S, TokenRow
 
 AfterStep = Callable[[int], None]  # is given the number of rows of each optimizer step
 
 
 @dataclass(frozen=True)
 class ClientRows:
-    """A client's training rows as tokens; `rewritten` has one row for each of `raw`, or none."""
+    """A client's training rows as tokens; `rewritten` has one row for each of `raw`, or none.
+
+    `masked` are the raw rows without the tokens that the base finds unlikely, `base_states` what
+    the base says of the rows of phases with an anchored loss (references.py).
+    """
 
     raw: tuple[TokenRow, ...]
     rewritten: tuple[TokenRow, ...] = ()
+    masked: tuple[TokenRow, ...] = ()
+    base_states: States = field(default_factory=dict)
+
+    def of(self, kind: DataKind) -> tuple[TokenRow, ...]:
+        """Return the rows of one kind of data; of a mixture those of both kinds."""
+        by_kind = {"raw": self.raw, "rewritten": self.rewritten, "masked": self.masked}
+        return by_kind.get(kind, (*self.raw, *self.rewritten))
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ def train_locally(
         result = _run_phase(phase, task, rows, model, adjust, after_step)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
         metrics |= _phase_metrics(phase, result, time.perf_counter() - began)
+        if forward := _forward_tokens(phase, task, rows):
+            metrics[f"{phase.name}.forward_tokens"] = forward
     after = {} if settings.afterwards else model.get(*method.sent)
     new = _new_control(task, control, after, steps) if task.control else {}
     return LocalResult(
@@ -125,6 +140,8 @@ def _run_phase(
     settings = task.settings
     seed = seed_for(task.seed, task.round, task.client_id, phase.train, phase.data)
     coin = random.Random(seed_for(seed, "s_dropout"))
+    data = phase_rows(phase, rows, settings, seed_for(task.seed, task.client_id))
+    loss = _loss_of(phase, data, rows.base_states, model, settings)
 
     def before_step() -> None:
         # R is trained with S in the forward and served without it: s_dropout closes the gap.
@@ -141,14 +158,41 @@ def _run_phase(
         return train_phase(
             model.model,
             model.parameters(phase.train),
-            phase_rows(phase, rows, settings, seed_for(task.seed, task.client_id)),
+            data,
             settings,
             epochs=epochs_of(phase, settings),
             seed=seed,
+            pack_loss=loss,
             adjust=adjust,
             before_step=before_step,
             after_step=after_step,
         )
+
+
+def _loss_of(
+    phase: Phase,
+    data: Sequence[TokenRow],
+    base_states: States,
+    model: BranchedModel,
+    settings: LocalSettings,
+) -> PackLoss | None:
+    """Return the phase's loss, None for the plain one; a reference other than the base reads the
+    rows now."""
+    loss = phase.loss
+    if loss.reference is None or loss.token_losses is None:
+        return None
+    states = base_states
+    if loss.reference:
+        states = states_of(model, data, settings.pack_tokens, *loss.reference)
+    return pack_loss(loss.token_losses, model, states, settings)
+
+
+def _forward_tokens(phase: Phase, task: ClientTask, rows: ClientRows) -> int:
+    """Return the tokens that a reference model reads: the base once a client, others every time."""
+    by_base = phase.data == "masked" or phase.loss.reference == ()
+    if task.accepted_round if by_base else not phase.loss.reference:
+        return 0
+    return sum(len(row.tokens) for row in rows.raw)
 
 
 def _phase_metrics(phase: Phase, result: PhaseResult, seconds: float) -> dict[str, float]:
@@ -183,8 +227,8 @@ def phase_rows(
     A mixture takes the rewrite of a seeded share of the rows and the raw answer of the others, the
     same rows in every round. ValueError when the rewrites are missing.
     """
-    if phase.data == "raw":
-        return rows.raw
+    if phase.data in ("raw", "masked"):
+        return rows.of(phase.data)
     if len(rows.rewritten) != len(rows.raw):
         raise ValueError("there are no rewrites; distill before training")
     if phase.data == "rewritten":

@@ -4,9 +4,9 @@ To add one, add a line to METHODS and a test to tests/training/test_client.py.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from fedsdr.types import Branch, R, S
+from fedsdr.training.losses import ANCHORED, DISTILLED, PLAIN, Loss
+from fedsdr.types import Branch, DataKind, R, S, phase_name
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,17 @@ class Phase:
     until an update of the client was accepted, that is in its first round.
     """
 
-    data: Literal["raw", "rewritten", "mixture"]
+    data: DataKind
     forward: tuple[Branch, ...]
     train: Branch
     share: float = 1.0
     returning: bool = False
+    loss: Loss = PLAIN
 
     @property
     def name(self) -> str:
         """The prefix of its metrics: R.raw."""
-        return f"{self.train}.{self.data}"
+        return phase_name(self.train, self.data, self.loss.name)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Method:
     @property
     def rewrites(self) -> bool:
         """Whether any phase reads rewritten data."""
-        return any(phase.data != "raw" for phase in self.all_phases)
+        return any(phase.data in ("rewritten", "mixture") for phase in self.all_phases)
 
     @property
     def all_phases(self) -> tuple[Phase, ...]:
@@ -62,9 +63,7 @@ class Method:
         return tuple(b for b in (R, S) if b in trained and b not in self.sent)
 
 
-def _two_stages(
-    smooth: Literal["raw", "rewritten"], rectify: Literal["raw", "rewritten"]
-) -> tuple[Phase, ...]:
+def _two_stages(smooth: DataKind, rectify: DataKind) -> tuple[Phase, ...]:
     """Eqs. 7 to 9: S first with R frozen in the forward, then R with S frozen in it."""
     return (Phase(smooth, (R, S), train=S), Phase(rectify, (R, S), train=R))
 
@@ -101,6 +100,36 @@ METHODS: dict[str, Method] = {
             (R,),
             (R, S),
             afterwards=(Phase("raw", (R, S), train=S),),
+        ),
+        # The control for two branches: one branch on both kinds of data.
+        Method(
+            "sequential",
+            (Phase("rewritten", (R,), train=R), Phase("raw", (R,), train=R)),
+            (R,),
+            (R,),
+            (R,),
+        ),
+        # Is rewriting needed? Raw answers without the tokens that surprise the base.
+        Method("masked", (Phase("masked", (R,), train=R),), (R,), (R,), (R,)),
+        # R is trained as it is served, and held near the base; S adds what is private.
+        Method(
+            "anchored",
+            (
+                Phase("raw", (R,), train=R, loss=ANCHORED),
+                Phase("rewritten", (R, S), train=S),
+            ),
+            (R,),
+            (R,),
+            (R, S),
+        ),
+        Method("anchored-plain", (Phase("raw", (R,), R, loss=ANCHORED),), (R,), (R,), (R,)),
+        # Move what S has learnt into R before R is sent.
+        Method(
+            "fedsdr-down",
+            (*_two_stages("rewritten", "raw"), Phase("raw", (R,), train=R, loss=DISTILLED)),
+            (R,),
+            (R,),
+            (R, S),
         ),
         Method("local", (Phase("raw", (S,), train=S),), (), (), (S,)),
     )

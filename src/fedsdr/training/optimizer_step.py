@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsdr.algorithms.client_corrections import Adjust
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.types import LocalSettings, TokenRow
+
+PackLoss = Callable[[Sequence[TokenRow]], Tensor]  # rows of one forward pass -> their summed loss
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,19 @@ def accumulate_gradients(
     parameters: Iterable[nn.Parameter],
     rows: Sequence[TokenRow],
     pack_tokens: int,
+    pack_loss: PackLoss | None = None,
 ) -> tuple[float, int]:
     """Set `.grad` of `parameters` to the gradient of the mean loss per supervised token of `rows`.
 
-    Gradients must be None before. Rows without supervised tokens are skipped. Returns (summed loss
-    in nats, supervised tokens).
+    Gradients must be None before. Rows without supervised tokens are skipped. Without `pack_loss`
+    the loss is -log p of the tokens. Returns (summed loss in nats, supervised tokens).
     """
     rows = [row for row in rows if supervised_tokens(row)]
     total = sum(supervised_tokens(row) for row in rows)
     loss_sum = 0.0
     for group in pack(rows, pack_tokens):
-        loss = row_losses(model, [rows[i] for i in group]).sum()
+        members = [rows[i] for i in group]
+        loss = pack_loss(members) if pack_loss else row_losses(model, members).sum()
         loss.backward()
         loss_sum += float(loss.detach())
     # Divide the gradients, not the loss: a small factor on the loss would underflow in fp16.
@@ -71,14 +75,16 @@ def train_phase(
     *,
     epochs: int,
     seed: int,
+    pack_loss: PackLoss | None = None,
     adjust: Adjust | None = None,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> PhaseResult:
     """Train `parameters` in place with a new AdamW optimizer; its state is discarded.
 
-    `adjust` corrects each gradient (FedProx, SCAFFOLD) before the norm is clipped to
-    `max_grad_norm`. `before_step` may change the forward; `after_step` gets the number of rows.
+    `pack_loss` as in `accumulate_gradients`. `adjust` corrects each gradient (FedProx, SCAFFOLD)
+    before the norm is clipped to `max_grad_norm`. `before_step` may change the forward;
+    `after_step` gets the number of rows.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -90,7 +96,7 @@ def train_phase(
             before_step()
         optimizer.zero_grad(set_to_none=True)
         loss_sum, count = accumulate_gradients(
-            model, parameters.values(), batch, settings.pack_tokens
+            model, parameters.values(), batch, settings.pack_tokens, pack_loss
         )
         if count:
             if adjust:

@@ -185,8 +185,12 @@ def stratified_interval(values: Values, resamples: int = 2000) -> list[float] | 
 
 
 def training_part(cost: Mapping[str, float]) -> float:
-    """Return the tokens, or the seconds, of training alone."""
-    return math.fsum(value for name, value in cost.items() if name.startswith("train "))
+    """Return the tokens, or the seconds, of training alone.
+
+    A forward pass without a backward pass counts half: the frozen weights have no gradient.
+    """
+    share = {"train": 1.0, "forward": 0.5}
+    return math.fsum(value * share.get(name.split(" ")[0], 0.0) for name, value in cost.items())
 
 
 COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
+from fedsdr.distill.filters import ASKS_AGAIN
 from fedsdr.errors import UserError, choose
 from fedsdr.research.compare.differences import Group
 from fedsdr.runs.config_schema import check_names
@@ -236,8 +237,14 @@ def _without_unread(config: Config) -> Config:
     unread = [k for k in key_names() if k.startswith("algorithm.") and k[10:] not in read]
     if S not in {phase.train for phase in method.all_phases}:
         unread += ["method.s_reset", "method.s_dropout", "train.smooth_epochs"]
-    if "mixture" not in {phase.data for phase in method.phases}:
-        unread += ["method.mixture"]
+    read_by = {
+        "method.mixture": {"mixture"},
+        "train.mask_perplexity": {"masked"},
+        "train.anchor_beta": {"anchored"},
+        "train.distill_weight": {"distilled"},
+    }
+    used = {use for phase in method.all_phases for use in (phase.data, phase.loss.name)}
+    unread += [key for key, uses in read_by.items() if not uses & used]
     if not config.data.source:
         unread += ["data.partition", "data.alpha", "data.num_clients"]
     elif config.data.partition in ("iid", "category"):
@@ -246,6 +253,8 @@ def _without_unread(config: Config) -> Config:
         unread += [k for k in key_names() if k.startswith("privacy.")]
     if not method.rewrites:
         unread += [k for k in key_names() if k.startswith("teacher.")]
+    elif config.teacher.filter not in ASKS_AGAIN:
+        unread += ["teacher.attempts"]
     return _with(config, {key: value_of(Config(), key) for key in unread})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsdr.data.answer_parsing import kind_of_one
 from fedsdr.data.number_parsing import final_number, numbers_in
-from fedsdr.distill.filters import has_meta_phrase, refuses
+from fedsdr.distill.filters import has_meta_phrase, names_in, refuses
 from fedsdr.distill.records import RewriteRecord
 from fedsdr.evaluation.intervals import score_interval
 
@@ -22,7 +22,6 @@ Pair = tuple[str, str]  # raw answer, rewrite
 Sign = Callable[[str, str], float | None]
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
-_NAME = re.compile(r"(?<=[^\W\d_] |[,;(] )[A-Z][^\W\d_]+")  # not the first word of a sentence
 _TEMPLATES = re.compile(
     r"\A\W*(?:sure|certainly|of course|absolutely|great question)\b[!,.:]|"
     r"\bhere(?:'s|\u2019s| is| are) (?:a|an|the|some|my|your|how)\b|"
@@ -61,7 +60,7 @@ def numbers_kept(raw: str, rewrite: str) -> float | None:
 
 def names_kept(raw: str, rewrite: str) -> float | None:
     """Return the share of the answer's capitalised words inside a sentence that are kept."""
-    return _share({name.lower() for name in _NAME.findall(raw)}, set(words_of(rewrite)))
+    return _share({name.lower() for name in names_in(raw)}, set(words_of(rewrite)))
 
 
 SIGNS: dict[str, Sign] = {
