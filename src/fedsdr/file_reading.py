@@ -5,6 +5,7 @@ Every fault is a UserError of one line that names the file and ends with what ca
 
 import functools
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from fedsdr.errors import UserError, one_line
 
 RESTORE = "restore it from a copy"
+
+
+def stands(path: Path) -> bool:
+    """Return whether anything has this name; a broken link is damage, not absence."""
+    return os.path.lexists(path)
 
 
 def check_regular(path: Path, fix: str, missing: str = "") -> None:

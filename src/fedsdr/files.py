@@ -21,12 +21,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedsdr.errors import BusyError, DiskError, UserError
-from fedsdr.file_reading import check_regular, read_json
+from fedsdr.file_reading import check_regular, read_json, stands
 
 MANIFEST = "manifest.json"
-_REFUSALS = (
+# What the operating system refuses because of a path, a permission or a full disk.
+REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EINVAL, errno.EIO,
 )  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in (*REFUSALS, errno.ENOENT):  # ENOENT: as in /proc
             raise
         raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
     except SafetensorError as error:  # wraps the operating system's error
@@ -92,8 +94,10 @@ def made_once(path: Path, make: Callable[[Path], object], seconds: float = 3600.
 
 def write_file(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:
     """Call `write` with a temporary path in the same folder, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors_named(path):
+        if path.is_dir():
+            raise DiskError(f"{path}: is a folder; name a file")
+        temporary = path.with_name(f".{path.name}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
@@ -174,7 +178,7 @@ def check_manifest(folder: Path, fix: str) -> None:
     A folder without a manifest was written by an older version and passes.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not stands(path):
         return
     for name, digest in read_json(path, Manifest, fix)["sha256"].items():
         file = folder / Path(name).name

@@ -5,6 +5,14 @@ import pytest
 from fedsdr.config import Config, load_config
 
 
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "chat", "report"])
+def test_a_path_that_no_file_can_have_is_one_line(command, fedsdr, tmp_path):
+    code, _, error = fedsdr(command, tmp_path / ("x" * 300))
+    assert code == 2
+    assert "File name too long" in error
+    assert error.count("\n") == 1
+
+
 def test_init_makes_a_configuration_that_loads_with_every_default(fedsdr, tmp_path):
     code, out, _ = fedsdr("init", tmp_path / "study")
     assert code == 0

@@ -20,7 +20,7 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
 
     Questions are independent of each other. An empty line or end of input quits.
     """
-    from fedsdr.errors import choose
+    from fedsdr.errors import choose, printable
     from fedsdr.runs.run_folder import open_run
     from fedsdr.runs.served_models import models_of
     from fedsdr.types import Decoding, GenerationRequest, Turn
@@ -41,7 +41,7 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
             with models[name]():
                 (answer,) = runtime.generate(1)([request], decoding)
             click.secho(f"{name}:", bold=True)
-            click.echo(f"{answer.text.strip()}\n")
+            click.echo(f"{printable(answer.text.strip())}\n")
 
 
 def _read_question() -> str:

@@ -28,6 +28,8 @@ from fedsdr.cli.report import report
 from fedsdr.cli.run import run
 from fedsdr.cli.site import site
 from fedsdr.errors import UserError, printable
+from fedsdr.files import REFUSALS
+from fedsdr.toml_yaml import shown
 
 
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
@@ -82,6 +84,10 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except UserError as error:
         _stop(" ".join(str(error).split()), 2)
+    except OSError as error:  # of a path that only a command looks at
+        if error.filename is None or error.errno not in REFUSALS:
+            raise
+        _stop(f"{shown(str(error.filename))}: {error.strerror}", 2)
     except (KeyboardInterrupt, click.Abort, _Terminated) as stop:
         number = stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT
         _stop(

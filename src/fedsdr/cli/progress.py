@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedsdr.errors import printable
 from fedsdr.progress import Advance, Progress
 
 
@@ -14,7 +15,7 @@ def console_progress() -> Progress:
 
 
 def _line(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    print(printable(f"{time.strftime('%H:%M:%S')} {text}"), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def _on_terminal() -> Progress:
     @contextmanager
     def bar(what: str, total: int) -> Iterator[Advance]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -63,4 +64,6 @@ def _on_terminal() -> Progress:
             task = rich_progress.add_task(what, total=total)
             yield lambda count: rich_progress.advance(task, count)
 
-    return Progress(log=lambda text: console.print(text, highlight=False, markup=False), bar=bar)
+    return Progress(
+        log=lambda text: console.print(printable(text), highlight=False, markup=False), bar=bar
+    )

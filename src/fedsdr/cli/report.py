@@ -29,20 +29,21 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 def page_of(folders: Sequence[Path]) -> str:
     """Return the page of run and comparison folders; UserError if one holds neither."""
+    from fedsdr.file_reading import stands
     from fedsdr.report.page import render_page
     from fedsdr.report.run_section import run_section, side_by_side
     from fedsdr.research.diagnose.summary import tables_of
 
     sections, runs = [], []
     for folder in folders:
-        if (folder / "compare.json").exists():
+        if stands(folder / "compare.json"):
             from fedsdr.research.compare.comparison_table import section_of  # imports scipy
 
             to_section = functools.partial(section_of, folder.resolve().name)
             sections.append(_read_as(to_section, folder / "compare.json"))
         else:
             diagnosis = folder / "diagnose.json"
-            found = _read_as(tables_of, diagnosis) if diagnosis.exists() else []
+            found = _read_as(tables_of, diagnosis) if stands(diagnosis) else []
             more = [(f"{title}. {meaning}", rows) for title, meaning, rows in found]
             sections.append(run_section(folder, more))
             runs.append(folder)

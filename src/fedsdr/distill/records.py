@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from fedsdr.data.chat_templates import responses_of, with_responses
 from fedsdr.errors import UserError
-from fedsdr.file_reading import RESTORE, parse_json, read_json, read_text
+from fedsdr.file_reading import RESTORE, parse_json, read_json, read_text, stands
 from fedsdr.files import check_manifest, digest_without_seconds, write_atomically
 from fedsdr.types import Example, Generation
 
@@ -177,7 +177,7 @@ def read_audit(folder: Path) -> dict[str, Any]:
     """
     path = folder / "audit.json"
     check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
-    if not path.exists():
+    if not stands(path):
         return {}
     audit: dict[str, Any] = read_json(path, SavedAudit, RESTORE)
     check = audit.pop("check", None)  # older versions wrote none

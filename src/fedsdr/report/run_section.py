@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.distill.records import read_audit
+from fedsdr.errors import UserError
 from fedsdr.evaluation.results import Table, table_of
 from fedsdr.evaluation.results_file import Results
 from fedsdr.federation.round_records import read_records
@@ -33,6 +34,8 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
     tables += [_cost_table(results["cost"]), _round_table(records)]
     if audit := read_audit(folder / "distilled"):
         tables.append(rewriting_table(audit))
+    elif "rewrite" in results["cost"]["tokens"]:
+        raise UserError(f"{folder / 'distilled' / 'audit.json'}: missing; {RESTORE}")
     curves = _training_losses(records)
     return Section(
         title=folder.resolve().name,

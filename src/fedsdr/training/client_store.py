@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsdr.errors import UserError
-from fedsdr.file_reading import RESTORE, read_tensors
+from fedsdr.file_reading import RESTORE, read_tensors, stands
 from fedsdr.files import (
     check_manifest,
     make_private,
@@ -78,7 +78,7 @@ class ClientStore:
         if not folder.is_dir():
             raise UserError(f"{folder}: missing; it holds this client's state after round {round}")
         check_manifest(folder, f"it is this client's state after round {round}: restore it")
-        private = load_adapter(folder, S) if (folder / WEIGHTS).exists() else {}
+        private = load_adapter(folder, S) if stands(folder / WEIGHTS) else {}
         if like and (difference := difference_in_spec(private, like)):
             raise UserError(f"{folder / WEIGHTS}: {difference}; restore the S of round {round}")
         return ClientState(private, *(_read(folder / name) for name in (CONTROL, RESIDUAL, SENT)))
@@ -134,4 +134,4 @@ class ClientStore:
 
 
 def _read(path: Path) -> Tensors:
-    return read_tensors(path, RESTORE) if path.exists() else {}
+    return read_tensors(path, RESTORE) if stands(path) else {}
