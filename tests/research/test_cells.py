@@ -71,6 +71,9 @@ def test_equal_compute_counts_the_epochs_of_every_stage_of_each_variant():
     assert found["plain at equal compute"].train.local_epochs == 6
     assert found["plain at equal compute with long S"].train.local_epochs == 8
     assert "plain with long S" not in found
+    # A teacher reads every row once a round: half a pass more, which plain rounds up.
+    found = variants(cells(methods=["fedsdr-down"]))
+    assert found["plain at equal compute"].train.local_epochs == 10
 
 
 def test_a_key_that_a_method_does_not_read_makes_no_new_cell():
@@ -83,6 +86,17 @@ def test_a_key_that_a_method_does_not_read_makes_no_new_cell():
         for name in ("plain", "fedsdr", "plain at equal compute")
     }
     assert [len(names) for names in of.values()] == [1, 4, 1]
+    found = cells(
+        methods=["plain", "anchored-plain", "masked"],
+        sweep={"train.anchor_beta": [2.0, 7.0], "train.mask_perplexity": [2.5, 9.0]},
+    )
+    counts = [
+        len({cell.name for cell in found if cell.group.variant == name})
+        for name in ("plain", "anchored-plain", "masked")
+    ]
+    assert counts == [1, 2, 2]
+    found = cells(methods=["fedsdr"], sweep={"teacher.attempts": [1, 2]})
+    assert len({cell.name for cell in found if cell.group.variant == "fedsdr"}) == 1
     # What deals the rows of one file, clients with files of their own do not read.
     found = cells(methods=["plain"], sweep={"data.alpha": [0.1, 1.0], "data.num_clients": [2, 4]})
     assert (len(found), len({cell.name for cell in found})) == (4, 1)

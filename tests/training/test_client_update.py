@@ -297,7 +297,7 @@ def test_a_late_task_does_not_remove_the_state_of_a_later_round(model, tmp_path)
     assert {p.name for p in store.folder.glob("round-*")} == {"round-0003", "round-0004"}
 
 
-@pytest.mark.parametrize("method", ["plain", "dual-raw"])
+@pytest.mark.parametrize("method", ["plain", "dual-raw", "anchored"])
 def test_with_local_noise_a_round_is_answered_once_and_rounds_go_forward_only(
     method, model, tmp_path
 ):

@@ -189,8 +189,7 @@ def _loss_of(
 
 def _forward_tokens(phase: Phase, task: ClientTask, rows: ClientRows) -> int:
     """Return the tokens that a reference model reads: the base once a client, others every time."""
-    by_base = phase.data == "masked" or phase.loss.reference == ()
-    if task.accepted_round if by_base else not phase.loss.reference:
+    if task.accepted_round if phase.reads_base else not phase.loss.reference:
         return 0
     return sum(len(row.tokens) for row in rows.raw)
 

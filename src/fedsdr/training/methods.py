@@ -29,6 +29,11 @@ class Phase:
         """The prefix of its metrics: R.raw."""
         return phase_name(self.train, self.data, self.loss.name)
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether the base reads the rows too, once a client."""
+        return self.data == "masked" or self.loss.reference == ()
+
 
 @dataclass(frozen=True)
 class Method:

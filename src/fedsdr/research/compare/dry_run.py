@@ -14,7 +14,7 @@ from fedsdr.evaluation.results import Table
 from fedsdr.models.memory import choose_pack
 from fedsdr.progress import Progress
 from fedsdr.research.compare.compare_runs import finished
-from fedsdr.research.compare.differences import Group
+from fedsdr.research.compare.differences import FORWARD_SHARE, Group
 from fedsdr.research.compare.grid import Cell
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.evaluation import base_scores
@@ -164,6 +164,8 @@ def _scale_of_phases(config: Config, share: float, rounds: int) -> dict[str, flo
         skipped = int(phase.returning)  # such a phase is left out in a client's first round
         if rounds > skipped:
             found[f"train {phase.name}"] = max(0.0, taken - skipped) / (rounds - skipped)
+        times = 1.0 if phase.reads_base else taken / rounds
+        found[f"forward {phase.name}"] = FORWARD_SHARE * times
     # Phases after the last round run at every client, for as many epochs as there were rounds.
     later = config.federation.rounds / rounds
     return found | {f"train {phase.name}": later for phase in method.afterwards}

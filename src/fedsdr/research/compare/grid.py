@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
 from fedsdr.distill.filters import ASKS_AGAIN
 from fedsdr.errors import UserError, choose
-from fedsdr.research.compare.differences import Group
+from fedsdr.research.compare.differences import FORWARD_SHARE, Group
 from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.run_plan import client_settings, plan_of
 from fedsdr.training.local_training import epochs_of
@@ -266,9 +267,10 @@ def _with_plain(configs: Mapping[str, Config]) -> dict[str, Config]:
         phases = METHODS[config.method.name].all_phases
         if len(phases) < 2:
             continue
-        epochs = sum(epochs_of(phase, client_settings(config)) for phase in phases)
+        passes: float = sum(epochs_of(phase, client_settings(config)) for phase in phases)
+        passes += FORWARD_SHARE * sum(bool(phase.loss.reference) for phase in phases)  # teachers
         plain = _with(config, method | {"method.name": "plain"})
-        equal = _with(plain, {"train.local_epochs": epochs})
+        equal = _with(plain, {"train.local_epochs": math.ceil(passes)})
         for title, beside in (("plain", plain), ("plain at equal compute", equal)):
             beside = _without_unread(beside)
             if beside not in found.values():
