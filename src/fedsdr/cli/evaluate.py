@@ -50,15 +50,16 @@ def evaluate(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_results
     from fedsdr.data.clients import load_clients
-    from fedsdr.files import write_atomically
+    from fedsdr.files import alone, write_atomically
     from fedsdr.runs.evaluation import evaluate_clients
     from fedsdr.runs.run_folder import check_data, open_run
 
     runtime, state = open_run(run, set_)
     clients = load_clients(runtime.config.data)
     check_data(run, clients)
-    results = evaluate_clients(runtime, clients, state, console_progress())
-    write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
+    with alone(run):
+        results = evaluate_clients(runtime, clients, state, console_progress())
+        write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
     print_results(results)
 
 

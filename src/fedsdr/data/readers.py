@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsdr.errors import UserError
+from fedsdr.errors import UserError, one_line
 
 Rows = Iterator[tuple[int, Any]]
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -42,7 +42,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise UserError(f"{place(path, number)}: a row must be an object, not {kind}")
             yield number, row
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or one_line(str(error))  # pyarrow's have no strerror
+        raise UserError(f"{path}: cannot be read: {reason}") from error
     if number == 0:
         raise UserError(f"{path}: the file has no rows")
 
@@ -156,8 +157,7 @@ def _parquet(path: Path) -> Rows:
                     number += 1
                     yield number, row
     except (pa.ArrowException, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: not a whole Parquet file ({reason})") from error
+        raise UserError(f"{path}: not a whole Parquet file ({one_line(str(error))})") from error
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -106,7 +106,7 @@ def _row(line: bytes) -> Generation | None:
         if check is not None and check != _digest(json.dumps(fields))[:16]:
             return None
         return Generation(**fields)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
