@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check clean
+.PHONY: setup run test check reliability clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+reliability: setup  ## the full counts of docs/reliability.md; ONLY=kills runs those of that name
+	$(BIN)/python -m pytest tests/reliability --full -n 0 -rP $(if $(ONLY),-k $(ONLY))
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info src/*.egg-info
