@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROWS = 16  # a client holds
+ROWS = 16  # of a client
 WORDS = "the client holds a row of plain words that says how much of it is kept in memory and where"
 
 
@@ -38,11 +38,11 @@ def peak_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def write_client(path: Path, number: int) -> None:
+def write_client(path: Path, number: int, rows: int) -> None:
     """Write one client's rows."""
     words = WORDS.split()
     lines = []
-    for i in range(ROWS):
+    for i in range(rows):
         turn = (number + i) % len(words)
         answer = " ".join(words[turn:] + words[:turn])
         row = {"instruction": f"question {i} of client {number}", "input": "", "output": answer}
@@ -50,8 +50,8 @@ def write_client(path: Path, number: int) -> None:
     path.write_text("".join(lines))
 
 
-def write_tiny_model(folder: Path) -> None:
-    """Write a two-layer Llama with random weights and a byte tokenizer."""
+def write_model(folder: Path, sizes: dict[str, int]) -> None:
+    """Write a Llama with random weights, two small layers unless given, and a byte tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -66,26 +66,27 @@ def write_tiny_model(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=bytes_only, eos_token="<end>", pad_token="<end>", chat_template=template
     ).save_pretrained(folder)
+    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
     config = LlamaConfig(
-        vocab_size=len(letters),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=0,
-        bos_token_id=0,
-        pad_token_id=0,
+        vocab_size=len(letters), eos_token_id=0, bos_token_id=0, pad_token_id=0, **(tiny | sizes)
     )
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def study_of(clients: int, rounds: int, folder: Path) -> Path:
-    """Write a tiny model, client rows and a configuration; return the configuration's path."""
+def study_of(
+    clients: int,
+    rounds: int,
+    folder: Path,
+    *,
+    rows: int = ROWS,
+    sizes: dict[str, int] | None = None,
+) -> Path:
+    """Write a model, client rows and a configuration; return the configuration's path."""
     (folder / "data").mkdir()
     for i in range(clients):
-        write_client(folder / "data" / f"client-{i:04d}.jsonl", i)
-    write_tiny_model(folder / "model")
+        write_client(folder / "data" / f"client-{i:04d}.jsonl", i, rows)
+    write_model(folder / "model", sizes or {})
     (folder / "config.toml").write_text(f"""
         [model]
         name = "{folder}/model"

@@ -172,12 +172,21 @@ def has_flash(query: Tensor) -> bool:
 
 @functools.cache
 def _varlen_attention() -> Any:
-    """Return PyTorch's `varlen_attn`, or None if this version lacks grouped-query attention."""
+    """Return PyTorch's `varlen_attn`, or None if this version lacks its scale or window.
+
+    Its kernel reads fewer key heads than query heads. PyTorch 2.11 passes them on as they are,
+    later versions ask for `enable_gqa`.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn if "enable_gqa" in inspect.signature(varlen_attn).parameters else None
+    parameters = inspect.signature(varlen_attn).parameters
+    if not {"scale", "window_size"} <= parameters.keys():
+        return None
+    if "enable_gqa" in parameters:
+        return varlen_attn
+    return lambda *tensors, enable_gqa, **options: varlen_attn(*tensors, **options)
 
 
 def _flash_attention(
