@@ -48,7 +48,7 @@ def test_only_what_the_filter_refuses_is_asked_again_with_its_facts_and_other_se
     done, asked = rewrite(tmp_path, ANSWERS)
     assert list(asked) == ["sum#0", "chat#0", "sum#0#1", "sum#0#2", "sum#0#3"]
     first, *again = (asked[f"sum#0{n}"].turns[0].content for n in ("", "#1", "#2", "#3"))
-    assert set(again) == {first + "\n\nKeep, word for word: 7; Tom."}
+    assert set(again) == {first + "\n\nKeep word for word:\n\n7\nTom"}
     assert len({request.seed for request in asked.values()}) == 5
     assert [r.used for r in done.records] == ["rewrite", "rewrite"]
 
@@ -68,7 +68,7 @@ def test_of_the_attempts_that_pass_the_one_that_explains_the_raw_answer_best_is_
     record = done.records[0]
     assert (record.rewrite, record.attempt, record.attempts) == (ANSWERS["sum#0#3"], 3, 3)
     assert (record.mended, record.new_tokens, record.other_tokens) == ("number changed", 5, 15)
-    assert done.audit.attempts == 3
+    assert (done.audit.attempts, done.audit.generated, done.audit.from_cache) == (3, 5, 0)
     assert done.audit.attempt_tokens == 15
     assert done.audit.all_new_tokens == 25
     assert done.audit.mended == {"3": {"number changed": 1}}

@@ -80,8 +80,8 @@ class Audit:
 
     @property
     def from_cache(self) -> int:
-        """Answers that were not generated now."""
-        return self.answers - self.generated
+        """Rewrites and attempts that were not generated now."""
+        return self.answers + self.attempts - self.generated
 
     @property
     def share_rewritten(self) -> float:

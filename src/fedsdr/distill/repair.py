@@ -31,7 +31,8 @@ def facts_of(family: str, raw: str) -> list[str]:
 def prompt_again(prompt: str, family: str, raw: str) -> str:
     """Return the rewriting prompt with what must be kept named at its end."""
     facts = facts_of(family, raw)
-    return f"{prompt}\n\nKeep, word for word: {'; '.join(facts)}." if facts else prompt
+    # One a line and no full stop: small models copy the punctuation too.
+    return "\n".join([f"{prompt}\n\nKeep word for word:\n", *facts]) if facts else prompt
 
 
 def best_of(

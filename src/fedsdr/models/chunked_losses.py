@@ -37,8 +37,8 @@ def chunked_losses(model: nn.Module, states: Tensor, losses_of: LossesOf) -> Ten
     Each chunk is differentiated at once, so that no more than a chunk of logits is ever held.
     """
     vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    # A loss between two distributions holds about four blocks of logits.
-    return _Chunked.apply(states, losses_of, max(1, CHUNK_BYTES // (16 * vocabulary)))
+    # A loss between two distributions holds about six blocks of logits.
+    return _Chunked.apply(states, losses_of, max(1, CHUNK_BYTES // (8 * vocabulary)))
 
 
 class _Chunked(torch.autograd.Function):
