@@ -72,7 +72,7 @@ def test_a_saved_configuration_has_every_key_that_has_a_value(tmp_path):
     save_config(Config(), tmp_path / "saved.toml")
     table = read_table(tmp_path / "saved.toml", "")
     saved = {"seed"} | {f"{s}.{k}" for s, keys in table.items() if s != "seed" for k in keys}
-    assert saved == {key for key in key_names() if value_of(Config(), key) is not None}
+    assert saved == {key for key in key_names() if value_of(Config(), key) not in (None, {})}
 
 
 def test_a_configuration_of_an_older_version_loads_without_the_key_that_was_removed(tmp_path):
@@ -128,6 +128,7 @@ def test_every_key_of_the_reference_can_be_set_by_an_override(key, tmp_path):
         "integer": kind.get("minimum", kind.get("exclusiveMinimum", 0)) + 1,
         "number": max(kind.get("minimum", 0), kind.get("exclusiveMinimum", 0)) or 0.01,
         "array": ["words"],
+        "object": {},
     }[kind["type"]]
     loaded = load_config(write(tmp_path, ""), [f"{key}={json.dumps(value)}"])
     set_to = value_of(loaded, key)

@@ -36,8 +36,8 @@ def test_the_flower_app_declares_every_key_that_a_run_can_override(tmp_path):
     )
     declared = tomllib.loads(made)["tool"]["flwr"]["app"]["config"]
     flat = {f"{s}.{k}" for s, keys in declared.items() if isinstance(keys, dict) for k in keys}
-    assert flat | {"seed"} == set(key_names())
-    assert {"out", "experiment", "resume", "seed"} <= declared.keys()
+    assert flat | {"seed", "clients"} == set(key_names())
+    assert {"out", "experiment", "resume", "seed", "clients"} <= declared.keys()
 
 
 EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))

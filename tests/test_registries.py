@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fedsdr.algorithms.aggregation import AGGREGATIONS
+from fedsdr.algorithms.aggregation import AGGREGATIONS, Aggregation, Combined
 from fedsdr.algorithms.server_optimizers import ALGORITHMS, Algorithm, ServerOptimizer
 from fedsdr.data.formats import FORMATS, Format
 from fedsdr.data.partition import PARTITIONERS
@@ -43,12 +43,12 @@ def test_a_method(run, monkeypatch):
 def test_an_aggregation(run, monkeypatch, tmp_path):
     seen = []
 
-    def first(updates, num_asked):
+    def first(updates, context):
         (update, _), *rest = list(updates)
-        seen.append((len(rest) + 1, num_asked))
-        return update
+        seen.append((len(rest) + 1, context.num_asked))
+        return Combined(update)
 
-    monkeypatch.setitem(AGGREGATIONS, "first", first)
+    monkeypatch.setitem(AGGREGATIONS, "first", Aggregation(first))
     run("algorithm.aggregation=first", "method.name=plain")
     assert seen == [(3, 3)]
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from fedsdr.config_keys import (
     AlgorithmConfig,
+    ClientConfig,
     CompareConfig,
     Config,
     DataConfig,
@@ -67,6 +68,7 @@ _FOREIGN = {
     "federation.rounds": "num_rounds num_server_rounds",
     "federation.clients_per_round": "fraction_fit fraction_train min_fit_clients",
     "algorithm.lr": "server_lr server_learning_rate",
+    "algorithm.malicious_share": "num_malicious_nodes num_malicious_clients",
 }  # fmt: skip
 # Why we have none -> names there.
 _ABSENT = {
@@ -179,7 +181,11 @@ def _merge(value: Any, table: Any, where: str, folder: Path, prefix: str = "") -
         if name not in names:
             raise UserError(f"{where}: unknown key {shown(key)}{_hint(key)}")
         old = getattr(value, name)
-        if is_dataclass(old):
+        if key == "clients" and isinstance(new, Mapping):
+            named = {n: _merge(old.get(n, ClientConfig()), t, where, folder, f"clients.{n}.")
+                     for n, t in new.items()}  # fmt: skip
+            changed[name] = {**old, **named}
+        elif is_dataclass(old):
             changed[name] = _merge(old, new, where, folder, f"{key}.")
         else:
             changed[name] = _absolute(new, folder, key, where) if key in _PATHS else new

@@ -71,6 +71,9 @@ class MethodConfig:
 class AlgorithmConfig:
     name: str = key("fedavg", "server optimizer and client correction")
     aggregation: str = key("mean", "how the updates of a round are combined")
+    malicious_share: float = key(
+        0.25, "trimmed-mean, multi-krum: share of the updates that may be hostile", ge=0, lt=0.5
+    )
     lr: float | None = key(None, "server learning rate; unset: the algorithm's default", gt=0)
     beta: Decay | None = key(None, "fedavgm: momentum")
     b1: Decay | None = key(None, "fedadam, fedyogi: decay of the first moment")
@@ -165,6 +168,13 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ClientConfig:
+    """The [clients.NAME] section of one client."""
+
+    rank: int = key(0, "rank of R at this client; 0: lora.rank", ge=0, le=10**5)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     seed: int = key(0, "seed of initialization, client sampling and local training")
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -178,6 +188,9 @@ class Config:
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    clients: dict[str, ClientConfig] = key(
+        {}, "[clients.NAME] rank = 4: a smaller rank of R at this client; needs product"
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)

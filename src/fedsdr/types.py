@@ -70,6 +70,8 @@ class LocalSettings:
     """What a client must know of the configuration: scalars only, so that any wire can carry it."""
 
     method: str = "fedsdr"
+    aggregation: str = "mean"  # it decides which factors of R are trained and sent
+    start_seed: int = 0  # of the common start of the factors that are not sent
     correction: Literal["none", "fedprox", "scaffold"] = "none"
     mu: float = 0.01  # FedProx: weight of (mu / 2) ||R - R_global||^2
     local_epochs: int = 3  # passes over the data in each phase
@@ -151,7 +153,11 @@ class ServerState:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of rounds.jsonl."""
+    """One line of rounds.jsonl.
+
+    `left_out` names accepted clients whose update the aggregation did not use, with the reason;
+    `aggregation` holds what else it reports.
+    """
 
     round: int
     clients: tuple[Mapping[str, object], ...]
@@ -162,6 +168,8 @@ class RoundRecord:
     seconds: float
     update_cosine: float | None = None  # mean over pairs of updates; None with privacy
     epsilon: float | None = None  # client-level differential privacy spent so far
+    left_out: tuple[Mapping[str, object], ...] = ()
+    aggregation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

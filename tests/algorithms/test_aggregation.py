@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr.algorithms.aggregation import product_error
+from fedsdr.algorithms.low_rank import product_error
 from fedsdr.tensors import Tensors, WeightedMean
 
 MODULES = {

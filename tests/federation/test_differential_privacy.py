@@ -10,7 +10,8 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.stats import norm as normal
 
 from fedsdr.algorithms import server_optimizer
-from fedsdr.algorithms.aggregation import mean, noisy_mean
+from fedsdr.algorithms.aggregation import AGGREGATIONS, Aggregation
+from fedsdr.algorithms.combining import noisy_mean
 from fedsdr.algorithms.gaussian_mechanism import add_gaussian, clip
 from fedsdr.federation.checkpoint import load_state, save_state
 from fedsdr.federation.privacy_accounting import Privacy, epsilon_spent
@@ -24,15 +25,14 @@ CENTRAL = Privacy("central", clip_norm=2.0, noise_multiplier=0.5)
 
 def plan_for(privacy, clients=("a", "b", "c", "d"), count=0):
     plan = Plan(0, clients, count, 1, server_optimizer("fedavg"), LocalSettings())
-    aggregate = noisy_mean(privacy.clip_norm, privacy.noise_multiplier)
-    return replace(
-        plan, privacy=privacy, aggregate=aggregate if privacy.mode == "central" else mean
-    )
+    noisy = Aggregation(noisy_mean(privacy.clip_norm, privacy.noise_multiplier))
+    aggregation = noisy if privacy.mode == "central" else AGGREGATIONS["mean"]
+    return replace(plan, privacy=privacy, aggregation=aggregation)
 
 
 def test_central_privacy_without_its_noise_is_an_error():
     with pytest.raises(ValueError, match="noisy_mean"):
-        replace(plan_for(CENTRAL), aggregate=mean)
+        replace(plan_for(CENTRAL), aggregation=AGGREGATIONS["mean"])
 
 
 def constant_updates(values, num_examples):

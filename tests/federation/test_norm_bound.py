@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fedsdr.algorithms import server_optimizer
-from fedsdr.algorithms.aggregation import noisy_mean
+from fedsdr.algorithms.aggregation import Aggregation
+from fedsdr.algorithms.combining import noisy_mean
 from fedsdr.federation import norm_bound
 from fedsdr.federation.norm_bound import norms_too_large, within_norm_bound
 from fedsdr.federation.plan import Plan, first_state
@@ -81,7 +82,7 @@ def passed(updates, plan):
 
 def test_a_ratio_of_zero_and_central_privacy_switch_the_bound_off():
     updates = [update_of("a", 1.0), update_of("b", 1.0), update_of("c", 1e6)]
-    private = plan_for(privacy=Privacy("central"), aggregate=noisy_mean(1.0, 1.0))
+    private = plan_for(privacy=Privacy("central"), aggregation=Aggregation(noisy_mean(1.0, 1.0)))
     for plan in (plan_for(0.0), private):
         assert passed(updates, plan) == (updates, [])
 

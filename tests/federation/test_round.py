@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedsdr.algorithms import server_optimizer
+from fedsdr.algorithms.aggregation import Aggregation, Combined
 from fedsdr.algorithms.compression import encode
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state, save_state
@@ -242,13 +243,13 @@ def test_an_engine_gives_exactly_one_answer_for_each_task_in_their_order(answere
 def test_the_aggregation_is_a_value_of_the_plan_that_reads_a_stream():
     seen = []
 
-    def largest(updates, num_asked):  # an aggregation from outside, in three lines
+    def largest(updates, context):  # an aggregation from outside, in three lines
         for update, weight in updates:
-            seen.append((weight, num_asked))
+            seen.append((weight, context.num_asked))
             best = update
-        return best
+        return Combined(best)
 
-    plan = plan_for(aggregate=largest, announced={"a": 5, "b": 6, "c": 7})
+    plan = plan_for(aggregation=Aggregation(largest), announced={"a": 5, "b": 6, "c": 7})
     after, _ = run_round(
         first_state(SHARED, plan), plan, engine(a=(1.0, 5), b=(2.0, 6), c=(3.0, 7))
     )

@@ -29,6 +29,9 @@ def without_times(client):
         ("algorithm.name=scaffold", "federation.update_dtype=int8"),
         ("method.name=anchored", "algorithm.name=fedprox"),
         ("method.name=plain", "algorithm.name=fedadam", "federation.clients_per_round=2"),
+        ("algorithm.aggregation=share-a", "algorithm.name=fedavgm"),
+        ("method.name=plain", "algorithm.aggregation=product", "clients.bank.rank=1"),
+        ("method.name=plain", "algorithm.aggregation=multi-krum", "algorithm.name=fedyogi"),
     ],
 )
 def test_three_sites_produce_the_bytes_of_one_process(overrides, write_config, tmp_path, deploy):

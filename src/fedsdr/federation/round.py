@@ -35,10 +35,12 @@ def run_round(
     log = RoundLog(state.round + 1, plan)
     tasks = client_tasks(state, plan)
     updates = accepted_updates(run_clients(tasks), tasks, plan, log)
-    pseudo_gradient = plan.aggregate(updates, len(tasks))
-    step, optimizer_state = plan.server_optimizer.update(pseudo_gradient, state.optimizer_state)
+    combined = plan.aggregation.combine(updates, plan.context(state, tasks))
+    step, optimizer_state = plan.server_optimizer.update(
+        combined.pseudo_gradient, state.optimizer_state
+    )
     next_state = log.next_state(state, step, optimizer_state, len(tasks))
-    return next_state, log.record(tasks, step, next_state)
+    return next_state, log.record(tasks, step, next_state, combined)
 
 
 def client_tasks(state: ServerState, plan: Plan) -> list[ClientTask]:
@@ -49,12 +51,13 @@ def client_tasks(state: ServerState, plan: Plan) -> list[ClientTask]:
     """
     number = state.round + 1
     seed = secrets.randbits(63) if plan.is_private else plan.seed
+    starts = plan.starts(state.shared)
     return [
         ClientTask(
             round=number,
             client_id=client,
             seed=seed_for(plan.seed, "client"),
-            shared=state.shared,
+            shared=starts[client],
             control=state.control,
             settings=plan.settings,
             accepted_round=state.accepted.get(client, 0),

@@ -1,9 +1,10 @@
 """What happened in one round: the accepted and refused updates, the next state, the record."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from fedsdr.algorithms.aggregation import Combined
 from fedsdr.algorithms.client_corrections import new_server_control
 from fedsdr.algorithms.compression import encoded_bytes
 from fedsdr.errors import UserError, one_line
@@ -37,7 +38,8 @@ class RoundLog:
         """Record an accepted update; SCAFFOLD's control deltas are averaged with equal weights."""
         if not self.plan.is_private:
             size = self._norms[update.client_id] = norm(update.delta)
-            self._cosine.add(update.delta, size)
+            if not self.plan.ranks:  # factors of different ranks have no angle
+                self._cosine.add(update.delta, size)
         if update.control_delta:
             self._control_delta.add(update.control_delta, 1.0)
         self.accepted.append(replace(update, delta={}, control_delta={}))
@@ -59,7 +61,7 @@ class RoundLog:
         if control:
             mean_delta = self._control_delta.result()
             control = new_server_control(control, mean_delta, len(self.accepted), clients)
-        shared = add(state.shared, step)
+        shared = state.shared | add({name: state.shared[name] for name in step}, step)
         if not all(map(all_finite, (shared, control, *optimizer_state.values()))):
             raise UserError(
                 f"round {self.round}: the new global state is not finite; norms of the updates: "
@@ -73,27 +75,41 @@ class RoundLog:
         accepted = {**state.accepted, **{u.client_id: self.round for u in self.accepted}}
         return ServerState(self.round, shared, optimizer_state, control, accepted, draws)
 
-    def record(self, tasks: Sequence[ClientTask], step: Tensors, after: ServerState) -> RoundRecord:
+    def record(
+        self, tasks: Sequence[ClientTask], step: Tensors, after: ServerState, combined: Combined
+    ) -> RoundRecord:
         """Return the line of rounds.jsonl."""
         plan, control_bytes = self.plan, num_bytes(after.control)
-        update_bytes = encoded_bytes(after.shared, plan.settings.update_dtype) + control_bytes
+        starts = {task.client_id: task.shared for task in tasks}
+        distinct = {id(x): x for x in starts.values()}  # clients of one rank share theirs
+        down = {i: num_bytes(x) + control_bytes for i, x in distinct.items()}
+        dtype = plan.settings.update_dtype
+        up = {i: encoded_bytes(x, dtype) + control_bytes for i, x in distinct.items()}
         return RoundRecord(
             round=self.round,
-            clients=tuple(map(self._entry, self.accepted)),
+            clients=tuple(self._entries(combined)),
             refused=tuple(self.refused),
-            bytes_down=len(tasks) * (num_bytes(after.shared) + control_bytes),
-            bytes_up=len(self.accepted) * update_bytes,
+            bytes_down=sum(down[id(x)] for x in starts.values()),
+            bytes_up=sum(up[id(starts[update.client_id])] for update in self.accepted),
             step_norm=norm(step),
             seconds=time.perf_counter() - self._began,
             update_cosine=self._cosine.result(),
             epsilon=epsilon_spent(plan.privacy, after.draws) if plan.is_private else None,
+            left_out=tuple(
+                {"id": self.accepted[i].client_id, "reason": reason}
+                for i, reason in sorted(combined.left_out.items())
+            ),
+            aggregation=combined.facts,
         )
 
-    def _entry(self, update: ClientUpdate) -> dict[str, object]:
-        entry = {"id": update.client_id, "num_examples": update.num_examples}
-        if update.client_id in self._norms:
-            entry["norm"] = self._norms[update.client_id]
-        return entry | dict(update.metrics)
+    def _entries(self, combined: Combined) -> Iterator[dict[str, object]]:
+        for i, update in enumerate(self.accepted):
+            entry = {"id": update.client_id, "num_examples": update.num_examples}
+            if update.client_id in self._norms:
+                entry["norm"] = self._norms[update.client_id]
+            if combined.used:
+                entry["used"] = combined.used[i]
+            yield entry | dict(update.metrics)
 
     def _largest_norms(self) -> str:
         largest = sorted(self._norms.items(), key=lambda item: -item[1])[:3]

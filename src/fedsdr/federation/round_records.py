@@ -23,7 +23,7 @@ class Accepted(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
 
 
 class Refused(BaseModel, strict=True):
-    """What must be there of a client that was left out."""
+    """What must be there of a client whose update was refused or not used."""
 
     id: str
     reason: str
@@ -41,6 +41,8 @@ class Record(BaseModel, strict=True, allow_inf_nan=False):
     seconds: float
     update_cosine: float | None = None
     epsilon: float | None = None
+    left_out: list[Refused] = []
+    aggregation: dict[str, float] = {}
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

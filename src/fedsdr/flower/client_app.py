@@ -124,7 +124,8 @@ def open_client(
 def _disclosure(settings: LocalSettings) -> str:
     """Return the settings that decide what an update reveals of a client."""
     return (
-        f"method '{settings.method}', clip_norm {settings.clip_norm:g}, "
+        f"method '{settings.method}', aggregation '{settings.aggregation}', "
+        f"clip_norm {settings.clip_norm:g}, "
         f"local_noise {settings.local_noise:g}"
     )
 

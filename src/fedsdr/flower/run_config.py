@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def is_name(name: str) -> bool:
 def _to_scalar(value: object) -> Scalar:
     if value is None:
         return ""
-    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+    return (
+        value if isinstance(value, (bool, int, float, str)) else json.dumps(value, default=asdict)
+    )
 
 
 def _from_scalar(scalar: Scalar, current: object) -> object:
@@ -81,6 +84,6 @@ def _from_scalar(scalar: Scalar, current: object) -> object:
     with contextlib.suppress(
         ValueError, RecursionError
     ):  # not a list: the key's own check reports it
-        if isinstance(scalar, str) and scalar.startswith("["):
+        if isinstance(scalar, str) and scalar.startswith(("[", "{")):
             return json.loads(scalar)
     return scalar

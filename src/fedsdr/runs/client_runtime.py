@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fedsdr.algorithms.aggregation import AGGREGATIONS
+from fedsdr.algorithms.product_aggregation import leading_part
 from fedsdr.config import Config
 from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.distill.records import read_distilled
@@ -32,6 +34,7 @@ from fedsdr.training.client_store import ClientStore
 from fedsdr.training.client_update import client_update
 from fedsdr.training.local_training import ClientRows
 from fedsdr.training.methods import METHODS, Method
+from fedsdr.training.shared_factors import widened
 from fedsdr.types import (
     Branch,
     ClientData,
@@ -73,13 +76,24 @@ class ClientRuntime:
         return ClientStore(folder, self.config.lora.alpha, self.base.name)
 
     def private_of(self, client_id: str, state: ServerState) -> Tensors:
-        """Return a client's S after its last accepted round; empty where the method has none or no
-        update of the client was accepted."""
-        if not self.method.private:
-            return {}
+        """Return where a client's model differs from the global one after its last accepted round.
+
+        That is its S, its own B of R (`share-a`), or the leading part of R (a smaller rank). Empty
+        where it has none of them or no update was accepted.
+        """
+        received = {}
+        if client_id in state.accepted and (rank := self.rank_of(client_id)):
+            received = widened(leading_part(state.shared, rank), state.shared)
         branches = self.method.private
+        if not (branches or AGGREGATIONS[self.config.algorithm.aggregation].kept):
+            return received
         like = {n: p for branch in branches for n, p in self.model.parameters(branch).items()}
-        return self.store(client_id).load(state.accepted.get(client_id, 0), like).private
+        return received | self.store(client_id).load(state.accepted.get(client_id, 0), like).own
+
+    def rank_of(self, client_id: str) -> int:
+        """Return a client's own rank of R, or 0."""
+        own = self.config.clients.get(client_id)
+        return own.rank if own and self.method.sent else 0
 
     def distilled(self, client_id: str, round: int = 1) -> Path:
         """Return the file of the rewrites that a client trains on in a round."""

@@ -41,6 +41,8 @@ def config_schema() -> dict[str, Any]:
     sections, properties = schema.pop("$defs"), schema["properties"]
     for name, value in properties.items():
         properties[name] = sections[value["$ref"].split("/")[-1]] if "$ref" in value else value
+    one = properties["clients"]["additionalProperties"]
+    properties["clients"]["additionalProperties"] = sections[one["$ref"].split("/")[-1]]
     properties["compare"] = TypeAdapter(CompareConfig).json_schema()
     for key, registry in REGISTRIES.items():
         section, name = key.split(".")

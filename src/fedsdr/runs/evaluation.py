@@ -1,6 +1,7 @@
 """Measure base, global and client models, and what the run has cost."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -56,7 +57,14 @@ def evaluate_clients(
     }
     results = build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
     results["max_new_tokens"] = config.evaluation.max_new_tokens  # of an answer that is scored
-    return results | _privacy_of(runtime)
+    return results | _left_out(runtime.folder) | _privacy_of(runtime)
+
+
+def _left_out(folder: Path) -> dict[str, Any]:
+    """Return in how many rounds the aggregation left a client out; empty where it never did."""
+    records = read_records(folder)
+    counts = Counter(entry["id"] for record in records for entry in record.get("left_out", ()))
+    return {"left_out": dict(sorted(counts.items()))} if counts else {}
 
 
 def _privacy_of(runtime: ClientRuntime) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fedsdr.files import check_manifest, write_folder
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.rewriting import audit_line, facts_of, rewrite_answers
 from fedsdr.runs.teacher_setup import live_teacher
+from fedsdr.training.shared_factors import starting_factors
 from fedsdr.types import ClientData, ClientTask
 
 
@@ -37,7 +38,7 @@ def refresh_rewrites(
         check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
         return
     began = time.perf_counter()
-    runtime.model.set(task.shared)
+    runtime.model.set(starting_factors(task, runtime.method, runtime.model, {}))
     with runtime.model.using(*runtime.method.global_model):
         rewriting = live_teacher(runtime, sha256(save(task.shared)).hexdigest()[:16])
         rewritten = rewrite_answers(runtime, rewriting, client)

@@ -105,6 +105,8 @@ def round_line(record: Mapping[str, Any]) -> str:
     parts = [f"round {record['round']}: {len(record['clients'])} updates"]
     parts += [f"{len(record['refused'])} refused"] if record["refused"] else []
     parts += [f"loss {name} {sum(v) / len(v):.3f}" for name, v in losses.items()]
+    parts += [f"{len(record['left_out'])} left out"] if record["left_out"] else []
+    parts += [f"{name.replace('_', ' ')} {x:.1%}" for name, x in record["aggregation"].items()]
     parts += [f"step {record['step_norm']:.3f}", f"{record['bytes_up'] / 1e6:.1f} MB up"]
     parts += [f"epsilon {record['epsilon']:.3g}"] if record["epsilon"] is not None else []
     return ", ".join([*parts, f"{record['seconds']:.0f} s"])

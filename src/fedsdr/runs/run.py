@@ -160,12 +160,13 @@ def personalize(
         update_dtype="fp32",
     )
     began, done = time.perf_counter(), []
+    starts = plan.starts(state.shared)
     rows = sum(len(client.raw) for client in clients) * settings.local_epochs
     with progress.bar("after the last round, rows trained", rows) as advance:
         for client in clients:
             name = client.client_id
             seed, kept = seed_for(plan.seed, "client"), state.accepted.get(name, 0)
-            task = ClientTask(last, name, seed, state.shared, {}, settings, kept)
+            task = ClientTask(last, name, seed, starts[name], {}, settings, kept)
             update = train_at(runtime, client, task, advance)
             done.append({"id": name, "num_examples": update.num_examples, **update.metrics})
     record = RoundRecord(last, tuple(done), (), 0, 0, 0.0, time.perf_counter() - began)

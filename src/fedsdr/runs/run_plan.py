@@ -1,13 +1,16 @@
 """From the configuration to the plan of the rounds and the settings of the clients."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fedsdr.algorithms import ALGORITHMS, server_optimizer
-from fedsdr.algorithms.aggregation import AGGREGATIONS, Aggregation, noisy_mean
+from fedsdr.algorithms.aggregation import AGGREGATIONS, Aggregation
+from fedsdr.algorithms.combining import noisy_mean
 from fedsdr.config import Config
-from fedsdr.errors import UserError, choose
+from fedsdr.errors import UserError, choose, nearest
 from fedsdr.federation.plan import Plan
 from fedsdr.federation.privacy_accounting import NO_PRIVACY, Privacy, check_accountant
+from fedsdr.seeds import seed_for
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, LocalSettings
 
@@ -19,6 +22,8 @@ def client_settings(config: Config) -> LocalSettings:
     noise = privacy.noise_multiplier * privacy.clip_norm
     return LocalSettings(
         method=method.name,
+        aggregation=config.algorithm.aggregation,
+        start_seed=seed_for(config.seed, "start"),
         correction=algorithm.correction,
         mu=config.algorithm.mu,
         local_epochs=train.local_epochs,
@@ -67,8 +72,10 @@ def plan_of(config: Config, announced: Mapping[str, int]) -> Plan:
         privacy=_privacy_of(config),
         max_update_norm=federation.max_update_norm,
         max_norm_ratio=federation.max_norm_ratio,
-        aggregate=_aggregation_of(config),
+        aggregation=_aggregation_of(config),
+        malicious_share=algorithm.malicious_share,
         announced=announced,
+        ranks=_ranks_of(config, announced),
     )
 
 
@@ -78,16 +85,51 @@ def announced_by(clients: Sequence[ClientData]) -> dict[str, int]:
 
 
 def _aggregation_of(config: Config) -> Aggregation:
+    """Return the aggregation; UserError where another key needs the mean of all updates.
+
+    Noise that the clients add is covered by any aggregation, which only reads what was sent.
+    """
     name, privacy = config.algorithm.aggregation, config.privacy
     aggregation = choose(name, AGGREGATIONS, "algorithm.aggregation")
-    if privacy.mode != "none" and name != "mean":
-        raise UserError(
-            f"algorithm.aggregation: '{name}' cannot go with privacy.mode = '{privacy.mode}', "
-            "whose noise is made for the mean; use 'mean'"
-        )
+    refused = f"algorithm.aggregation: '{name}' cannot go with"
+    if not aggregation.is_mean:
+        means = ", ".join(f"'{key}'" for key, value in AGGREGATIONS.items() if value.is_mean)
+        if privacy.mode == "central":
+            raise UserError(
+                f"{refused} privacy.mode = 'central', whose noise is made for the mean; use one "
+                f"of {means}"
+            )
+        if config.algorithm.name == "scaffold":
+            raise UserError(
+                f"{refused} algorithm.name = 'scaffold', whose control variates are means over "
+                f"all clients; use one of {means}"
+            )
+        if not METHODS[config.method.name].sent:
+            raise UserError(f"{refused} method.name = '{config.method.name}', which sends nothing")
     if privacy.mode == "central":
-        return noisy_mean(privacy.clip_norm, privacy.noise_multiplier)
+        combine = noisy_mean(privacy.clip_norm, privacy.noise_multiplier)
+        return replace(aggregation, combine=combine)
     return aggregation
+
+
+def _ranks_of(config: Config, announced: Mapping[str, int]) -> dict[str, int]:
+    """Return the ranks of the clients that have one; UserError where they cannot be."""
+    ranks = {name: client.rank for name, client in config.clients.items() if client.rank}
+    for name, rank in ranks.items():
+        key = f"clients.{name}.rank"
+        if rank > config.lora.rank:
+            raise UserError(f"{key}: is {rank}, above lora.rank = {config.lora.rank}; lower it")
+        if not AGGREGATIONS[config.algorithm.aggregation].ranks:
+            raise UserError(
+                f"{key}: cannot go with algorithm.aggregation = '{config.algorithm.aggregation}'; "
+                "use 'product'"
+            )
+        if announced and name not in announced:
+            known = ", ".join(sorted(announced))
+            raise UserError(
+                f"{key}: no client '{name}' (there are: {known}){nearest(name, announced)}"
+            )
+    return ranks
 
 
 def _privacy_of(config: Config) -> Privacy:

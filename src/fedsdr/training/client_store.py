@@ -4,6 +4,7 @@
     FOLDER/round-0003/control.safetensors         SCAFFOLD's c_k after round 3
     FOLDER/round-0003/residual.safetensors        the rounding error of the update of round 3
     FOLDER/round-0003/sent.safetensors            the update of round 3, if the client added noise
+    FOLDER/round-0003/unsent.safetensors          factors of R that are never sent (share-a)
     FOLDER/adapter_model.safetensors              the last S
     FOLDER/base-KEY/kept.safetensors              what the base says of the client's rows
 
@@ -41,7 +42,8 @@ from fedsdr.tensors import Tensors, difference_in_spec
 from fedsdr.types import S
 
 KEPT = "kept.safetensors"
-CONTROL, RESIDUAL, SENT = "control.safetensors", "residual.safetensors", "sent.safetensors"
+CONTROL, RESIDUAL = "control.safetensors", "residual.safetensors"
+SENT, UNSENT = "sent.safetensors", "unsent.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class ClientState:
     control: Tensors = field(default_factory=dict)  # SCAFFOLD's c_k
     residual: Tensors = field(default_factory=dict)  # rounding error, added to the next update
     sent: Tensors = field(default_factory=dict)  # dR with local noise
+    unsent: Tensors = field(default_factory=dict)  # factors of R that stay with the client
+
+    @property
+    def own(self) -> Tensors:
+        """What of the client's model is its own."""
+        return {**self.private, **self.unsent}
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class ClientStore:
         private = load_adapter(folder, S) if stands(folder / WEIGHTS) else {}
         if like and (difference := difference_in_spec(private, like)):
             raise UserError(f"{folder / WEIGHTS}: {difference}; restore the S of round {round}")
-        return ClientState(private, *(_read(folder / name) for name in (CONTROL, RESIDUAL, SENT)))
+        names = (CONTROL, RESIDUAL, SENT, UNSENT)
+        return ClientState(private, *(_read(folder / name) for name in names))
 
     def newest(self) -> int:
         """Return the last round whose state is kept, or 0."""
@@ -97,7 +106,8 @@ class ClientStore:
             if state.private:
                 config = peft_config(state.private, S, alpha=self.alpha, base_name=self.base_name)
                 write_adapter_files(folder, peft_tensors(state.private, S), config)
-            named = {CONTROL: state.control, RESIDUAL: state.residual, SENT: state.sent}
+            named = {CONTROL: state.control, RESIDUAL: state.residual}
+            named |= {SENT: state.sent, UNSENT: state.unsent}
             for name, tensors in named.items():
                 if tensors:
                     save_file(tensors, folder / name)

@@ -11,6 +11,7 @@ from fedsdr.training.local_privacy import answered_update, with_privacy
 from fedsdr.training.local_training import AfterStep, ClientRows, train_locally
 from fedsdr.training.methods import METHODS, Method
 from fedsdr.training.references import base_states, without_unlikely
+from fedsdr.training.shared_factors import aggregation_of
 from fedsdr.types import ClientTask, ClientUpdate
 
 
@@ -30,17 +31,18 @@ def client_update(
     if noisy and not settings.afterwards and (sent := answered_update(task, store)):
         return ClientUpdate(task.client_id, task.round, 1, sent, {})
     method = choose(settings.method, METHODS, "method.name")
-    has_state = method.private or task.control or settings.update_dtype != "fp32"
+    kept = method.private or aggregation_of(settings).kept
+    has_state = kept or task.control or settings.update_dtype != "fp32"
     like = {n: p for branch in method.private for n, p in model.parameters(branch).items()}
     before = store.load(task.accepted_round if has_state else 0, like)
     rows = _with_base(rows, method, task, model, store)
     train = with_privacy(train_locally) if noisy or settings.clip_norm else train_locally
     result = train(task, rows, model, before, after_step)
-    if not all_finite(result.state.private):
-        raise Refusal(f"client '{task.client_id}': its private branch diverged; lower train.lr")
+    if not all_finite(result.state.own):
+        raise Refusal(f"client '{task.client_id}': what it keeps diverged; lower train.lr")
     delta, residual = encode_with_feedback(result.change, before.residual, settings.update_dtype)
     after = replace(result.state, residual=residual, sent=delta if noisy else {})
-    if any((after.private, after.control, after.residual, after.sent)):
+    if any((after.own, after.control, after.residual, after.sent)):
         store.save(task.round, after, accepted=task.accepted_round)
     return ClientUpdate(
         client_id=task.client_id,

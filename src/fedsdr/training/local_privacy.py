@@ -44,12 +44,12 @@ def with_privacy(train: LocalTraining) -> LocalTraining:
 
 def _noisy(result: LocalResult, before: ClientState, task: ClientTask) -> LocalResult:
     # Whether training diverged depends on the rows, so the update must not show it.
-    private = result.state.private
-    if not all_finite(private):
-        private = before.private
+    state = result.state
+    if not all_finite(state.own):
+        state = replace(state, private=before.private, unsent=before.unsent)
     change = map_tensors(lambda x: x.nan_to_num(0.0, 0.0, 0.0), result.change)
     change = add_gaussian(clip(change, task.settings.clip_norm), task.settings.local_noise)
-    return LocalResult(change, replace(result.state, private=private), num_examples=1)
+    return LocalResult(change, state, num_examples=1)
 
 
 def answered_update(task: ClientTask, store: ClientStore) -> Tensors:

@@ -21,6 +21,12 @@ from fedsdr.training.losses import States, pack_loss
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.optimizer_step import PackLoss, PhaseResult, train_phase
 from fedsdr.training.references import states_of
+from fedsdr.training.shared_factors import (
+    cut_to,
+    starting_factors,
+    trained_parameters,
+    unsent_factors,
+)
 from fedsdr.types import Branch, ClientTask, DataKind, LocalSettings, R, S, TokenRow
 
 AfterStep = Callable[[int], None]  # is given the number of rows of each optimizer step
@@ -79,7 +85,9 @@ def train_locally(
     """
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
-    model.set(task.shared)
+    start = starting_factors(task, method, model, state.unsent)
+    model.set(start)
+    received = {name: start[name] for name in task.shared}
     for branch in method.private:
         kept = {} if settings.s_reset else state.private
         model.set(kept or model.initial(branch, seed_for(task.seed, "start", task.client_id)))
@@ -87,7 +95,7 @@ def train_locally(
     adjust = local_correction(
         settings.correction,
         settings.mu,
-        *(model.on_device(tensors) for tensors in (task.shared, task.control, control)),
+        *(model.on_device(tensors) for tensors in (received, task.control, control)),
     )
     metrics: dict[str, float] = {}
     steps: dict[Branch, int] = {}
@@ -99,10 +107,12 @@ def train_locally(
         if forward := _forward_tokens(phase, task, rows):
             metrics[f"{phase.name}.forward_tokens"] = forward
     after = {} if settings.afterwards else model.get(*method.sent)
-    new = _new_control(task, control, after, steps) if task.control else {}
+    sent = cut_to(after, task.shared) if after else {}
+    new = _new_control(task, control, sent, steps) if task.control else {}
+    unsent = unsent_factors(task, after) if after else state.unsent
     return LocalResult(
-        change=subtract(after, task.shared) if after else {},
-        state=ClientState(private=model.get(*method.private), control=new or control),
+        change=subtract(sent, task.shared) if sent else {},
+        state=ClientState(model.get(*method.private), new or control, unsent=unsent),
         num_examples=len(rows.raw),
         control_delta=subtract(new, control) if new else {},
         metrics=metrics,
@@ -157,7 +167,7 @@ def _run_phase(
     ):
         return train_phase(
             model.model,
-            model.parameters(phase.train),
+            trained_parameters(phase.train, model, settings),
             data,
             settings,
             epochs=epochs_of(phase, settings),

@@ -232,6 +232,7 @@ def _without_unread(config: Config) -> Config:
     read = {
         "name",
         "aggregation",
+        "malicious_share",
         *algorithm.hyperparameters,
         *(["mu"] if algorithm.correction == "fedprox" else []),
     }

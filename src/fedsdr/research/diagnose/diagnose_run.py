@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedsdr.algorithms.aggregation import AGGREGATIONS
 from fedsdr.data.chat_templates import responses_of
 from fedsdr.distill.records import read_distilled, read_records
 from fedsdr.errors import UserError, choose
@@ -192,6 +193,9 @@ def _aggregation(inputs: Inputs) -> dict[str, Any]:
     """What averaging the factors does to one more round of updates."""
     if not inputs.runtime.method.sent:
         return {"not measured": f"{inputs.runtime.method.name} sends nothing"}
+    config = inputs.runtime.config
+    if config.clients or AGGREGATIONS[config.algorithm.aggregation].unsent:
+        return {"not measured": "its clients do not send both whole factors"}
     which, rows = _held_out(inputs)
     with inputs.progress.bar("one more round", len(inputs.clients)) as advance:
         found = measure.extra_round(inputs.runtime, inputs.clients, inputs.state, rows, advance)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.algorithms.aggregation import product_error
+from fedsdr.algorithms.low_rank import product_error
 from fedsdr.federation.round import run_round
 from fedsdr.federation.update_checks import decoded
 from fedsdr.progress import Advance
