@@ -203,3 +203,17 @@ def test_until_ends_a_text_before_the_first_of_its_strings_and_strips_nothing(pa
     assert shorter
     (plain,) = transformers_generate(model, Numbers(), render, (), 4, [])(requests(1), GREEDY)
     assert plain.text == f" {whole[plain.id].text}"
+
+
+def test_a_cache_that_grows_gives_the_same_answers(monkeypatch):
+    model, whole = tiny_llama(), {}
+    for start in (4096, 2):
+        monkeypatch.setattr(row_cache, "START", start)
+        whole[start] = run(model, requests(), SAMPLED, batch_size=4)
+    assert whole[2] == whole[4096]
+
+
+def test_a_billion_new_tokens_take_memory_only_as_they_are_made():
+    decoding = Decoding(max_new_tokens=10**9)
+    answers = run(tiny_llama(), requests(), decoding, batch_size=4, stops=range(VOCABULARY))
+    assert {answer.new_tokens for answer in answers.values()} == {1}

@@ -26,11 +26,11 @@ PREFILL_TOKENS = 4096  # most prompt tokens in one forward pass, unless a single
 
 @dataclass
 class _Row:
-    """One answer being generated: its prompt, its random numbers and its new tokens."""
+    """One answer being generated: its prompt, where its random numbers come from, its tokens."""
 
     request: GenerationRequest
     prompt: list[int]
-    uniforms: np.ndarray
+    random: np.random.Generator
     new: list[int] = field(default_factory=list)
 
     @property
@@ -38,10 +38,9 @@ class _Row:
         """The number of its tokens in the cache: all but the newest."""
         return len(self.prompt) + len(self.new) - 1
 
-    @property
-    def uniform(self) -> float:
-        """The random number of its next token."""
-        return float(self.uniforms[len(self.new)])
+    def draw(self) -> float:
+        """Return the random number of its next token."""
+        return self.random.random()
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ def transformers_generate(
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
         rows = [
-            _Row(r, render(r.turns), np.random.default_rng(r.seed).random(decoding.max_new_tokens))
-            for r in requests
+            _Row(request, render(request.turns), np.random.default_rng(request.seed))
+            for request in requests
         ]
         plan = plan_of(model)
         long: list[_Row] = []
@@ -144,7 +143,7 @@ def _batched(
         else:
             pieces = [Piece(slot, row.cached, row.new[-1:]) for slot, row in enumerate(running)]
         logits = forward_pieces(model, cache, pieces)
-        chosen = choose_tokens(logits, [row.uniform for row in running[first:]], decoding)
+        chosen = choose_tokens(logits, [row.draw() for row in running[first:]], decoding)
         for row, token in zip(running[first:], chosen, strict=True):
             row.new.append(token)
         for slot in reversed(range(len(running))):
@@ -178,7 +177,7 @@ def _one_by_one(
         cache = None
         while not row.new or not (ending.ended(row) or len(row.new) == decoding.max_new_tokens):
             logits, cache = next_logits(model, row.prompt + row.new, cache, cached)
-            row.new += choose_tokens(logits, [row.uniform], decoding)
+            row.new += choose_tokens(logits, [row.draw()], decoding)
         yield row
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedsdr.models.packing import device_of
 from fedsdr.models.row_attention import CacheSpan
@@ -14,6 +15,7 @@ from fedsdr.models.row_attention import CacheSpan
 # Rows that share a matmul read the cache up to the longest of them. If that would read more than
 # this many unused positions, start a separate matmul. On GPUs padding is cheaper.
 PADDING = 512
+START = 4096  # positions that a cache has from the start
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,27 @@ class Piece:
 
 
 class RowCache:
-    """Keys and values of `slots` rows; each layer's tensors are (slots, heads, capacity, size).
+    """Keys and values of `slots` rows; each layer's tensors are (slots, heads, positions, size).
 
-    Implements the two cache methods that transformers layers call. Tokens are written in place.
+    Positions beyond `START` are allocated when they are needed, up to `capacity`. Implements the
+    two cache methods that transformers layers call. Tokens are written in place.
     """
 
     def __init__(self, slots: int, capacity: int) -> None:
         self.slots, self.capacity = slots, capacity
+        self.allocated = min(capacity, START)  # positions
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.owner = self.position = torch.empty(0, dtype=torch.long)
 
-    def place(self, owner: Tensor, position: Tensor) -> None:
-        """Set the slot and the position of each token of the next forward pass, both (tokens,)."""
+    def place(self, owner: Tensor, position: Tensor, end: int) -> None:
+        """Set the slot and the position of each token of the next forward pass, both (tokens,), and
+        the end of the positions."""
         self.owner, self.position = owner, position
+        if end > self.allocated:
+            more = min(self.capacity, max(end, 2 * self.allocated)) - self.allocated
+            self.allocated += more
+            for index, (keys, values) in self.layers.items():
+                self.layers[index] = F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return int(self.position.max())
@@ -52,7 +62,7 @@ class RowCache:
     ) -> tuple[Tensor, Tensor]:
         """Store keys and values, (1, heads, tokens, size); return the layer's whole cache."""
         if layer_idx not in self.layers:
-            shape = (self.slots, key.shape[1], self.capacity)
+            shape = (self.slots, key.shape[1], self.allocated)
             self.layers[layer_idx] = (
                 key.new_zeros(*shape, key.shape[3]),
                 value.new_zeros(*shape, value.shape[3]),
@@ -76,7 +86,7 @@ def forward_pieces(model: nn.Module, cache: RowCache, pieces: Sequence[Piece]) -
     device = device_of(model)
     positions = torch.tensor([i for p in pieces for i in range(p.start, p.end)], device=device)
     owner = torch.tensor([p.slot for p in pieces for _ in p.tokens], device=device)
-    cache.place(owner, positions)
+    cache.place(owner, positions, max(p.end for p in pieces))
     spans, begin = [], 0
     for group in _groups(pieces, PADDING if device.type == "cpu" else math.inf):
         tokens = slice(begin, begin + len(group) * len(group[0].tokens))
