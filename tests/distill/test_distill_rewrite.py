@@ -1,6 +1,7 @@
 """Rewriting one client with a model that answers in capitals: cache, resume, order, records."""
 
 import json
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -320,3 +321,20 @@ def test_rewrites_of_other_or_changed_or_broken_rows_are_named(tmp_path):
         path.write_text("\n".join([lines[0], bad, *lines[2:]]))
         with pytest.raises(UserError, match=r"client\.jsonl, line 2: not a rewrite"):
             read_distilled(path, EXAMPLES)
+
+
+def test_a_line_of_the_cache_that_is_no_rewrite_is_made_again_and_a_pipe_is_never_waited_for(
+    tmp_path,
+):
+    cache = RewriteCache(tmp_path, TEACHER)
+    cache.put("k1", Generation("a", "one", True, 1, 2))
+    row = {"id": "k2", "text": 3, "finished": True, "prompt_tokens": 1, "new_tokens": 1}
+    with cache.path.open("a") as file:
+        file.write("[" * 100_000 + "\n" + json.dumps(row) + "\n[]\n3\n")
+    again = RewriteCache(tmp_path, TEACHER)
+    assert len(again) == 1
+    assert again.get("k2") is None
+    cache.path.unlink()
+    os.mkfifo(cache.path)
+    with pytest.raises(UserError, match="not a regular file"):
+        RewriteCache(tmp_path, TEACHER)

@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 
+from fedsdr.file_reading import check_regular, stands
 from fedsdr.files import disk_errors_named, made_once, write_atomically
 from fedsdr.types import Decoding, Generation
 
@@ -53,7 +54,10 @@ class GenerationFile:
         self.path = path
         with disk_errors_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = path.read_bytes() if path.exists() else b""
+            content = b""
+            if stands(path):
+                check_regular(path, "remove it, or choose another teacher.cache")
+                content = path.read_bytes()
         self._partial = not content.endswith(b"\n") and content != b""
         self._rows: dict[str, Generation] = {}
         for line in content.splitlines():
@@ -105,9 +109,11 @@ def _row(line: bytes) -> Generation | None:
         check = fields.pop("check", None)  # older versions wrote none
         if check is not None and check != _digest(json.dumps(fields))[:16]:
             return None
-        return Generation(**fields)
+        row = Generation(**fields)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+    types = {"id": str, "text": str, "finished": bool, "prompt_tokens": int, "new_tokens": int}
+    return row if all(isinstance(getattr(row, k), kind) for k, kind in types.items()) else None
 
 
 def _digest(text: str) -> str:
