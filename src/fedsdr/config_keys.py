@@ -48,13 +48,15 @@ class ModelConfig:
 class DataConfig:
     clients: str | list[str] = key("", "a folder with one file per client, or a list of files")
     include: list[str] = key([], "clients to use; empty: all")
+    leave_out: list[str] = key([], "clients that take no part and are measured all the same")
     source: str | list[str] = key("", "files or hub:ORG/NAME to split between clients instead")
     partition: str = key("dirichlet", "how source is split")
     alpha: float = key(0.5, "dirichlet, quantity: the smaller, the more skewed", ge=1e-6, le=1e9)
     num_clients: Count = key(8, "number of clients that source is split between")
     test_fraction: ShareBelowOne = key(0.1, "share of each client's rows held out for testing")
+    validation_fraction: ShareBelowOne = key(0.0, "share of the other rows held out to choose by")
     max_examples: CountOrZero = key(0, "training rows per client; 0: all")
-    max_test_examples: CountOrZero = key(0, "test rows per client; 0: all")
+    max_test_examples: CountOrZero = key(0, "test, and validation, rows per client; 0: all")
     max_length: int = key(512, "tokens per row", ge=8, le=_LARGEST)
     seed: int = key(0, "seed of partition and split; not `seed`, so all seeds share test rows")
 
@@ -154,6 +156,11 @@ class TeacherConfig:
 class EvaluationConfig:
     max_new_tokens: Count = key(128, "tokens per scored answer")
     batch_size: Count = key(32, "answers generated at once")
+    every: CountOrZero = key(0, "measure every so many rounds, on validation rows if any; 0: never")
+    by_round: Literal["loss", "all"] = key("loss", "what is measured between rounds")
+    keep: Literal["last", "best"] = key("last", "round that is served; best: on validation rows")
+    transfer: bool = key(False, "measure each client's own model on the rows of all others")
+    retention: bool = key(True, "measure the drift from the base on neutral prompts")
 
 
 @dataclass(frozen=True, config=_STRICT)

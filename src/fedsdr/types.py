@@ -57,12 +57,14 @@ class Example:
 @dataclass(frozen=True)
 class ClientData:
     """The data of one client. `rewritten` is empty before distillation; then it has one example for
-    each of `raw`, with the same ids in the same order."""
+    each of `raw`, with the same ids in the same order. `validation` rows are held out like the test
+    rows, and choose a round or a setting."""
 
     client_id: str
     raw: tuple[Example, ...]
     rewritten: tuple[Example, ...]
     test: tuple[Example, ...]
+    validation: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class RoundRecord:
     epsilon: float | None = None  # client-level differential privacy spent so far
     left_out: tuple[Mapping[str, object], ...] = ()
     aggregation: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Mapping[str, object] | None = None  # of the state after the round, if measured
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,18 @@ import math
 
 import pytest
 
+from fedsdr.evaluation.answer_audit import SIGNS, audit_answer
 from fedsdr.evaluation.held_out import ClientScores, ExampleScore
-from fedsdr.evaluation.results import MODELS, ClientResult, build_results, table_of, to_markdown
+from fedsdr.evaluation.model_tables import tables_of
+from fedsdr.evaluation.results import (
+    MODELS,
+    ClientResult,
+    build_results,
+    table_of,
+    to_markdown,
+)
+
+ANSWERS = ("It is 5 km.", "It is 7 km, so Paris says, by 8 roads.")
 
 
 def scores(*rows, metric="rouge_l"):
@@ -12,7 +22,15 @@ def scores(*rows, metric="rouge_l"):
     return ClientScores(
         metric,
         tuple(
-            ExampleScore(f"row{i}", loss, tokens, score, new_tokens=3, finished=i == 0)
+            ExampleScore(
+                id=f"row{i}",
+                loss_sum=loss,
+                tokens=tokens,
+                score=score,
+                new_tokens=3,
+                finished=i == 0,
+                audit=audit_answer("How far?", "It is 5 km.", ANSWERS[i], metric),
+            )
             for i, (loss, tokens, score) in enumerate(rows)
         ),
     )
@@ -112,7 +130,9 @@ def test_a_client_whose_models_have_graded_scores_has_bootstrap_intervals_for_al
 def test_each_example_stands_once_with_what_each_model_made_of_it(results):
     ann = results["examples"]["ann"]
     assert [row["id"] for row in ann] == ["row0", "row1"]
-    assert ann[1]["global"] == {
+    found = dict(ann[1]["global"])
+    assert found.pop("audit")["numbers"] == 2
+    assert found == {
         "loss_sum": 6.0, "tokens": 8, "score": 0.6, "new_tokens": 3, "finished": False,
     }  # fmt: skip
 
@@ -158,7 +178,8 @@ def test_the_table_has_a_header_a_row_a_client_and_the_means(results):
     rows = table_of(json.loads(json.dumps(results)))
     assert rows[0] == [
         "client", "test rows", "metric",
-        "base score", "global score", "client score", "base loss", "global loss", "client loss",
+        "base score ↑", "global score ↑", "client score ↑",
+        "base loss ↓", "global loss ↓", "client loss ↓",
     ]  # fmt: skip
     assert rows[1] == [
         "ann", "2", "rouge_l",
@@ -168,6 +189,46 @@ def test_the_table_has_a_header_a_row_a_client_and_the_means(results):
     assert [row[0] for row in rows] == ["client", "ann", "bob", "mean", "weighted mean"]
     assert rows[3][1:4] == ["3", "mixed", "0.150 [0.100, 0.550]"]
     assert {len(row) for row in rows} == {9}
+
+
+def test_the_audit_of_a_client_is_over_its_answers_and_that_of_the_mean_over_clients(results):
+    ann, bob = (results["clients"][name]["models"]["base"]["audit"] for name in ("ann", "bob"))
+    assert (ann["unsupported"]["value"], ann["unsupported"]["rows"]) == (0.5, 2)  # 7, 8, Paris
+    # Three in 14 words; a resample of the two rows has 0 of 8, 3 of 14, or 6 of 20.
+    per_100 = ann["unsupported_per_100_words"]
+    assert per_100["value"] == pytest.approx(300 / 14)
+    assert per_100["interval"] == pytest.approx([0, 30])
+    assert ann["length_ratio"]["value"] == pytest.approx(14 / 8)
+    assert ann["unfinished"]["value"] == 0.5
+    assert "wrong" not in ann
+    assert (bob["wrong"]["value"], bob["wrong"]["rows"]) == (0, 1)
+    mean, weighted = (results[of]["base"]["audit"] for of in ("mean", "weighted_mean"))
+    assert mean["unsupported"]["value"] == pytest.approx((0.5 + 0) / 2)
+    assert weighted["unsupported"]["value"] == pytest.approx(1 / 3)
+    assert mean["unsupported"]["rows"] == 3
+    assert mean["wrong"] == {
+        "value": 0,
+        "rows": 1,
+        "interval": pytest.approx(bob["wrong"]["interval"]),
+    }
+
+
+def test_the_table_of_the_audit_says_which_direction_is_better(results):
+    _, (_, rows) = tables_of(json.loads(json.dumps(results)))
+    assert rows[0] == ["sign", "better", "base", "global", "client", "answers"]
+    by_sign = {row[0]: row[1:] for row in rows[1:]}
+    assert by_sign[SIGNS["unsupported"].title][0] == "↓"
+    assert by_sign[SIGNS["unsupported"].title][1].startswith("0.250 [")
+    assert by_sign[SIGNS["length_ratio"].title][0] == "→ 1"
+    assert SIGNS["neutral"].title not in by_sign
+
+
+def test_results_of_a_version_without_an_audit_have_no_table_of_it(results):
+    old = json.loads(json.dumps(results))
+    for model in MODELS:
+        del old["mean"][model]["audit"]
+    assert [rows for _, rows in tables_of(old)] == [table_of(old)]
+    assert len(table_of(old)) == 5
 
 
 def test_the_means_name_the_metric_that_all_clients_share():

@@ -6,6 +6,7 @@ import pytest
 
 from fedsdr.cli.report import page_of
 from fedsdr.errors import UserError
+from fedsdr.evaluation.answer_audit import audit_answer
 from fedsdr.evaluation.held_out import ClientScores, ExampleScore
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.report.curves import curves_svg
@@ -36,7 +37,10 @@ class Page(HTMLParser):
 
 
 def scores(loss):
-    return ClientScores("rouge_l", (ExampleScore("a", loss, 1, 0.5, 3, True),))
+    return ClientScores(
+        "rouge_l",
+        (ExampleScore("a", loss, 1, 0.5, 3, True, audit_answer("", "a", "a", "rouge_l")),),
+    )
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_suites_are_compared_by_question_over_seeds_and_clients_beside_loss_and_
     _, table = table_of({"rows": found, "keys": [], "suite_settings": settings})
     line = dict(zip(table[0], table[3], strict=True))
     assert line["variant"] == "fedsdr"
-    assert line["mmlu"] == "0.625 (0.177)"
+    assert line["mmlu ↑"] == "0.625 (0.177)"
     assert line["mmlu - baseline"].startswith("+0.250 [")
 
 

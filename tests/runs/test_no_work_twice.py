@@ -65,5 +65,6 @@ def test_each_row_is_tokenised_once_in_a_run(write_config, tmp_path, monkeypatch
         return encode(self, example, max_length)
 
     monkeypatch.setattr(Renderer, "encode", counted)
-    run_experiment(write_config("method.name=dual-raw"), tmp_path / "run", SILENT)
+    config = write_config("method.name=dual-raw", "evaluation.retention=false")
+    run_experiment(config, tmp_path / "run", SILENT)
     assert len(encoded) == len(set(encoded)) == 30

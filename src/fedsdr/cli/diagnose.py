@@ -39,7 +39,7 @@ def diagnose(
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import write_and_print
-    from fedsdr.data.clients import load_clients
+    from fedsdr.data.clients import load_clients, taking_part
     from fedsdr.research.diagnose.diagnose_run import diagnose as measure
     from fedsdr.research.diagnose.summary import tables_of
     from fedsdr.runs.run_folder import check_data, open_run
@@ -47,6 +47,7 @@ def diagnose(
     runtime, state = open_run(run, set_)
     clients = load_clients(runtime.config.data)
     check_data(run, clients)
+    clients = taking_part(clients, runtime.config.data)
     found = measure(
         runtime, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
     )

@@ -18,7 +18,7 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     """
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_tables
-    from fedsdr.data.clients import load_clients
+    from fedsdr.data.clients import load_clients, taking_part
     from fedsdr.distill.records import read_audit
     from fedsdr.errors import UserError
     from fedsdr.files import alone
@@ -36,7 +36,7 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
             raise UserError(
                 f"{folder}: holds a run, whose rewrites must not change; choose another --out"
             )
-    clients = load_clients(settings.data)
+    clients = taking_part(load_clients(settings.data), settings.data)
     runtime = open_runtime(settings, folder)
     rewriting = prepare_rewriting(runtime)
     with alone(folder):

@@ -32,6 +32,9 @@ from fedsdr.errors import UserError
 @click.option(
     "--unsafe-code", "code", flag_value="unsafe", help="Run it without a sandbox where that fails."
 )
+@click.option(
+    "--nli", default="", metavar="MODEL", help="Model for contradictions of the gold answers."
+)
 def evaluate(
     run: Path,
     set_: tuple[str, ...],
@@ -39,9 +42,12 @@ def evaluate(
     limit: int | None,
     suite_data: Path | None,
     code: str | None,
+    nli: str,
 ) -> None:
     """Measure base, global and every client on their test rows, and write results.json; with
     --suite, on public benchmarks, and write suites.json."""
+    if suite is not None and nli:
+        raise UserError("--nli: judges the answers to the test rows; leave --suite out")
     if suite is not None:
         _on_suites(run, set_, suite, limit or 0, suite_data, code)
         return
@@ -51,14 +57,17 @@ def evaluate(
     from fedsdr.cli.table import print_results
     from fedsdr.data.clients import load_clients
     from fedsdr.files import alone, write_atomically
+    from fedsdr.models.nli import load_nli
+    from fedsdr.models.packing import device_of
     from fedsdr.runs.evaluation import evaluate_clients
     from fedsdr.runs.run_folder import check_data, open_run
 
     runtime, state = open_run(run, set_)
     clients = load_clients(runtime.config.data)
     check_data(run, clients)
+    infer = load_nli(nli, device_of(runtime.base.model)) if nli else None
     with alone(run):
-        results = evaluate_clients(runtime, clients, state, console_progress())
+        results = evaluate_clients(runtime, clients, state, console_progress(), infer)
         write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
     print_results(results)
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 import click
 
+from fedsdr.cli.adapt import adapt
 from fedsdr.cli.chat import chat
 from fedsdr.cli.compare import compare
 from fedsdr.cli.data import data
@@ -49,6 +50,7 @@ for command in (
     judge,
     report,
     export,
+    adapt,
     chat,
     doctor,
     site,

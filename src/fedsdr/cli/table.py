@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fedsdr.evaluation.results import Table, table_of
+from fedsdr.evaluation.model_tables import tables_of
+from fedsdr.evaluation.results import Table
 from fedsdr.files import write_atomically
 from fedsdr.research.diagnose.summary import Table as ExplainedTable
 from fedsdr.research.diagnose.summary import markdown_of
@@ -49,9 +50,9 @@ def print_results(results: Mapping[str, Any]) -> None:
     if results["clients"]:
         title = (
             f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, seed "
-            f"{results['seed']}; score [95 % interval over test rows], loss in nats per token"
+            f"{results['seed']}"
         )
-        print_tables([(title, table_of(results))])
+        print_tables(tables_of(results), [title])
     else:
         print("no test rows, so nothing was measured (data.test_fraction)")
     cost = results["cost"]

@@ -16,6 +16,7 @@ from fedsdr.data.partition import PARTITIONERS, Partitioner
 from fedsdr.data.readers import READERS, place, read_rows
 from fedsdr.data.split import prompt_groups, split
 from fedsdr.errors import UserError, choose, nearest
+from fedsdr.seeds import seed_for
 from fedsdr.types import ClientData, Example
 
 EMBEDDED = "embedded:five-domains"
@@ -30,7 +31,8 @@ def load_clients(data: DataConfig) -> list[ClientData]:
     and `hub:ORG/NAME[:config][@split]` names. Or `source`: the same, pooled and dealt by the
     partitioner to client-00, client-01, ... Rows of one prompt go to one client, so that no
     client's test rows are another's training rows. With several sources, a row without a category
-    takes the name of its source. `include` names the clients to keep (empty: all).
+    takes the name of its source. `include` names the clients to keep (empty: all),
+    `leave_out` those of them that take no part (`taking_part`).
     Columns that are not read are named in a warning, once a file. UserError, one line, for what the
     user can fix.
     """
@@ -47,7 +49,14 @@ def load_clients(data: DataConfig) -> list[ClientData]:
         if name not in reads:
             known = f"clients: {', '.join(sorted(reads))}"
             raise UserError(f"data.include: no client '{name}' ({known}){nearest(name, reads)}")
-    return [_client(name, reads[name](), data) for name in sorted(set(data.include) or reads)]
+    clients = [_client(name, reads[name](), data) for name in sorted(set(data.include) or reads)]
+    _check_left_out(data, [client.client_id for client in clients])
+    return clients
+
+
+def taking_part(clients: Sequence[ClientData], data: DataConfig) -> list[ClientData]:
+    """Return the clients that are trained: all but those of `data.leave_out`."""
+    return [client for client in clients if client.client_id not in data.leave_out]
 
 
 def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
@@ -65,19 +74,25 @@ def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
     return _client(name, read(), data)
 
 
+def _check_left_out(data: DataConfig, clients: Sequence[str]) -> None:
+    for name in data.leave_out:
+        if name not in clients:
+            known = f"clients: {', '.join(clients)}"
+            raise UserError(f"data.leave_out: no client '{name}' ({known}){nearest(name, clients)}")
+    if set(data.leave_out) >= set(clients):
+        raise UserError("data.leave_out: leaves no client to train; name fewer")
+
+
 def _client(name: str, examples: Sequence[Example], data: DataConfig) -> ClientData:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or len(name) > MAX_NAME:
         allowed = f"at most {MAX_NAME} letters, digits and ._- with no dot in front"
         raise UserError(f"client name {shorten(name)!r} cannot name a folder; use {allowed}")
-    train, test = split(
-        _with_unique_ids(examples),
-        data.test_fraction,
-        data.seed,
-        data.max_examples,
-        data.max_test_examples,
-        name,
-    )
-    return ClientData(client_id=name, raw=tuple(train), rewritten=(), test=tuple(test))
+    rows, most, seed = _with_unique_ids(examples), data.max_test_examples, data.seed
+    rest, test = split(rows, data.test_fraction, seed, 0, most, name)
+    key, share = "data.validation_fraction", data.validation_fraction
+    rest, validation = split(rest, share, seed_for(seed, "validation"), 0, most, name, key)
+    train, _ = split(rest, 0.0, seed, data.max_examples, client=name)
+    return ClientData(name, tuple(train), (), tuple(test), tuple(validation))
 
 
 def _with_unique_ids(examples: Iterable[Example]) -> list[Example]:

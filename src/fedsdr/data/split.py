@@ -19,6 +19,7 @@ def split(
     max_examples: int = 0,
     max_test_examples: int = 0,
     client: str = "",
+    key: str = "data.test_fraction",
 ) -> tuple[list[Example], list[Example]]:
     """Return (train, test), each in the file's order.
 
@@ -26,13 +27,14 @@ def split(
     stay together; at least one row if test_fraction > 0 and there are two groups. Duplicates are
     kept: they are weights. The caps then choose rows at random (0: all); a larger cap keeps the
     rows of a smaller one. The split depends on the rows, `seed` and `client` alone, so that a site
-    gets the same one alone and among others. UserError when no training row is left.
+    gets the same one alone and among others. UserError, which names `key`, when no training row is
+    left.
     """
     if not examples:
         raise UserError(f"client '{client}' has no rows; give it data or leave it out")
     wanted = round(test_fraction * len(examples))
     if wanted >= len(examples):
-        rows = f"client '{client}': data.test_fraction = {test_fraction} of {len(examples)} rows"
+        rows = f"client '{client}': {key} = {test_fraction} of {len(examples)} rows"
         raise UserError(f"{rows} leaves no training row; lower it or add rows")
     test = _held_out(prompt_groups(examples), max(wanted, 1), seed, client) if test_fraction else []
     held = set(test)

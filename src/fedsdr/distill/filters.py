@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from fedsdr.data.answer_parsing import code_of, label_of, looks_like_code, parse_call, python_tree
 from fedsdr.data.number_parsing import final_number
+from fedsdr.data.text_signs import names_in, repeated_grams
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ _REFUSALS = re.compile(
     r"do (?:that|this)|create|generate|write|perform|access|engage|support|process)\b",
     re.I,
 )
-_NAME = re.compile(r"(?<=[^\W\d_] |[,;(] )[A-Z][^\W\d_]+")  # not the first word of a sentence
 _STUTTER = re.compile(r"([^\W\d_][^\n]{0,19}?)\1{9,}")  # one short piece ten times in a row
 _LOOP_SHARE = 0.6  # of the 4-grams of words that occurred before
 _LOOP_LINES = 4  # occurrences of one line
@@ -130,11 +130,6 @@ def loses_name(raw: str, rewrite: str) -> str | None:
     return None if words.issuperset(name.lower() for name in names_in(raw)) else "name lost"
 
 
-def names_in(text: str) -> list[str]:
-    """Return the distinct capitalised words inside sentences, in order."""
-    return list(dict.fromkeys(_NAME.findall(text)))
-
-
 GENERAL_CHECKS: tuple[Check, ...] = (is_empty, has_meta_phrase, refuses, loops)
 FAMILY_CHECKS: dict[str, tuple[Check, ...]] = {
     "general": (),
@@ -173,9 +168,8 @@ ASKS_AGAIN = frozenset({"repair"})  # filters whose refused rewrites are asked f
 
 
 def _repeated_share(text: str) -> float:
-    words = text.split()
-    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return 1 - len(set(grams)) / len(grams) if len(grams) >= 20 else 0.0
+    repeated, grams = repeated_grams(text.split())
+    return repeated / grams if grams >= 20 else 0.0
 
 
 def _most_repeated_line(text: str) -> int:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from fedsdr.data.answer_parsing import code_of, python_tree
 from fedsdr.data.number_parsing import final_number
-from fedsdr.distill.filters import defined_names, names_in
+from fedsdr.data.text_signs import names_in
+from fedsdr.distill.filters import defined_names
 from fedsdr.distill.prompts import fill
 from fedsdr.distill.records import RewriteRecord
 

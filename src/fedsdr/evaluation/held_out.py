@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedsdr.data.chat_templates import prompt_of
+from fedsdr.evaluation.answer_audit import AnswerAudit, audit_answer
 from fedsdr.evaluation.metrics import Metric
 from fedsdr.seeds import seed_for
-from fedsdr.types import Decoding, Example, Generate, GenerationRequest
+from fedsdr.types import Decoding, Example, Generate, Generation, GenerationRequest
 
+Infer = Callable[[Sequence[tuple[str, str]]], Sequence[str]]  # as in models/nli.py
 # Per example: the summed loss of its assistant turns in nats, and their supervised tokens.
 Losses = Callable[[Sequence[Example]], Sequence[tuple[float, int]]]
 
@@ -23,6 +26,7 @@ class ExampleScore:
     score: float  # of the last turn, in [0, 1]
     new_tokens: int
     finished: bool  # the answer ended before max_new_tokens
+    audit: AnswerAudit
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class ClientScores:
         return sum(row.finished for row in self.rows) / len(self.rows)
 
 
+def scores_of(found: Mapping[str, Any]) -> ClientScores:
+    """Return the scores that `asdict` made a mapping of."""
+    rows = (ExampleScore(**{**row, "audit": AnswerAudit(**row["audit"])}) for row in found["rows"])
+    return ClientScores(found["metric"], tuple(rows))
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The test rows of one client and the metric of their answers."""
@@ -82,12 +92,14 @@ def evaluate_on(
     generate: Generate,
     max_new_tokens: int,
     seed: int,
+    infer: Infer | None = None,
 ) -> dict[str, ClientScores]:
     """Evaluate a model, given by its `losses` and `generate`, on the test rows of each client.
 
     All clients' rows share the batches. Decoding is greedy. In a conversation only the last answer
-    is generated, after the reference answers of the earlier turns. ValueError if a client has no
-    rows, or if a row does not get exactly one loss and one answer.
+    is generated, after the reference answers of the earlier turns. `infer` tells the relation of a
+    gold answer to the model's. ValueError if a client has no rows, or if a row does not get exactly
+    one loss and one answer.
     """
     rows = [(f"{client}/{row.id}", row) for client, test in tests.items() for row in test.rows]
     if not all(test.rows for test in tests.values()):
@@ -100,15 +112,31 @@ def evaluate_on(
             f"{len(generations)} answers do not match the ids of {len(rows)} test rows"
         )
     measured = dict(zip(dict(rows), losses([row for _, row in rows]), strict=True))
+    relations: dict[str, str] = {}
+    if infer:
+        pairs = [(row.response, answers[name].text) for name, row in rows]
+        relations = dict(zip(dict(rows), infer(pairs), strict=True))
     scores = {}
     for client, test in tests.items():
         scored = []
         for row in test.rows:
             name = f"{client}/{row.id}"
             (loss_sum, tokens), made = measured[name], answers[name]
-            score = test.metric.score(row.response, made.text)
             scored.append(
-                ExampleScore(row.id, loss_sum, tokens, score, made.new_tokens, made.finished)
+                ExampleScore(
+                    id=row.id,
+                    loss_sum=loss_sum,
+                    tokens=tokens,
+                    score=test.metric.score(row.response, made.text),
+                    new_tokens=made.new_tokens,
+                    finished=made.finished,
+                    audit=_audit(row, made, test.metric.name, relations.get(name)),
+                )
             )
         scores[client] = ClientScores(test.metric.name, tuple(scored))
     return scores
+
+
+def _audit(row: Example, made: Generation, metric: str, relation: str | None) -> AnswerAudit:
+    prompt = "\n".join(turn.content for turn in prompt_of(row))
+    return replace(audit_answer(prompt, row.response, made.text, metric), relation=relation)

@@ -8,6 +8,7 @@ section 3.4; the factor 0.5 and the 5 examples are those of their code).
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,14 +49,20 @@ class MixedModel:
         cosines = torch.cosine_similarity(self._local_states, state[None], dim=-1)
         return 0.5 * float(cosines.mean())
 
+    @contextmanager
+    def using(self, turns: Sequence[Turn]) -> Iterator[None]:
+        """Within the context, the forward has both branches with the weights of this prompt."""
+        shared = self.weight_of_shared(turns)
+        with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
+            yield
+
     def losses(self, losses: Losses) -> Losses:
         """Return `losses` with per-example branch weights."""
 
         def mixed(examples: Sequence[Example]) -> list[tuple[float, int]]:
             results: list[tuple[float, int]] = []
             for example in examples:
-                shared = self.weight_of_shared(prompt_of(example))
-                with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
+                with self.using(prompt_of(example)):
                     results += losses([example])
             return results
 
@@ -68,8 +75,7 @@ class MixedModel:
             requests: Sequence[GenerationRequest], decoding: Decoding
         ) -> Iterator[Generation]:
             for request in requests:
-                shared = self.weight_of_shared(request.turns)
-                with self.model.using(R, S, weights={R: shared, S: 1 - shared}):
+                with self.using(request.turns):
                     yield from list(generate([request], decoding))
 
         return mixed

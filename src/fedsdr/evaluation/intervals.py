@@ -12,10 +12,13 @@ effect measures", Statistics in Medicine 28, 2009 (MOVER).
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 Interval = list[float]  # [low, high]
+Pair = tuple[float, float]  # numerator and denominator of one row
 
 
 def score_interval(scores: Sequence[float], seed: int, *, binary: bool) -> Interval:
@@ -51,6 +54,20 @@ def bootstrap_interval(
     return sorted((float(found.low), float(found.high)))
 
 
+def ratio_interval(pairs: Sequence[Pair], seed: int) -> Interval:
+    """Return the interval of sum(numerators) / sum(denominators) over rows.
+
+    Wilson's where it is a share (numerators 0 or 1, denominators 1), else the percentile bootstrap,
+    with fewer resamples the more rows there are. ValueError if there are no rows.
+    """
+    numbers = np.asarray(pairs, dtype=np.float64)
+    if (numbers[:, 1] == 1).all() and np.isin(numbers[:, 0], (0, 1)).all():
+        return score_interval(numbers[:, 0].tolist(), seed, binary=True)
+    sums = _draws(len(pairs), seed) @ numbers
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    return [float(low), float(high)]
+
+
 def weighted_mean(
     weights: Sequence[float], means: Sequence[float], intervals: Sequence[Interval]
 ) -> tuple[float, Interval]:
@@ -63,3 +80,10 @@ def weighted_mean(
     w, low, high = np.asarray(weights), *np.asarray(intervals).T
     below, above = (np.linalg.norm(w * (np.asarray(means) - end)) / total for end in (low, high))
     return mean, [float(mean - below), float(mean + above)]
+
+
+@lru_cache(maxsize=1)  # the signs of one client share the draws
+def _draws(rows: int, seed: int) -> NDArray[np.int64]:
+    """Return how often each resample has each row, (resamples, rows)."""
+    resamples = max(200, min(2000, 10**7 // rows))
+    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedsdr.evaluation.answer_audit import SIGNS, measured_signs
 from fedsdr.evaluation.held_out import ClientScores
 from fedsdr.evaluation.intervals import score_interval, weighted_mean
 from fedsdr.seeds import seed_for
@@ -22,6 +23,8 @@ class ClientResult:
 
     num_train: int
     models: Mapping[str, ClientScores]  # one for each of MODELS
+    # Its own model on the rows of every client, its own included; empty if not measured.
+    elsewhere: Mapping[str, ClientScores] = field(default_factory=dict)
 
 
 def build_results(
@@ -39,7 +42,8 @@ def build_results(
     the score over test rows; Wilson's where all scores of a client are 0 or 1, else bootstrap. That
     of a mean combines the clients' intervals, since the clients are given, not sampled. finished:
     share of answers that ended before the token limit. mean: every client counts once.
-    weighted_mean: scores weighted by test rows, losses by supervised tokens.
+    weighted_mean: scores weighted by test rows, losses by supervised tokens. audit: the signs of
+    `answer_audit.SIGNS`, each over the answers, and in the means the clients, to which it applies.
 
     Means over clients with different metrics are only comparable between models.
 
@@ -68,7 +72,8 @@ def build_results(
 
 
 def table_of(results: Mapping[str, Any]) -> list[list[str]]:
-    """Return results.json as rows of text: a header, a row per client, and the two means."""
+    """Return results.json as rows of text: a header, a row per client, the two means, and a row for
+    each client that took no part."""
     lines = [
         (name, client["num_test"], client["metric"], client["models"])
         for name, client in results["clients"].items()
@@ -78,8 +83,12 @@ def table_of(results: Mapping[str, Any]) -> list[list[str]]:
     shared = metrics.pop() if len(metrics) == 1 else "mixed"
     lines.append(("mean", total, shared, results["mean"]))
     lines.append(("weighted mean", total, shared, results["weighted_mean"]))
+    lines += [
+        (f"{name} (took no part)", client["num_test"], client["metric"], client["models"])
+        for name, client in results.get("took_no_part", {"clients": {}})["clients"].items()
+    ]
     header = ["client", "test rows", "metric"]
-    header += [f"{model} {what}" for what in ("score", "loss") for model in MODELS]
+    header += [f"{model} {what}" for what in ("score ↑", "loss ↓") for model in MODELS]
     return [header] + [
         [name, str(rows), metric]
         + [_score_text(models[model]) for model in MODELS]
@@ -97,23 +106,30 @@ def to_markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def _client_entry(client: ClientResult, seed: int) -> dict[str, Any]:
     base = client.models["base"]
-    scores = {model: [row.score for row in of.rows] for model, of in client.models.items()}
     # Graded scores that happen to be 0 and 1 alone count as such: no others have a larger variance.
-    binary = all(score in (0, 1) for values in scores.values() for score in values)
+    binary = all(row.score in (0, 1) for of in client.models.values() for row in of.rows)
     return {
         "num_train": client.num_train,
         "num_test": len(base.rows),
         "metric": base.metric,
         "models": {
-            model: {
-                "loss": of.loss,
-                "score": of.score,
-                "score_ci": score_interval(scores[model], seed, binary=binary),
-                "tokens": of.tokens,
-                "finished": of.finished,
-            }
-            for model, of in client.models.items()
+            model: model_entry(of, seed, binary=binary) for model, of in client.models.items()
         },
+    }
+
+
+def model_entry(of: ClientScores, seed: int, *, binary: bool) -> dict[str, Any]:
+    """Return what results.json has of one model on one client's rows.
+
+    `binary`: the scores of the client's models are 0 or 1.
+    """
+    return {
+        "loss": of.loss,
+        "score": of.score,
+        "score_ci": score_interval([row.score for row in of.rows], seed, binary=binary),
+        "tokens": of.tokens,
+        "finished": of.finished,
+        "audit": measured_signs([asdict(row) for row in of.rows], seed),
     }
 
 
@@ -123,7 +139,21 @@ def _mean(clients: Iterable[Mapping[str, Any]], model: str, *, weighted: bool) -
     score, interval = weighted_mean(rows, [m["score"] for m in of], [m["score_ci"] for m in of])
     tokens = [m["tokens"] if weighted else 1 for m in of]
     loss = math.fsum(t * m["loss"] for t, m in zip(tokens, of, strict=True)) / sum(tokens)
-    return {"loss": loss, "score": score, "score_ci": interval}
+    audits = [m["audit"] for m in of]
+    audit = {
+        sign: _mean_sign(audits, sign, weighted) for sign in SIGNS if any(sign in a for a in audits)
+    }
+    return {"loss": loss, "score": score, "score_ci": interval, "audit": audit}
+
+
+def _mean_sign(audits: Sequence[Mapping[str, Any]], sign: str, weighted: bool) -> dict[str, Any]:
+    """Return the mean of one sign over the clients to which it applies."""
+    found = [audit[sign] for audit in audits if sign in audit]
+    weights = [entry["weight"] if weighted else 1 for entry in found]
+    value, interval = weighted_mean(
+        weights, *([e[k] for e in found] for k in ("value", "interval"))
+    )
+    return {"value": value, "interval": interval, "rows": sum(entry["rows"] for entry in found)}
 
 
 def _example_entries(client: ClientResult) -> list[dict[str, Any]]:
@@ -161,6 +191,10 @@ def _check_finite(value: object, where: str) -> None:
 
 
 def _score_text(entry: Mapping[str, Any]) -> str:
-    low, high = entry["score_ci"]
+    return f"{entry['score']:.3f}{interval_text(entry['score_ci'])}"
+
+
+def interval_text(interval: Sequence[float]) -> str:
+    low, high = interval
     # Equal graded scores say nothing about the spread: an interval of width 0 would mislead.
-    return f"{entry['score']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if high > low else "")
+    return f" [{low:.3f}, {high:.3f}]" if high > low else ""

@@ -9,10 +9,24 @@ class _Part(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     """A part of results.json, with what its readers need."""
 
 
+_Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+_Sums = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class _Value(_Part):
+    value: float
+    interval: _Interval
+
+
+class _Sign(_Value):
+    rows: int
+
+
 class _Mean(_Part):
     loss: float
     score: float
-    score_ci: Annotated[list[float], Field(min_length=2, max_length=2)]
+    score_ci: _Interval
+    audit: dict[str, _Sign] = {}
 
 
 class _Model(_Mean):
@@ -32,10 +46,25 @@ class _Cost(_Part):
     bytes_up: float
 
 
+class _Audit(_Part):
+    words: int
+    gold_words: int
+    prose_words: int
+    numbers: int
+    names: int
+    wrong: bool | None
+    grams: int
+    repeated: int
+    fillers: int
+    template: bool
+
+
 class _Row(_Part):
     score: float
     loss_sum: float
     tokens: float
+    finished: bool = True
+    audit: _Audit | None = None
 
 
 class _Example(_Part):
@@ -43,6 +72,45 @@ class _Example(_Part):
     base: _Row
     global_: _Row = Field(alias="global")
     client: _Row
+
+
+class _Kept(_Part):
+    drift: _Value
+    rise: _Value
+
+
+class _KeptRows(_Part):
+    global_: list[_Sums] = Field(alias="global")
+    clients: dict[str, list[_Sums]]
+
+
+class _Retention(_Part):
+    prompts: int
+    tokens: int
+    models: dict[Literal["global", "client"], _Kept] = Field(min_length=2)
+    clients: dict[str, _Kept]
+    rows: _KeptRows
+
+
+class _Place(_Part):
+    loss: float
+    loss_ci: _Interval
+    score: float
+    score_ci: _Interval
+
+
+class _Means(_Part):
+    global_: _Place = Field(alias="global")
+    client: dict[str, _Place]
+
+
+class _Transfer(_Part):
+    matrix: dict[str, dict[str, _Place]]
+    means: _Means
+
+
+class _NoPart(_Part):
+    clients: dict[str, _Client]
 
 
 class Results(_Part):
@@ -57,6 +125,9 @@ class Results(_Part):
     mean: dict[str, _Mean] = {}
     weighted_mean: dict[str, _Mean] = {}
     examples: dict[str, list[_Example]] = {}
+    retention: _Retention | None = None
+    transfer: _Transfer | None = None
+    took_no_part: _NoPart | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Results":

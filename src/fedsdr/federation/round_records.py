@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -29,6 +29,16 @@ class Refused(BaseModel, strict=True):
     reason: str
 
 
+class Evaluation(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
+    """What must be there of the models measured after a round: losses by model."""
+
+    __pydantic_extra__: dict[str, Any] = Field(init=False)
+    of: str
+    rows: int
+    # client -> model -> nats per token
+    losses: dict[str, dict[Literal["global", "client"], float]]
+
+
 class Record(BaseModel, strict=True, allow_inf_nan=False):
     """What must be in a line of rounds.jsonl."""
 
@@ -43,6 +53,7 @@ class Record(BaseModel, strict=True, allow_inf_nan=False):
     epsilon: float | None = None
     left_out: list[Refused] = []
     aggregation: dict[str, float] = {}
+    evaluation: Evaluation | None = None
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

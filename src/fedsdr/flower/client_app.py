@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsdr.config import Config
-from fedsdr.data.clients import load_clients, load_one_client
+from fedsdr.data.clients import load_clients, load_one_client, taking_part
 from fedsdr.distill.records import audit_of, read_records
 from fedsdr.errors import Refusal, UserError
 from fedsdr.files import alone, write_atomically
@@ -216,7 +216,8 @@ def _run_items(context: Context) -> RunItems:
 # site's process serves one message. All clients of a simulation share one base.
 @functools.lru_cache(maxsize=1)
 def _simulated_clients(run: RunItems) -> list[ClientData]:
-    return load_clients(node_config_of(dict(run), {"partition-id": 0}).config.data)
+    data = node_config_of(dict(run), {"partition-id": 0}).config.data
+    return taking_part(load_clients(data), data)
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,7 +11,8 @@ from typing import Any
 
 from fedsdr.distill.records import read_audit
 from fedsdr.errors import UserError
-from fedsdr.evaluation.results import Table, table_of
+from fedsdr.evaluation.model_tables import tables_of
+from fedsdr.evaluation.results import Table
 from fedsdr.evaluation.results_file import Results
 from fedsdr.federation.round_records import read_records
 from fedsdr.file_reading import RESTORE, read_json, read_text
@@ -29,14 +30,14 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
     results, records = read_json(folder / "results.json", Results, HINT), read_records(folder)
     tables: list[Table] = []
     if results["clients"]:
-        title = "Score [95 % interval over test rows] and loss (nats per token) on test rows"
-        tables.append((title, table_of(results)))
+        tables += tables_of(results)
     tables += [_cost_table(results["cost"]), _round_table(records)]
     if audit := read_audit(folder / "distilled"):
         tables.append(rewriting_table(audit))
     elif "rewrite" in results["cost"]["tokens"]:
         raise UserError(f"{folder / 'distilled' / 'audit.json'}: missing; {RESTORE}")
-    curves = _training_losses(records)
+    curves = {f"training, {phase}": of for phase, of in _training_losses(records).items()}
+    curves |= _measured_losses(records)
     return Section(
         title=folder.resolve().name,
         tables=[*tables, *more_tables],
@@ -44,7 +45,7 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
             f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
             f"seed {results['seed']}, {len(results['clients'])} clients."
         ],
-        svg=curves_svg(curves, "training loss, nats per token", bold="mean") if curves else "",
+        svg=curves_svg(curves, "loss, nats per token", bold="mean") if curves else "",
         settings=_settings(folder),
     )
 
@@ -89,6 +90,20 @@ def _training_losses(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
             mean = panels[phase].setdefault("mean", [])
             mean.append((record["round"], statistics.fmean(values)))
     return {phase: dict(curves) for phase, curves in panels.items()}
+
+
+def _measured_losses(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
+    """Return the losses of global and own models between rounds, by client and their mean."""
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in records:
+        found = record.get("evaluation") or {"losses": {}}
+        for kind in ("global", "client") if found["losses"] else ():
+            losses = {client: of[kind] for client, of in found["losses"].items()}
+            losses["mean"] = statistics.fmean(losses.values())
+            curves = panels.setdefault(f"{found['of']} rows, {kind} model", {})
+            for name, loss in losses.items():
+                curves.setdefault(name, []).append((record["round"], loss))
+    return {panel: dict(curves) for panel, curves in panels.items()}
 
 
 def _cost_table(cost: Mapping[str, Any]) -> Table:

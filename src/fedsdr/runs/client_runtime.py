@@ -20,7 +20,7 @@ from fedsdr.config import Config
 from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.distill.records import read_distilled
 from fedsdr.errors import UserError, choose
-from fedsdr.evaluation.held_out import ClientScores, HeldOut, Losses, evaluate_on
+from fedsdr.evaluation.held_out import ClientScores, HeldOut, Infer, Losses, evaluate_on
 from fedsdr.evaluation.instance_weighting import MixedModel
 from fedsdr.evaluation.metrics import metric_for
 from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base
@@ -29,6 +29,7 @@ from fedsdr.models.generation import transformers_generate
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.models.two_branch import BranchedModel
+from fedsdr.runs.run_folder import BEST
 from fedsdr.tensors import Tensors
 from fedsdr.training.client_store import ClientStore
 from fedsdr.training.client_update import client_update
@@ -70,10 +71,16 @@ class ClientRuntime:
     def method(self) -> Method:
         return choose(self.config.method.name, METHODS, "method.name")
 
-    def store(self, client_id: str) -> ClientStore:
-        """Return the store of a client's private state."""
-        folder = self.folder / "clients" / client_id
-        return ClientStore(folder, self.config.lora.alpha, self.base.name)
+    def store(self, client_id: str, round: int = 0) -> ClientStore:
+        """Return the store of a client's private state; for a `round` that only FOLDER/best still
+        has, the store there."""
+        alpha, base = self.config.lora.alpha, self.base.name
+        stores = [
+            ClientStore(folder / "clients" / client_id, alpha, base)
+            for folder in (self.folder, self.folder / BEST)
+        ]
+        held = [store for store in stores if round and store.round_folder(round).is_dir()]
+        return held[0] if held else stores[0]
 
     def private_of(self, client_id: str, state: ServerState) -> Tensors:
         """Return where a client's model differs from the global one after its last accepted round.
@@ -88,7 +95,8 @@ class ClientRuntime:
         if not (branches or AGGREGATIONS[self.config.algorithm.aggregation].kept):
             return received
         like = {n: p for branch in branches for n, p in self.model.parameters(branch).items()}
-        return received | self.store(client_id).load(state.accepted.get(client_id, 0), like).own
+        round = state.accepted.get(client_id, 0)
+        return received | self.store(client_id, round).load(round, like).own
 
     def rank_of(self, client_id: str) -> int:
         """Return a client's own rank of R, or 0."""
@@ -217,10 +225,12 @@ def evaluate_model(
     branches: tuple[Branch, ...],
     *,
     mixed_by: ClientData | None = None,
+    infer: Infer | None = None,
 ) -> dict[str, ClientScores]:
     """Measure the model of these branches, with their current values, on each client's test rows.
 
     With `mixed_by`, R and S are weighted per row, by the training rows of that client (FedDPA).
+    `infer`: see `evaluate_on`.
     """
     tests = {
         c.client_id: HeldOut(c.test, metric_for((*c.raw, *c.test)))  # by its kind of data
@@ -233,6 +243,7 @@ def evaluate_model(
             generate=generate,
             max_new_tokens=runtime.config.evaluation.max_new_tokens,
             seed=runtime.config.seed,
+            infer=infer,
         )
     for name, measured in scores.items():
         if not math.isfinite(measured.loss):
@@ -244,6 +255,11 @@ def evaluate_model(
     return scores
 
 
+def mixed_model(runtime: ClientRuntime, client: ClientData) -> MixedModel:
+    """Return FedDPA's model of a client, whose training rows weigh the branches per prompt."""
+    return MixedModel(runtime.model, runtime.renderer.prompt, client.raw, runtime.config.seed)
+
+
 @contextmanager
 def forward_of(
     runtime: ClientRuntime, branches: tuple[Branch, ...], mixed_by: ClientData | None = None
@@ -251,12 +267,7 @@ def forward_of(
     """Yield the losses and the generation of the model with these branches in its forward."""
     generate = runtime.generate(runtime.config.evaluation.batch_size)
     if mixed_by:
-        local = MixedModel(
-            model=runtime.model,
-            prompt=runtime.renderer.prompt,
-            examples=mixed_by.raw,
-            seed=runtime.config.seed,
-        )
+        local = mixed_model(runtime, mixed_by)
         yield local.losses(runtime.losses), local.generate(generate)
         return
     with runtime.model.using(*branches):

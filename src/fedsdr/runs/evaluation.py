@@ -4,60 +4,107 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedsdr.distill.records import read_audit
-from fedsdr.evaluation.held_out import ClientScores, ExampleScore
+from fedsdr.evaluation.answer_audit import VERSION
+from fedsdr.evaluation.held_out import ClientScores, Infer, scores_of
 from fedsdr.evaluation.results import ClientResult, build_results
+from fedsdr.evaluation.transfer import transfer_of
 from fedsdr.federation.round_records import read_records
-from fedsdr.files import kept_json
-from fedsdr.models.packing import device_of
 from fedsdr.progress import Progress
+from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
 from fedsdr.runs.refresh import refresh_audits
+from fedsdr.runs.rounds import rounds_done
+from fedsdr.runs.seed_drift import retention_of
 from fedsdr.runs.served_models import serving_of
+from fedsdr.seeds import seed_for
 from fedsdr.types import ClientData, ServerState
 
 
 def evaluate_clients(
-    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState, progress: Progress
+    runtime: ClientRuntime,
+    clients: Sequence[ClientData],
+    state: ServerState,
+    progress: Progress,
+    infer: Infer | None = None,
 ) -> dict[str, Any]:
     """Measure the base, global and client models on every client's test rows.
 
-    Without test rows (data.test_fraction = 0) only the cost is returned.
+    `infer` tells the relation of gold answers to the models'. Without test rows
+    (data.test_fraction = 0) only the cost is returned.
     """
     began = time.perf_counter()
     config = runtime.config
-    measured: dict[str, ClientResult] = {}
     tested = [client for client in clients if client.test]
-    with progress.bar("evaluating", 3 * len(tested)) as advance:
-        base = base_scores(runtime, tested)
-        advance(len(tested))
-        serving = serving_of(runtime, state, "global")
-        runtime.model.set(serving.values)
-        shared = evaluate_model(runtime, tested, serving.branches) if serving.branches else base
-        advance(len(tested))
-        for client in tested:
-            name = client.client_id
-            own = _client_scores(runtime, client, state, shared[name])
-            advance(1)
-            models = {"base": base[name], "global": shared[name], "client": own}
-            measured[name] = ClientResult(len(client.raw), models)
+    measured = measure_models(runtime, tested, state, progress, infer)
+    left_out = {name: of for name, of in measured.items() if name in config.data.leave_out}
+    trained = {name: of for name, of in measured.items() if name not in left_out}
+    retained = {}
+    if config.evaluation.retention and trained:
+        retained = retention_of(runtime, [c for c in tested if c.client_id in trained], state)
     facts: dict[str, Any] = {
         "method": runtime.method.name,
         "algorithm": config.algorithm.name,
         "seed": config.seed,
-        "rounds": state.round,
+        "rounds": rounds_done(runtime.folder, state),
         "cost": cost_of(runtime.folder, measured, time.perf_counter() - began),
     }
-    results = build_results(**facts, clients=measured) if measured else {**facts, "clients": {}}
+    results = build_results(**facts, clients=trained) if trained else facts | {"clients": {}}
+    if left_out:
+        of_others = build_results(**facts, clients=left_out)
+        results["took_no_part"] = {key: of_others[key] for key in ("clients", "examples")}
+    if config.evaluation.keep == "best":
+        results["served_round"] = state.round
     results["max_new_tokens"] = config.evaluation.max_new_tokens  # of an answer that is scored
-    return results | _left_out(runtime.folder) | _privacy_of(runtime)
+    results |= {"retention": retained} if retained else {}
+    results |= _transfer_of(measured, config.seed) | _left_out(runtime.folder)
+    return results | _privacy_of(runtime)
+
+
+def measure_models(
+    runtime: ClientRuntime,
+    tested: Sequence[ClientData],
+    state: ServerState,
+    progress: Progress,
+    infer: Infer | None = None,
+) -> dict[str, ClientResult]:
+    """Return the scores of base, global and own model of each client on its test rows.
+
+    With evaluation.transfer, those of the own models on the rows of all clients too.
+    """
+    measured = {}
+    with progress.bar("evaluating", 3 * len(tested)) as advance:
+        evaluate = partial(evaluate_model, runtime, infer=infer)
+        base = evaluate(tested, ()) if infer else base_scores(runtime, tested)
+        advance(len(tested))
+        serving = serving_of(runtime, state, "global")
+        runtime.model.set(serving.values)
+        shared = evaluate(tested, serving.branches) if serving.branches else base
+        advance(len(tested))
+        for client in tested:
+            name = client.client_id
+            on = tested if runtime.config.evaluation.transfer else [client]
+            serving = serving_of(runtime, state, "client", name)
+            own = shared
+            if serving.values is not state.shared:
+                runtime.model.set(serving.values)
+                own = evaluate(on, serving.branches, mixed_by=client if serving.mixed else None)
+            advance(1)
+            models = {"base": base[name], "global": shared[name], "client": own[name]}
+            elsewhere = own if own is not shared and len(on) > 1 else {}
+            measured[name] = ClientResult(len(client.raw), models, elsewhere)
+    return measured
+
+
+def _transfer_of(measured: Mapping[str, ClientResult], seed: int) -> dict[str, Any]:
+    """Return the transfer between the clients; empty if it was not measured."""
+    own = {name: result.elsewhere for name, result in measured.items() if result.elsewhere}
+    shared = {name: result.models["global"] for name, result in measured.items()}
+    return {"transfer": transfer_of(shared, own, seed_for(seed, "transfer"))} if own else {}
 
 
 def _left_out(folder: Path) -> dict[str, Any]:
@@ -79,36 +126,15 @@ def _privacy_of(runtime: ClientRuntime) -> dict[str, Any]:
 
 def base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
     """Return the scores of the base, which are kept in the cache by all that they depend on."""
-    config = runtime.config
-    device = device_of(runtime.base.model)
-    about = (
-        *(version("fedsdr"), torch.__version__, torch.backends.cpu.get_cpu_capability()),
-        *(device.type, torch.get_num_threads()),
-        *(runtime.base.fingerprint, config.model.dtype, config.model.quantize),
-        *(runtime.renderer.fingerprint, config.data.max_length, config.train.pack_tokens),
-        *(config.evaluation, [(c.client_id, c.raw, c.test) for c in clients]),
-    )
-    name = sha256(repr(about).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    kept = kept_json(
-        runtime.cache / "base_scores" / f"{name}.json",
+    asked = runtime.config.evaluation
+    rows = [(client.client_id, client.raw, client.test) for client in clients]
+    kept = kept_of_base(
+        runtime,
+        "base_scores",
+        (VERSION, asked.max_new_tokens, asked.batch_size, rows),
         lambda: {n: asdict(s) for n, s in evaluate_model(runtime, clients, ()).items()},
-        private=True,
     )
-    return {
-        client: ClientScores(of["metric"], tuple(ExampleScore(**row) for row in of["rows"]))
-        for client, of in kept.items()
-    }
-
-
-def _client_scores(
-    runtime: ClientRuntime, client: ClientData, state: ServerState, shared: ClientScores
-) -> ClientScores:
-    own = serving_of(runtime, state, "client", client.client_id)
-    if own.values is state.shared:
-        return shared
-    runtime.model.set(own.values)
-    mixed_by = client if own.mixed else None
-    return evaluate_model(runtime, [client], own.branches, mixed_by=mixed_by)[client.client_id]
+    return {client: scores_of(of) for client, of in kept.items()}
 
 
 def cost_of(
@@ -141,7 +167,11 @@ def cost_of(
         tokens["rewrite"] += anew["all_new_tokens"]
         seconds["rewrite"] += anew.get("seconds", 0.0)
     # A model is measured once: the client model of plain is its global one.
-    distinct = {id(s): s for client in measured.values() for s in client.models.values()}
+    distinct = {
+        id(scores): scores
+        for client in measured.values()
+        for scores in (*client.models.values(), *client.elsewhere.values())
+    }
     tokens["evaluate"] = sum(row.new_tokens for scores in distinct.values() for row in scores.rows)
     seconds["evaluate"] = evaluation_seconds
     return {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import load_state, save_state
+from fedsdr.federation.checkpoint import load_progress, load_state, save_state
 from fedsdr.federation.plan import Plan, first_state
 from fedsdr.federation.round import RunClients, run_round
 from fedsdr.federation.round_records import RECORDS, check_digest, parse_records, record_lines
@@ -62,11 +62,25 @@ def last_line(state: ServerState) -> int:
     return max([state.round, *state.accepted.values()])
 
 
+def rounds_done(folder: Path, state: ServerState) -> int:
+    """Return the number of finished rounds; `state`, which is served, may be of an earlier one."""
+    return load_progress(folder / "checkpoint")[0] or state.round
+
+
 def next_round(
-    folder: Path, state: ServerState, plan: Plan, run_clients: RunClients, progress: Progress
+    folder: Path,
+    state: ServerState,
+    plan: Plan,
+    run_clients: RunClients,
+    progress: Progress,
+    measure: Callable[[ServerState], dict[str, Any] | None] = lambda state: None,
 ) -> ServerState:
-    """Run one round and save it in the folder; return the state after it."""
+    """Run one round and save it in the folder; return the state after it.
+
+    What `measure` finds of that state is part of its line in rounds.jsonl.
+    """
     state, record = run_round(state, plan, run_clients)
+    record = dataclasses.replace(record, evaluation=measure(state))
     save_round(folder, state, record, progress)
     return state
 
@@ -107,6 +121,9 @@ def round_line(record: Mapping[str, Any]) -> str:
     parts += [f"loss {name} {sum(v) / len(v):.3f}" for name, v in losses.items()]
     parts += [f"{len(record['left_out'])} left out"] if record["left_out"] else []
     parts += [f"{name.replace('_', ' ')} {x:.1%}" for name, x in record["aggregation"].items()]
+    if found := record.get("evaluation"):
+        means = (f"{kind} {found['mean'][kind]['loss']:.3f}" for kind in ("global", "client"))
+        parts += [f"{found['of']} loss {', '.join(means)}"]
     parts += [f"step {record['step_norm']:.3f}", f"{record['bytes_up'] / 1e6:.1f} MB up"]
     parts += [f"epsilon {record['epsilon']:.3g}"] if record["epsilon"] is not None else []
     return ", ".join([*parts, f"{record['seconds']:.0f} s"])

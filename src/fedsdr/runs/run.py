@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Config
-from fedsdr.data.clients import load_clients
+from fedsdr.data.clients import load_clients, taking_part
 from fedsdr.federation.plan import Plan
 from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
@@ -19,12 +19,14 @@ from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
 from fedsdr.runs.refresh import refresh_rewrites
 from fedsdr.runs.rewriting import distill_clients, has_rewrites
+from fedsdr.runs.round_measures import round_measures
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round, save_round
 from fedsdr.runs.run_folder import (
     NOTHING_TO_DO,
     check_data,
     checked_config,
     finished_run,
+    served_state,
     start_folder,
 )
 from fedsdr.runs.run_plan import announced_by, plan_of
@@ -69,12 +71,13 @@ def run_experiment(
     check_names(config)
     if resume and not resumed:
         progress.log(f"{out}: no run there yet, so this one starts from round 1")
-    clients = load_clients(config.data)
+    everyone = load_clients(config.data)
+    clients = taking_part(everyone, config.data)
     plan = plan_of(config, announced_by(clients))
-    check_data(out, clients)
+    check_data(out, everyone)
     progress.log(
         f"{len(clients)} clients, {sum(len(c.raw) for c in clients)} training rows, "
-        f"{sum(len(c.test) for c in clients)} test rows"
+        f"{sum(len(c.test) for c in everyone)} test rows"
     )
     with progress.bar(f"loading {config.model.name}", 1) as advance:
         runtime = open_runtime(config, out)
@@ -84,13 +87,14 @@ def run_experiment(
     if not config.train.pack_tokens:
         chosen = runtime.config.train.pack_tokens
         progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
-    for client in clients:
-        check_supervised(client.client_id, "training", runtime.encode(client.raw))
-        check_supervised(client.client_id, "test", runtime.encode(client.test))
+    for client in everyone:
+        for kind, rows in (("training", client.raw), ("test", client.test)):
+            check_supervised(client.client_id, kind, runtime.encode(rows))
+        check_supervised(client.client_id, "validation", runtime.encode(client.validation))
     rewriting = prepare_rewriting(runtime) if runtime.method.rewrites else None
     with alone(out):
         checked_config(config, out, resume)  # again: another run may have started there meanwhile
-        start_folder(runtime, clients)
+        start_folder(runtime, everyone)
         if rewriting and not (resumed and has_rewrites(runtime, clients)):
             distill_clients(runtime, rewriting, clients, progress)
         rewriting = None  # frees another model
@@ -98,7 +102,7 @@ def run_experiment(
     state = run(runtime, clients, plan, progress)
     with alone(out):
         state = personalize(runtime, clients, state, plan, progress)
-        return finish(runtime, clients, state, progress)
+        return finish(runtime, everyone, state, progress)
 
 
 def run_rounds(
@@ -119,6 +123,7 @@ def run_rounds(
 
             yield from in_process(train)(tasks)
 
+    measure = round_measures(runtime, clients, rounds)
     with alone(runtime.folder):
         state = load_or_init_state(
             runtime.folder,
@@ -129,7 +134,7 @@ def run_rounds(
         for client in state.accepted:  # a damaged S ends the run here, not in its client's round
             runtime.private_of(client, state)
         while state.round < rounds:
-            state = next_round(runtime.folder, state, plan, run_clients, progress)
+            state = next_round(runtime.folder, state, plan, run_clients, progress, measure)
     return state
 
 
@@ -179,13 +184,15 @@ def finish(
     runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState, progress: Progress
 ) -> dict[str, Any]:
     """Write the global adapter, measure all models, and write results.json."""
+    state = served_state(runtime.folder, runtime.config, state)
     branches, alpha = runtime.method.global_model, runtime.config.lora.alpha
     if branches:
         folder = runtime.folder / "global"
         save_adapter(folder, state.shared, branches, alpha=alpha, base_name=runtime.base.name)
     for client, last in state.accepted.items():  # a refused update may have left a later S
         if runtime.method.private:
-            runtime.store(client).publish(last)
+            held = runtime.store(client, last).round_folder(last)
+            runtime.store(client).publish(held)
     results = evaluate_clients(runtime, clients, state, progress)
     write_atomically(runtime.folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results

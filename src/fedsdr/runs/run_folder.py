@@ -20,9 +20,13 @@ from fedsdr.types import ClientData, ServerState
 if TYPE_CHECKING:  # imports torch, which a finished run does not need
     from fedsdr.runs.client_runtime import ClientRuntime
 
+BEST = "best"  # the folder in a run of its best round's state
+
 # Keys that may differ when a run is measured again; any other would be another run.
-MEASURING = ("evaluation.max_new_tokens", "evaluation.batch_size", "model.device",
-             "train.pack_tokens")  # fmt: skip
+MEASURING = (
+    "evaluation.max_new_tokens", "evaluation.batch_size", "evaluation.transfer",
+    "evaluation.retention", "model.device", "train.pack_tokens",
+)  # fmt: skip
 
 # Keys that may differ when a run is resumed, beside those of [engine]. Activation checkpointing
 # changes no bit of the result and lets a run continue that was too large for its machine.
@@ -58,7 +62,15 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ServerSt
         raise UserError(
             f"{run}: no round is finished yet; continue with: fedsdr run CONFIG --out RUN --resume"
         )
-    return load_run_config(run / "config.toml", overrides), state
+    config = load_run_config(run / "config.toml", overrides)
+    return config, served_state(run, config, state)
+
+
+def served_state(run: Path, config: Config, last: ServerState) -> ServerState:
+    """Return the state that is served: `last`, or with evaluation.keep = "best" that of the round
+    with the lowest loss on validation rows."""
+    best = load_state(run / BEST / "checkpoint") if config.evaluation.keep == "best" else None
+    return best or last
 
 
 def checked_config(config: Config, out: Path, resume: bool) -> Config:
@@ -168,8 +180,13 @@ def check_data(out: Path, clients: Sequence[ClientData]) -> None:
 
 
 def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
-    """Return a hash of each client's training and test rows."""
-    return {c.client_id: sha256(repr((c.raw, c.test)).encode()).hexdigest() for c in clients}
+    """Return a hash of each client's training, test and validation rows."""
+
+    def rows(client: ClientData) -> object:  # without validation rows, as earlier versions
+        validation = (client.validation,) if client.validation else ()
+        return client.raw, client.test, *validation
+
+    return {c.client_id: sha256(repr(rows(c)).encode()).hexdigest() for c in clients}
 
 
 def start_folder(runtime: "ClientRuntime", clients: Sequence[ClientData]) -> None:

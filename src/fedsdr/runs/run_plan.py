@@ -53,6 +53,7 @@ def plan_of(config: Config, announced: Mapping[str, int]) -> Plan:
     and values of the configuration are checked. UserError for those that do not fit together.
     """
     algorithm, federation = config.algorithm, config.federation
+    _check_measuring(config)
     choose(config.method.name, METHODS, "method.name")
     in_a_round = federation.clients_per_round or len(announced)
     if announced and federation.min_updates > in_a_round:
@@ -152,3 +153,25 @@ def _privacy_of(config: Config) -> Privacy:
     if not METHODS[config.method.name].sent:
         raise UserError(f"privacy.mode: '{config.method.name}' sends nothing; set it to none")
     return Privacy(given.mode, given.clip_norm, given.noise_multiplier, given.delta)
+
+
+def _check_measuring(config: Config) -> None:
+    """UserError for settings of [evaluation] that do not fit together or to the engine."""
+    evaluation = config.evaluation
+    if evaluation.every and config.engine.name == "flower":
+        raise UserError(
+            "evaluation.every: a Flower server holds no rows to measure on; set it to 0, or use "
+            "engine.name = 'in-process'"
+        )
+    if evaluation.keep == "last":
+        return
+    if not (evaluation.every and config.data.validation_fraction):
+        raise UserError(
+            "evaluation.keep: 'best' is chosen on validation rows; set evaluation.every and "
+            "data.validation_fraction"
+        )
+    if METHODS[config.method.name].afterwards:
+        raise UserError(
+            f"evaluation.keep: '{config.method.name}' trains after the last round, so only that "
+            "one can be served; use 'last'"
+        )

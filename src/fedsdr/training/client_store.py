@@ -114,7 +114,7 @@ class ClientStore:
 
         make_private(self.folder)
         write_folder(self.round_folder(round), write, private=True, manifest=True)
-        self.publish(self.newest())
+        self.publish(self.round_folder(self.newest()))
         for before, folder in numbered_folders(self.folder, "round-").items():
             if before < round and before != accepted:
                 shutil.rmtree(folder)
@@ -135,10 +135,10 @@ class ClientStore:
         check_manifest(folder, fix)
         return read_tensors(folder / KEPT, fix)["kept"]
 
-    def publish(self, round: int) -> None:
-        """Copy the S after `round` to the top of the folder."""
+    def publish(self, round_folder: Path) -> None:
+        """Copy the S of a round's folder to the top of the store."""
         for name in (WEIGHTS, CONFIG):
-            source, target = self.round_folder(round) / name, self.folder / name
+            source, target = round_folder / name, self.folder / name
             if source.exists():
                 write_file(target, functools.partial(shutil.copyfile, source), private=True)
 

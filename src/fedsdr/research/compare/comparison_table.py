@@ -6,7 +6,10 @@ from typing import Any
 from fedsdr.evaluation.results import Table
 from fedsdr.report.page import Section
 from fedsdr.research.compare.differences import MEASURES
+from fedsdr.research.compare.model_values import MODEL_MEASURES
 from fedsdr.research.compare.tuning import tuning_table
+
+_ARROWS = {"loss": "↓"}  # scores and suites: ↑
 
 
 def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
@@ -15,9 +18,9 @@ def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
 
 
 def tables_of(comparison: Mapping[str, Any]) -> list[Table]:
-    """Return the table of variants; with several draws, that of the parts of the variance; with
-    tuning, what was tried and picked."""
-    tables = [table_of(comparison)]
+    """Return the table of variants and that of what their models say and keep; with several draws,
+    that of the parts of the variance; with tuning, what was tried and picked."""
+    tables = [table_of(comparison), *_model_tables(comparison)]
     if comparison.get("variance"):
         tables.append(_variance_table(comparison))
     if comparison.get("tuning"):
@@ -49,7 +52,7 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
     same = [f"{name} {rows[-1][key]}" for key, name in facts.items() if key not in shown]
     measures = (*MEASURES, *comparison.get("suite_settings", {}))
     header = ["variant", *(facts[key] for key in shown), "model"]
-    header += [text for m in measures for text in (m, f"{m} - baseline")]
+    header += [t for m in measures for t in (f"{m} {_ARROWS.get(m, '↑')}", f"{m} - baseline")]
     header += ["train tokens", "rewrite tokens", "train seconds", "MB up", "MB down"]
     body = [
         [row["variant"], *(str(row[key]) for key in shown), row["model"]]
@@ -59,6 +62,28 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
         for row in rows
     ]
     return f"Loss, score and cost ({', '.join(same)})", [header, *body]
+
+
+def _model_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """Return the table of the answer audit and retention, one row per measure, model and variant;
+    none if no run has them."""
+    rows, keys = comparison["rows"], ("algorithm", *comparison["keys"])
+    shown = [k for k in keys if len({str(r[k]) for r in rows if r["model"] != "base"}) > 1]
+    body = [
+        [
+            name,
+            row["variant"],
+            *(str(row[key]) for key in shown),
+            row["model"],
+            _mean(row, measure),
+            _difference(row, f"{measure}_difference"),
+        ]
+        for measure, name in MODEL_MEASURES.items()
+        for row in rows
+        if row.get(measure) is not None
+    ]
+    header = ["measure", "variant", *shown, "model", "value", "value - baseline"]
+    return [("What the models say and keep", [header, *body])] if body else []
 
 
 def notes_of(comparison: Mapping[str, Any]) -> list[str]:

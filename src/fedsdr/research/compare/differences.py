@@ -24,6 +24,7 @@ from scipy import stats
 
 from fedsdr.evaluation.results import MODELS
 from fedsdr.research.compare.draws import more_draws, paired_interval
+from fedsdr.research.compare.model_values import MODEL_MEASURES, measured_in, model_values
 from fedsdr.seeds import seed_for
 
 Results = Mapping[str, Any]  # results.json; "suites" has the run's suites.json
@@ -97,13 +98,15 @@ def client_rows(groups: Groups) -> list[dict[str, Any]]:
 def values_of(results: Results, model: str, measure: str) -> Values:
     """Return the values of one model's test rows: losses over supervised tokens, scores over 1.
 
-    Those of a suite are its first metric's by question, in one stratum, for clients their mean; {}
-    if the model was not asked.
+    Those of the audit and of retention: see `model_values`. Those of a suite are its first metric's
+    by question, in one stratum, for clients their mean. {} where they were not measured.
     """
 
     def pair(row: Mapping[str, Any]) -> tuple[float, float]:
         return (row["loss_sum"], row["tokens"]) if measure == "loss" else (row["score"], 1)
 
+    if measure in MODEL_MEASURES:
+        return model_values(results, model, measure) if measure in measured_in(results) else {}
     if measure in MEASURES:
         return {
             client: {row["id"]: pair(row[model]) for row in rows}
@@ -217,7 +220,7 @@ def _row(
         "metric": metrics.pop() if len(metrics) == 1 else "mixed",
         **{f"difference_{name}": count for name, count in counts(common).items()},
     }
-    for measure in (*MEASURES, *first.get("suites", {})):
+    for measure in (*MEASURES, *measured_in(first), *first.get("suites", {})):
         own, theirs = (
             {sample: values_of(run, model, measure) for sample, run in of.items()}
             for of in (runs, against)

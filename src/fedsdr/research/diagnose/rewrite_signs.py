@@ -4,46 +4,20 @@ Each sign is a proxy: it reads words and numbers, not meaning. To add one, write
 (raw, rewrite) that returns a number, or None if it does not apply, and add it to `SIGNS`.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from fedsdr.data.answer_parsing import kind_of_one
 from fedsdr.data.number_parsing import final_number, numbers_in
-from fedsdr.distill.filters import has_meta_phrase, names_in, refuses
+from fedsdr.data.text_signs import filler_words, has_template_phrase, names_in, words_of
+from fedsdr.distill.filters import has_meta_phrase, refuses
 from fedsdr.distill.records import RewriteRecord
 from fedsdr.evaluation.intervals import score_interval
 
 Pair = tuple[str, str]  # raw answer, rewrite
 Sign = Callable[[str, str], float | None]
-
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
-_TEMPLATES = re.compile(
-    r"\A\W*(?:sure|certainly|of course|absolutely|great question)\b[!,.:]|"
-    r"\bhere(?:'s|\u2019s| is| are) (?:a|an|the|some|my|your|how)\b|"
-    r"\bi hope (?:this|that) helps\b|\blet me know if\b|\bfeel free to\b|"
-    r"\bit(?:'s|\u2019s| is) (?:important|worth|essential|crucial) (?:to|noting)\b|"
-    r"^\W*(?:in (?:summary|conclusion|short)|to summari[sz]e|overall),|"
-    r"\blet(?:'s|\u2019s| us) (?:break (?:it|this) down|think|take a look)\b|"
-    r"\bthe answer to (?:the|this|your) question\b|\bas an ai\b",
-    re.I | re.M,
-)
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case: letters and digits with inner apostrophes."""
-    return _WORD.findall(text.lower())
-
-
-@cache
-def filler_words() -> frozenset[str]:
-    """Return the published list in fillers.txt, which names its source."""
-    text = resources.files(__package__).joinpath("fillers.txt").read_text("utf-8")
-    return frozenset(line for line in text.splitlines() if not line.startswith("#"))
 
 
 def final_number_kept(raw: str, rewrite: str) -> float | None:
@@ -67,8 +41,8 @@ SIGNS: dict[str, Sign] = {
     "final number kept": final_number_kept,
     "numbers kept": numbers_kept,
     "capitalised names kept": names_kept,
-    "template phrase, raw": lambda raw, rewrite: float(bool(_TEMPLATES.search(raw))),
-    "template phrase, rewrite": lambda raw, rewrite: float(bool(_TEMPLATES.search(rewrite))),
+    "template phrase, raw": lambda raw, rewrite: float(has_template_phrase(raw)),
+    "template phrase, rewrite": lambda raw, rewrite: float(has_template_phrase(rewrite)),
     "meta-phrase": lambda raw, rewrite: float(has_meta_phrase(raw, rewrite) is not None),
     "refused": lambda raw, rewrite: float(refuses(raw, rewrite) is not None),
 }

@@ -1,0 +1,155 @@
+"""The models measured between rounds, and the round that served them best.
+
+FOLDER/best/best.json           {round, loss, of}
+FOLDER/best/checkpoint/         the state after that round
+FOLDER/best/clients/CLIENT/     the S of each client after it
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedsdr.errors import UserError
+from fedsdr.evaluation.results import build_results
+from fedsdr.federation.checkpoint import save_state
+from fedsdr.file_reading import read_json
+from fedsdr.files import (
+    MANIFEST,
+    make_private,
+    numbered_folders,
+    write_atomically,
+    write_folder,
+)
+from fedsdr.progress import SILENT
+from fedsdr.runs.client_runtime import ClientRuntime, forward_of
+from fedsdr.runs.evaluation import measure_models
+from fedsdr.runs.run_folder import BEST
+from fedsdr.runs.seed_drift import retention_of
+from fedsdr.runs.served_models import Kind, serving_of
+from fedsdr.types import ClientData, ServerState
+
+Measures = dict[str, Any]  # `evaluation` of a line of rounds.jsonl
+MeasureRound = Callable[[ServerState], Measures | None]
+
+
+class Best(BaseModel, extra="allow", strict=True):
+    """What must be in best.json."""
+
+    round: int
+    loss: float
+
+
+def round_measures(
+    runtime: ClientRuntime, clients: Sequence[ClientData], rounds: int
+) -> MeasureRound:
+    """Return what measures the state after a round, if `evaluation.every` asks for it.
+
+    On the validation rows of the clients, or their test rows where there are none. With
+    `evaluation.keep = "best"`, the state is kept in FOLDER/best if its own models have the lowest
+    loss so far.
+    """
+    evaluation = dataclasses.replace(runtime.config.evaluation, transfer=False)
+    config = dataclasses.replace(runtime.config, evaluation=evaluation)
+    runtime = dataclasses.replace(runtime, config=config)
+    which = "validation" if any(client.validation for client in clients) else "test"
+    rows = [client.validation if which == "validation" else client.test for client in clients]
+    held_out = [dataclasses.replace(c, test=of) for c, of in zip(clients, rows, strict=True) if of]
+
+    def measure(state: ServerState) -> Measures | None:
+        asked = evaluation.every and (state.round % evaluation.every == 0 or state.round == rounds)
+        if not (asked and held_out):
+            return None
+        of_round = _everything if evaluation.by_round == "all" else _losses
+        found = {"of": which, "rows": sum(len(c.test) for c in held_out)}
+        found |= of_round(runtime, held_out, state)
+        if evaluation.keep == "best":
+            _keep_if_best(runtime, state, found)
+        return found
+
+    return measure
+
+
+def _losses(runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState) -> Measures:
+    """Return the losses of the global and of the own models: by client, and their means."""
+    by_client: dict[str, dict[str, float]] = {}
+    for client in clients:
+        kinds: tuple[Kind, ...] = ("global", "client")
+        for kind in kinds:
+            serving = serving_of(runtime, state, kind, client.client_id)
+            runtime.model.set(serving.values)
+            mixed_by = client if serving.mixed else None
+            with forward_of(runtime, serving.branches, mixed_by) as (losses, _):
+                found = losses(client.test)
+            loss = math.fsum(of for of, _ in found) / sum(tokens for _, tokens in found)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"client '{client.client_id}': the loss of its {kind} model after round "
+                    f"{state.round} is not finite; run again with a lower train.lr"
+                )
+            by_client.setdefault(client.client_id, {})[kind] = loss
+    mean = {kind: {"loss": fmean(of[kind] for of in by_client.values())} for kind in kinds}
+    return {"mean": mean, "losses": by_client}
+
+
+def _everything(
+    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState
+) -> Measures:
+    """Return what results.json has of the means over clients, the losses by client, retention."""
+    measured = measure_models(runtime, clients, state, SILENT)
+    results = build_results(
+        method=runtime.method.name,
+        algorithm=runtime.config.algorithm.name,
+        seed=runtime.config.seed,
+        rounds=state.round,
+        clients=measured,
+        cost={},
+    )
+    losses = {
+        name: {kind: client["models"][kind]["loss"] for kind in ("global", "client")}
+        for name, client in results["clients"].items()
+    }
+    found = {"mean": results["mean"], "losses": losses}
+    if runtime.config.evaluation.retention:
+        found["retention"] = retention_of(runtime, clients, state)["models"]
+    return found
+
+
+def _keep_if_best(runtime: ClientRuntime, state: ServerState, found: Measures) -> None:
+    """Copy the state and every client's S into FOLDER/best if no round had a lower loss.
+
+    A run that was killed here measures the same round again, and copies the same.
+    """
+    best, loss = runtime.folder / BEST, found["mean"]["client"]["loss"]
+    path = best / "best.json"
+    if path.exists():
+        before = read_json(path, Best, "remove the folder and run again")
+        if before["round"] != state.round and before["loss"] <= loss:
+            return
+    for client, last in state.accepted.items():
+        source = runtime.store(client).round_folder(last)
+        if not source.is_dir():  # the client keeps nothing
+            continue
+        folder = make_private(best / "clients" / client)
+        write = functools.partial(_copy, source)
+        write_folder(folder / source.name, write, private=True, manifest=True)
+    save_state(best / "checkpoint", state)
+    for client, last in state.accepted.items():
+        for number, older in numbered_folders(best / "clients" / client, "round-").items():
+            if number != last:
+                shutil.rmtree(older)
+    text = json.dumps({"round": state.round, "loss": loss, "of": found["of"]}, indent=2)
+    write_atomically(path, text + "\n")
+
+
+def _copy(source: Path, to: Path) -> None:
+    for file in source.iterdir():
+        if file.name != MANIFEST:
+            shutil.copyfile(file, to / file.name)
