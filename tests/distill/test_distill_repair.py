@@ -105,7 +105,7 @@ def test_sdft_asks_once(tmp_path):
     ("family", "raw", "facts"),
     [
         ("maths", "Each of the 3 has 1,000.\nThe answer is 3,000.", ["3000"]),
-        ("general", "it is Paris, the City of Light, in Paris", ["Paris", "City", "Light"]),
+        ("general", "we went to Paris, which Ada likes, and stayed in Paris", ["Paris", "Ada"]),
         ("classification", " neutral ", ["neutral"]),
         ("functions", "area(r=2)", ["area(r=2)"]),
         ("code", "def b(x):\n    return x\n\ndef a():\n    pass", ["a", "b"]),
