@@ -28,5 +28,9 @@ check: setup  ## format, lint and types
 reliability: setup  ## the full counts of docs/reliability.md; ONLY=kills runs those of that name
 	$(BIN)/python -m pytest tests/reliability --full -n 0 -rP $(if $(ONLY),-k $(ONLY))
 
+bench: setup  ## writes the tables of docs/performance.md; under 15 minutes on two idle cores
+	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/bench.py
+
 clean:
 	rm -rf $(VENV) runs build *.egg-info src/*.egg-info

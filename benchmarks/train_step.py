@@ -1,10 +1,11 @@
 """Time of one optimizer step: two branches in fedsdr, one PEFT adapter in TRL's SFTTrainer.
 
-    python benchmarks/train_step.py [--data FOLDER] [--rows 16] [--repeats 3] [--out FILE.json]
+    python benchmarks/train_step.py [--data FOLDER] [--rows 10] [--repeats 3] [--out FILE.json]
 
-All use the same rows, loss mask, LoRA (rank 8 on q and v, dropout 0.05), AdamW and batch size, and
-run alternately in one process. SFTTrainer runs with its defaults and with its fastest equivalent
-settings: no gradient checkpointing, batches of similar length, bf16 only where the hardware has it.
+All use the same rows, loss mask, LoRA (rank 8 on q and v, dropout 0.05), AdamW and batch size, in
+one process. SFTTrainer is tried in fp32, under bf16 autocast and with bf16 weights, each with
+batches of similar length and packed, and with Liger's kernels where they are installed; gradient
+checkpointing is off. Its fastest setting then runs alternately with ours in both dtypes.
 `--data` is a folder with one file per client (default: the embedded five domains). The floor is the
 time of our step's matmuls alone, each timed at its shape and layout in the same run.
 Requires: pip install -e '.[bench]'
@@ -16,12 +17,15 @@ import json
 import logging
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from fedsdr.config import Config, DataConfig
+from fedsdr.config import Config, DataConfig, ModelConfig
 from fedsdr.data.clients import load_clients
 from fedsdr.models.packing import supervised_tokens
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime
@@ -59,11 +63,13 @@ def now() -> float:
 
 
 def real_rows(runtime: ClientRuntime, data: str, count: int, max_length: int) -> list[TokenRow]:
-    """Return `count` rows, taken from the clients in turn."""
+    """Return `count` rows, taken from the clients in turn; those that are cut before the answer
+    are left out."""
     clients = load_clients(DataConfig(clients=data, test_fraction=0.0))
     ways = [client.raw for client in clients]
     mixed = [rows[i] for i in range(-(-count // len(ways))) for rows in ways][:count]
-    return [runtime.renderer.encode(example, max_length) for example in mixed]
+    rows = [runtime.renderer.encode(example, max_length) for example in mixed]
+    return [row for row in rows if supervised_tokens(row)]  # TRL drops the others
 
 
 def our_step(runtime: ClientRuntime, rows: Sequence[TokenRow]) -> Step:
@@ -82,7 +88,29 @@ def our_step(runtime: ClientRuntime, rows: Sequence[TokenRow]) -> Step:
     return step
 
 
-def trl_step(runtime: ClientRuntime, rows: Sequence[TokenRow], **arguments: Any) -> Step:
+def sft_settings() -> dict[str, dict[str, Any]]:
+    """Return the settings of SFTTrainer that are tried; `weights` is the base model's dtype."""
+    dtypes: dict[str, dict[str, Any]] = {
+        "fp32": {"weights": torch.float32, "bf16": False},
+        "bf16 autocast": {"weights": torch.float32, "bf16": True},
+        "bf16 weights": {"weights": torch.bfloat16, "bf16": False},
+    }
+    grouped = {"train_sampling_strategy": "group_by_length"}
+    packed = {"packing": True, "max_length": 1024, "per_device_train_batch_size": 1}
+    settings = {
+        f"{dtype}, {name}": own | batches
+        for dtype, own in dtypes.items()
+        for name, batches in (("grouped", grouped), ("packed", packed))
+    }
+    if find_spec("liger_kernel"):
+        liger = {"use_liger_kernel": True}
+        settings |= {f"{name}, Liger": own | liger for name, own in settings.items()}
+    return settings
+
+
+def sft_step(
+    runtime: ClientRuntime, rows: Sequence[TokenRow], weights: torch.dtype, **arguments: Any
+) -> Step:
     """Return the same step with SFTTrainer."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -101,7 +129,7 @@ def trl_step(runtime: ClientRuntime, rows: Sequence[TokenRow], **arguments: Any)
     # A new model with transformers' attention, norms and head, as in TRL.
     base = runtime.model.model
     folder = str(base.config._name_or_path)
-    own = type(base).from_pretrained(folder, dtype=torch.float32)
+    own = type(base).from_pretrained(folder, dtype=weights)
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
     peft_model = get_peft_model(own, lora)
     data = Dataset.from_list(
@@ -110,7 +138,7 @@ def trl_step(runtime: ClientRuntime, rows: Sequence[TokenRow], **arguments: Any)
             for r in rows
         ]
     )
-    batch = arguments.setdefault("per_device_train_batch_size", 8)
+    batch = arguments.setdefault("per_device_train_batch_size", 8)  # packs, if packed
     config = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         max_steps=1,
@@ -121,6 +149,7 @@ def trl_step(runtime: ClientRuntime, rows: Sequence[TokenRow], **arguments: Any)
         save_strategy="no",
         logging_steps=1,
         disable_tqdm=True,
+        gradient_checkpointing=False,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
         **arguments,
@@ -135,7 +164,8 @@ def trl_step(runtime: ClientRuntime, rows: Sequence[TokenRow], **arguments: Any)
             processing_class=runtime.base.tokenizer,
             callbacks=[clock],
         )
-        trainer.train()
+        with redirect_stdout(sys.stderr):  # where its log belongs
+            trainer.train()
         return float(trainer.state.log_history[0]["loss"]), clock.seconds
 
     return step
@@ -195,70 +225,102 @@ def floor_seconds(step: Step, repeats: int) -> float:
     return total
 
 
+def tried(runtime: ClientRuntime, rows: Sequence[TokenRow]) -> dict[str, dict[str, Any]]:
+    """Return loss and seconds of each setting of SFTTrainer, or why it does not run.
+
+    The first of two steps gives the loss, the second one the seconds.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, arguments in sft_settings().items():
+        try:
+            step = sft_step(runtime, rows, **arguments)
+            found[name] = {"loss": step()[0], "seconds": step()[1]}
+        except Exception as error:  # Liger's kernels, for one, need a GPU
+            found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+        print(f"  SFTTrainer, {name}: {found[name]}", file=sys.stderr, flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="embedded:five-domains")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--skip-default", action="store_true", help="only TRL's fastest settings")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 
-    runtime = open_runtime(Config(), Path(tempfile.mkdtemp()))
+    folder = Path(tempfile.mkdtemp())
+    ours = {
+        f"fedsdr, two branches, {dtype}": open_runtime(
+            Config(model=ModelConfig(dtype=dtype)), folder
+        )
+        for dtype in ("fp32", "bf16")
+    }
+    runtime = next(iter(ours.values()))
     rows = real_rows(runtime, options.data, options.rows, options.max_length)
     tokens, labels = sum(len(r.tokens) for r in rows), sum(map(supervised_tokens, rows))
-    fast_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-    best = {
-        "bf16": fast_bf16,
-        "gradient_checkpointing": False,
-        "train_sampling_strategy": "group_by_length",
-    }
-    contenders = {
-        "fedsdr, two branches": our_step(runtime, rows),
-        "SFTTrainer, fastest equivalent settings": trl_step(runtime, rows, **best),
-    }
-    if not options.skip_default:
-        contenders["SFTTrainer, defaults in fp32" if not fast_bf16 else "SFTTrainer, defaults"] = (
-            trl_step(runtime, rows, **({} if fast_bf16 else {"bf16": False}))
-        )
-    losses = {name: step()[0] for name, step in contenders.items()}  # and warm up
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(options.repeats):
-        for name, step in contenders.items():
-            seconds[name].append(step()[1])
-    ours = seconds["fedsdr, two branches"]
-    floor = floor_seconds(contenders["fedsdr, two branches"], 3)
+    steps = {name: our_step(own, rows) for name, own in ours.items()}
+    attempts = tried(runtime, rows)
+    fastest = min((a["seconds"], name) for name, a in attempts.items() if "seconds" in a)[1]
+    best = f"SFTTrainer, {fastest}"
+    steps[best] = sft_step(runtime, rows, **sft_settings()[fastest])
 
-    print(
-        f"{len(rows)} rows, {tokens} tokens, {labels} supervised; {torch.get_num_threads()} threads"
-    )
-    print(f"{'':40} {'loss':>7} {'s/step':>9} {'tokens/s':>9} {'speed-up':>8}  range")
-    table = []
-    for name, took in seconds.items():
-        ratios = [theirs / mine for theirs, mine in zip(took, ours, strict=True)]
-        row = {
-            "name": name,
-            "loss": losses[name],
-            "seconds": took,
-            "tokens_per_second": tokens / statistics.median(took),
-            "ratio": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)],
-        }
-        table.append(row)
+    losses = {name: step()[0] for name, step in steps.items()}  # and warm up
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(options.repeats):
+        for name, step in steps.items():
+            seconds[name].append(step()[1])
+    floors = {name: floor_seconds(steps[name], 3) for name in ours}
+    table = [
+        row_of(name, losses[name], took, seconds[best], tokens, floors.get(name))
+        for name, took in seconds.items()
+    ]
+    print(f"{len(rows)} rows, {tokens:,} tokens, {labels} supervised; {options.repeats} repeats\n")
+    print("| | loss | s/step | tokens/s | times SFTTrainer's best | range | matmuls alone |")
+    print("| :-- | --: | --: | --: | --: | --: | --: |")
+    for row in table:
+        low, high = row["ratio_range"]
+        share = f"{row['floor_share']:.0%}" if row["floor_share"] else ""
         print(
-            f"{name:40} {row['loss']:7.4f} {statistics.median(took):9.2f} "
-            f"{row['tokens_per_second']:9.1f} {row['ratio']:7.2f}x  "
-            f"{min(ratios):.2f} to {max(ratios):.2f}"
+            f"| {row['name']} | {row['loss']:.4f} | {statistics.median(row['seconds']):.2f} | "
+            f"{row['tokens_per_second']:.1f} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} | "
+            f"{share} |"
         )
-    share = floor / statistics.median(ours)
-    print(f"matmuls alone: {floor:.2f} s, {share:.0%} of our step")
+    print("\nSettings of SFTTrainer that were tried (one step after a warm-up step):\n")
+    print("| SFTTrainer | loss | s/step | tokens/s |\n| :-- | --: | --: | --: |")
+    for name, found in attempts.items():
+        if "error" in found:
+            print(f"| {name} | | does not run ({found['error']}) | |")
+        else:
+            speed = tokens / found["seconds"]
+            print(f"| {name} | {found['loss']:.4f} | {found['seconds']:.2f} | {speed:.1f} |")
     if options.out:
         facts = {"rows": len(rows), "tokens": tokens, "supervised": labels, "table": table}
-        facts |= {"floor_seconds": floor, "floor_share": share}
-        options.out.write_text(json.dumps(facts, indent=2) + "\n")
+        options.out.write_text(json.dumps(facts | {"tried": attempts}, indent=2) + "\n")
+
+
+def row_of(
+    name: str,
+    loss: float,
+    took: list[float],
+    against: list[float],
+    tokens: int,
+    floor: float | None,
+) -> dict[str, Any]:
+    """Return a row of the table; a ratio compares two steps of one repeat."""
+    ratios = [theirs / own for theirs, own in zip(against, took, strict=True)]
+    return {
+        "name": name,
+        "loss": loss,
+        "seconds": took,
+        "tokens_per_second": tokens / statistics.median(took),
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "floor_share": floor / statistics.median(took) if floor else None,
+    }
 
 
 if __name__ == "__main__":
