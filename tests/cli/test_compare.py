@@ -24,13 +24,19 @@ def results(config):
         return {"loss_sum": loss, "tokens": 2, "score": 0.5, "new_tokens": 1, "finished": True}
 
     loss = 1.0 + config.seed + (config.algorithm.name == "fedyogi")
+    models = ("base", "global", "client")
+    mean = {"loss": loss, "score": 0.5, "score_ci": [0.0, 1.0]}
+    own = dict.fromkeys(models, mean | {"tokens": 2})
     return {
+        "method": config.method.name,
+        "algorithm": config.algorithm.name,
+        "seed": config.seed,
+        "mean": dict.fromkeys(models, mean),
+        "weighted_mean": dict.fromkeys(models, mean),
         "rounds": config.federation.rounds,
         "max_new_tokens": config.evaluation.max_new_tokens,
-        "clients": {"bank": {"num_test": 1, "metric": "rouge_l"}},
-        "examples": {
-            "bank": [{"id": "x", **dict.fromkeys(("base", "global", "client"), model(loss))}]
-        },
+        "clients": {"bank": {"num_test": 1, "metric": "rouge_l", "models": own}},
+        "examples": {"bank": [{"id": "x", **dict.fromkeys(models, model(loss))}]},
         "cost": {"tokens": {"train R.raw": 3}, "seconds": {}, "bytes_up": 1, "bytes_down": 1},
     }
 
@@ -136,7 +142,8 @@ def test_a_table_of_what_is_finished_runs_nothing(fedsdr, study, ran, tmp_path):
         (folder / "data.json").write_text("{}")
         save_state(folder / "checkpoint", ServerState(1, {"x": torch.zeros(1)}, {}, {}, {}))
     before = len(ran)
-    code, _, _ = fedsdr(*arguments, "--set", "federation.rounds=1", "--finished")
+    code, _, error = fedsdr(*arguments, "--set", "federation.rounds=1", "--finished")
+    assert error == ""
     assert (code, len(ran)) == (0, before)
     assert "not finished: cells/plain-fedavg-seed1" in (out / "compare.md").read_text()
     assert "not finished: cells/plain-fedavg-seed0" not in (out / "compare.md").read_text()

@@ -18,7 +18,8 @@ from fedsdr.models.two_branch import BranchedModel
 from fedsdr.training.client_store import ClientStore
 from fedsdr.training.client_update import client_update
 from fedsdr.training.local_training import ClientRows
-from fedsdr.training.losses import anchored, distilled, pack_loss
+from fedsdr.training.losses import anchored, distilled
+from fedsdr.training.pack_losses import pack_loss
 from fedsdr.training.references import base_states, states_of, without_unlikely
 from fedsdr.types import ClientTask, LocalSettings, TokenRow
 

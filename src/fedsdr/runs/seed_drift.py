@@ -51,8 +51,10 @@ def retention_of(
         },
         "clients": entries,
         "rows": {
-            "global": list(map(astuple, shared)),
-            "clients": {name: list(map(astuple, drifts)) for name, drifts in own.items()},
+            "global": [list(astuple(one)) for one in shared],
+            "clients": {
+                name: [list(astuple(one)) for one in drifts] for name, drifts in own.items()
+            },
         },
     }
 

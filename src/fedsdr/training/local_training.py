@@ -17,9 +17,9 @@ from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, subtract, zeros_like
 from fedsdr.training.client_store import ClientState
-from fedsdr.training.losses import States, pack_loss
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.optimizer_step import PackLoss, PhaseResult, train_phase
+from fedsdr.training.pack_losses import States, pack_loss
 from fedsdr.training.references import states_of
 from fedsdr.training.shared_factors import (
     cut_to,

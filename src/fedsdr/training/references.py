@@ -17,7 +17,7 @@ from fedsdr.models.forward_plan import plan_of
 from fedsdr.models.packing import label_logits, label_states, pack, supervised_tokens
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.training.client_store import ClientStore
-from fedsdr.training.losses import States, gold_losses
+from fedsdr.training.pack_losses import States, gold_losses
 from fedsdr.types import Branch, TokenRow
 
 
