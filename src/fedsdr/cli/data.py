@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from fedsdr.cli.options import config_file, load_checked, overrides
 if TYPE_CHECKING:
     from fedsdr.config import Config
     from fedsdr.data.chat_templates import Renderer
-    from fedsdr.types import ClientData, Example
+    from fedsdr.models.model_limits import ModelLimits
+    from fedsdr.types import ClientData, Example, TokenRow
 
 MAX_CATEGORIES = 12  # columns of the table
 
@@ -39,26 +40,34 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> 
     from fedsdr.cli.table import print_tables
     from fedsdr.data.chat_templates import render_for
     from fedsdr.errors import UserError
-    from fedsdr.models.base_model import load_tokenizer
+    from fedsdr.models.base_model import checked_shape, load_tokenizer
+    from fedsdr.models.model_limits import check_limits, limits_of
+    from fedsdr.training.methods import METHODS
 
     settings = load_checked(config, set_)
     clients = _checked_clients(settings)
-    if write:
-        _write_rows(clients, write)
-    renderer = render_for(load_tokenizer(settings.model), settings.model.template)
+    tokenizer = load_tokenizer(settings.model)
+    renderer = render_for(tokenizer, settings.model.template)
+    limits = limits_of(checked_shape(settings.model), tokenizer)
+    rewrites = METHODS[settings.method.name].rewrites
+    note = check_limits(limits, settings, renderer.stop_token_ids, rewrites=rewrites)
+    notes = [note] if note else []
     max_length = settings.data.max_length
     header = ["client", "train", "test", "tokens a row", "supervised", "cut rows", "empty"]
     table: list[list[str]] = [[*header, "metric"]]
     silent: list[str] = []
     for client in clients:
         try:
-            line, without = _counts_of(client, renderer, max_length)
+            line, without, note = _counts_of(client, renderer, max_length, limits)
         except UserError as error:
             raise UserError(f"client '{client.client_id}': {error}") from error
         table.append(line)
         silent += without
+        notes += [note] if note else []
+    if write:
+        _write_rows(clients, write)
     title = f"template: {renderer.name}, at most {max_length} tokens a row"
-    print_tables([(title, table), *_category_tables(clients)])
+    print_tables([(title, table), *_category_tables(clients)], notes)
     for client in clients:
         for example in client.raw[:rows]:
             _preview(client.client_id, example, renderer, max_length)
@@ -85,27 +94,38 @@ def _checked_clients(settings: "Config") -> list["ClientData"]:
 
 
 def _counts_of(
-    client: "ClientData", renderer: "Renderer", max_length: int
-) -> tuple[list[str], list[str]]:
-    """Return a client's line of the table, and which of its rows have no supervised token."""
+    client: "ClientData", renderer: "Renderer", max_length: int, limits: "ModelLimits"
+) -> tuple[list[str], list[str], str]:
+    """Return a client's line of the table, which of its rows have no supervised token, and a note
+    on unknown tokens."""
     from fedsdr.evaluation.metrics import metric_for
+    from fedsdr.models.model_limits import check_tokens, unknown_note
     from fedsdr.models.packing import supervised_tokens
 
+    def encoded(examples: Sequence["Example"]) -> Iterator["TokenRow"]:
+        for example in examples:  # one at a time: encoded rows take more memory than their text
+            row = renderer.encode(example, max_length)
+            check_tokens(limits, row.tokens, f"row '{row.id}'")
+            unknown.append(row.tokens.count(limits.unknown))
+            yield row
+
     counts: Counter[str] = Counter()
-    for example in client.raw:  # one at a time: encoded rows take more memory than their text
-        row = renderer.encode(example, max_length)
+    unknown: list[int] = []
+    for row in encoded(client.raw):
         supervised = supervised_tokens(row)
         counts.update(tokens=len(row.tokens), supervised=supervised)
         counts.update(cut=row.cut > 0, empty=not supervised)
     rows, name = len(client.raw), client.client_id
     silent = [f"the training rows of {name}"] if counts["empty"] == rows else []
-    tests = (supervised_tokens(renderer.encode(e, max_length)) for e in client.test)
+    tests = [supervised_tokens(row) for row in encoded(client.test)]
     if client.test and not any(tests):
         silent.append(f"the test rows of {name}")
     means = [f"{counts[key] / rows:.0f}" for key in ("tokens", "supervised")]
     metric = metric_for((*client.raw, *client.test)).name
     sizes = str(rows), str(len(client.test))
-    return [name, *sizes, *means, str(counts["cut"]), str(counts["empty"]), metric], silent
+    line = [name, *sizes, *means, str(counts["cut"]), str(counts["empty"]), metric]
+    note = unknown_note(unknown)
+    return line, silent, f"client '{name}': {note}" if note else ""
 
 
 def _category_tables(clients: Sequence["ClientData"]) -> list[tuple[str, list[list[str]]]]:

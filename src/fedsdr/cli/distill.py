@@ -25,6 +25,7 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.report.run_section import rewriting_table
     from fedsdr.runs.client_runtime import open_runtime
     from fedsdr.runs.rewriting import distill_clients
+    from fedsdr.runs.row_checks import check_clients
     from fedsdr.runs.run_folder import checked_config
     from fedsdr.runs.teacher_setup import prepare_rewriting
 
@@ -38,6 +39,7 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
             )
     clients = taking_part(load_clients(settings.data), settings.data)
     runtime = open_runtime(settings, folder)
+    check_clients(runtime, clients, print, rewrites=True)
     rewriting = prepare_rewriting(runtime)
     with alone(folder):
         distill_clients(runtime, rewriting, clients, console_progress())

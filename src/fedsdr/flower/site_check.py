@@ -13,7 +13,8 @@ from fedsdr.data.clients import load_one_client
 from fedsdr.errors import UserError
 from fedsdr.files import disk_errors_named
 from fedsdr.models.base_model import load_shape, load_tokenizer
-from fedsdr.runs.client_runtime import check_supervised
+from fedsdr.models.model_limits import limits_of
+from fedsdr.runs.client_runtime import check_rows
 
 CONNECT_SECONDS = 10.0
 Check = tuple[str, Callable[[], str]]  # what is checked; its result, or a UserError
@@ -60,9 +61,10 @@ def _connection(address: str, ca: Path | None) -> str:
 
 def _data(config: Config, name: str, path: str) -> str:
     client = load_one_client(config.data, path, name)
-    renderer = render_for(load_tokenizer(config.model), config.model.template)
+    tokenizer = load_tokenizer(config.model)
+    renderer = render_for(tokenizer, config.model.template)
     rows = [renderer.encode(example, config.data.max_length) for example in client.raw]
-    check_supervised(name, "training", rows)
+    check_rows(limits_of(load_shape(config.model), tokenizer), name, "training", rows)
     cut = sum(row.cut > 0 for row in rows)
     return f"{len(rows)} training rows ({cut} truncated), {len(client.test)} test rows"
 

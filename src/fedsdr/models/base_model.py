@@ -1,16 +1,13 @@
 """Load the base model from a hub id, a folder, a .gguf file, or the embedded package."""
 
 import functools
-import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from fedsdr.config import Dtype, ModelConfig
@@ -19,8 +16,19 @@ from fedsdr.errors import UserError, nearest
 from fedsdr.files import made_once, write_folder
 from fedsdr.models.dtype_choice import EMBEDDED_SIZES, DtypeTimes, cpu_times
 from fedsdr.models.fast_path import prepare
+from fedsdr.models.gguf_header import stored_in_gguf
+from fedsdr.models.load_checks import check_weights, library_errors, size_limit
+from fedsdr.models.model_files import (
+    StoredWeights,
+    check_folder,
+    hash_file,
+    hash_folder,
+    stored_weights,
+)
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
+# For check_weights, which refuses tensors of other shapes with their names.
+_CHECKED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,14 +56,14 @@ def choose_device(name: str) -> torch.device:
     """Return the device; "auto" is CUDA if available, else the CPU. UserError if unavailable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"model.device: '{name}' is not a device; use auto, cpu, cuda or cuda:1"
-        ) from None
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise UserError(f"model.device: '{name}' is not supported; use auto, cpu, cuda or cuda:1")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device: '{name}', but PyTorch finds no CUDA device; use 'auto'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"model.device: '{name}', but the last CUDA device is cuda:{last}")
     return device
 
 
@@ -83,11 +91,12 @@ def _times(config: ModelConfig) -> DtypeTimes | None:
     source, _ = _source_of(config, weights=False)
     from transformers import AutoConfig
 
-    with _loading(config.name):
+    with library_errors(config.name):
         shape = AutoConfig.from_pretrained(source, **_hub_arguments(config)).get_text_config()
     sizes = (getattr(shape, name, None) for name in ("hidden_size", "intermediate_size"))
     pairs = zip(sizes, EMBEDDED_SIZES, strict=True)  # not every architecture has both
-    return cpu_times(*(n if isinstance(n, int) else m for n, m in pairs), cache_folder())
+    known = (n if isinstance(n, int) and n > 0 else m for n, m in pairs)
+    return cpu_times(*known, cache_folder())
 
 
 def stored_dtype(config: ModelConfig) -> Dtype:
@@ -95,7 +104,7 @@ def stored_dtype(config: ModelConfig) -> Dtype:
     source, _ = _source_of(config)
     from transformers import AutoConfig
 
-    with _loading(config.name):
+    with library_errors(config.name):
         stored = AutoConfig.from_pretrained(source, **_hub_arguments(config)).dtype
     names = [name for name, dtype in DTYPES.items() if dtype == stored]
     return cast(Dtype, names[0]) if names else config.dtype
@@ -118,21 +127,23 @@ def gguf_of(name: str) -> Path | None:
 def load_base(config: ModelConfig) -> Base:
     """Load model and tokenizer; the model is frozen and in eval mode.
 
-    UserError for a missing folder, missing weights, an unknown hub id or architecture, or a
-    quantisation that this machine does not support.
+    UserError for a missing folder, files that are missing, damaged or of another model, an unknown
+    hub id or architecture, or a quantisation that this machine does not support.
     """
-    _quiet()
     device = choose_device(config.device)
     source, gguf = _source_of(config)
     folder = Path(source)
     model, tokenizer = _from_pretrained(source, config, device)
     model.requires_grad_(False).eval()
     times = _times(config)
-    notes = (*([str(times)] if times else []), *prepare(model))
+    try:
+        notes = (*([str(times)] if times else []), *prepare(model))
+    except UserError as error:
+        raise UserError(f"model.name: '{config.name}': {error}") from error
     if gguf:
-        fingerprint = _hash_file(gguf)
+        fingerprint = hash_file(gguf)
     elif folder.is_dir():
-        fingerprint = _hash_folder(folder)
+        fingerprint = hash_folder(folder)
     else:
         fingerprint = str(getattr(model.config, "_commit_hash", None) or config.revision)
     return Base(config.name, fingerprint, model, tokenizer, gguf, notes)
@@ -144,11 +155,12 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
     UserError as in `load_base`; with `weights=False` a folder needs only its config.json.
     """
     source, _ = _source_of(config, weights)
+    stored = _stored(source) if weights else None
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _loading(config.name):
+    with library_errors(config.name):
         shape = AutoConfig.from_pretrained(source, **_hub_arguments(config))
-        with torch.device("meta"):
+        with torch.device("meta"), size_limit(config.name, stored):
             model: Any = AutoModelForCausalLM.from_config(
                 shape,
                 dtype=DTYPES[dtype_of(config)],
@@ -159,6 +171,24 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
     return model
 
 
+def checked_shape(config: ModelConfig) -> nn.Module:
+    """Return `load_shape`'s model, after the names and shapes in a folder's files were checked.
+
+    UserError as in `load_base`.
+    """
+    source, _ = _source_of(config)
+    shape = load_shape(config)
+    if Path(source).is_dir() and not hasattr(shape.config, "quantization_config"):
+        from transformers import AutoModelForCausalLM
+
+        with library_errors(config.name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, device_map={"": "meta"}, **_CHECKED, **_hub_arguments(config)
+            )
+        check_weights(config.name, *loaded)
+    return shape
+
+
 def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | None]:
     """Return the hub id or folder that transformers loads, and its .gguf file if it has one."""
     gguf = gguf_of(config.name)
@@ -166,8 +196,14 @@ def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | N
         return str(_converted(gguf)), gguf
     folder = Path(config.name)
     if folder.is_absolute() or folder.exists():
-        _check_folder(folder, weights)
+        with library_errors(config.name):
+            check_folder(folder, weights=weights)
     return config.name, None
+
+
+def _stored(source: str) -> StoredWeights | None:
+    """Return how much the files of a folder hold; None for a hub id."""
+    return stored_weights(Path(source)) if Path(source).is_dir() else None
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -175,15 +211,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
     source, _ = _source_of(config)
     from transformers import AutoTokenizer
 
-    with _loading(config.name):
+    with library_errors(config.name):
         return AutoTokenizer.from_pretrained(source, **_hub_arguments(config))
-
-
-def _quiet() -> None:
-    """Turn off transformers' progress bars; fedsdr shows its own."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
@@ -200,22 +229,16 @@ def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> 
     }
     if config.quantize != "none":
         arguments["quantization_config"] = _quantization(config.quantize, arguments["dtype"])
-    with _loading(config.name):
+    with library_errors(config.name), size_limit(config.name, _stored(source)):
         tokenizer = AutoTokenizer.from_pretrained(source, **_hub_arguments(config))
-        model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
-    return (model if config.quantize != "none" else model.to(device)), tokenizer
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Turn transformers' loading errors into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model.name: '{name}' cannot be loaded: {reason}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, **_CHECKED, **arguments
+        )
+        model, info = loaded
+        if config.quantize == "none":
+            model = model.to(device)
+    check_weights(config.name, model, info)
+    return model, tokenizer
 
 
 def _quantization(kind: str, compute: torch.dtype) -> Any:
@@ -240,33 +263,24 @@ def _quantization(kind: str, compute: torch.dtype) -> Any:
     )
 
 
-def _check_folder(folder: Path, weights: bool) -> None:
-    if not folder.is_dir():
-        raise UserError(f"model.name: {folder}: no such folder")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model.name: {folder}: not a model folder (no config.json)")
-    if weights and not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model.name: {folder}: no *.safetensors weights (other formats are not supported)"
-        )
-
-
 def _converted(gguf: Path) -> Path:
     """Return a folder with the dequantised fp32 weights of a .gguf file, converted once.
 
     transformers takes about 15 s to read a .gguf, and under 1 s to read the copy.
     """
-    folder = cache_folder() / "models" / f"{gguf.stem}-{_hash_file(gguf)[:12]}"
+    folder = cache_folder() / "models" / f"{gguf.stem}-{hash_file(gguf)[:12]}"
     return made_once(folder, functools.partial(_convert, gguf))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _loading(str(gguf)):
+    with library_errors(str(gguf)), size_limit(str(gguf), stored_in_gguf(gguf)):
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, **_CHECKED)
+        model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(**where)
+    check_weights(str(gguf), model, info)
     # The model is plain fp32 now; transformers refuses to save one marked as quantised.
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -279,16 +293,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
 
     write_folder(folder, write)
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_folder(folder: Path) -> str:
-    """Return a hash of the configuration, the tokenizer and all weights."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name} {_hash_file(path)} ".encode())
-    return digest.hexdigest()

@@ -151,19 +151,17 @@ def _reference(model: Any, plan: ForwardPlan) -> tuple[_Result, ForwardPlan]:
             result = _measure(model)
     except Exception as error:  # model code may raise anything
         raise UserError(
-            f"model.name: the model fails on a short row ({_one_line(error)}); "
+            f"the model fails on a short row ({_one_line(error)}); "
             "check its files and the packages that it needs"
         ) from error
     if not (result.losses.isfinite().all() and result.gradient.isfinite().all()):
         raise UserError(
-            "model.name: the model's loss is not finite on a short row; its weights are damaged, "
+            "the model's loss is not finite on a short row; its weights are damaged, "
             "or too large for model.dtype"
         )
     first, second = (row[:PREFIX] for row in result.logits)
     if not float((first - second).norm() / first.norm()) <= _limits(model)[0]:
-        raise UserError(
-            "model.name: not a causal language model, since its predictions depend on later tokens"
-        )
+        raise UserError("not a causal language model, since its predictions depend on later tokens")
     return result, replace(plan, plain_head=bool(heads) and all(heads))
 
 

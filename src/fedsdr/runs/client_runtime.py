@@ -27,6 +27,7 @@ from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
 from fedsdr.models.memory import choose_pack
+from fedsdr.models.model_limits import ModelLimits, check_tokens, limits_of
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.runs.run_folder import BEST
@@ -121,6 +122,11 @@ class ClientRuntime:
         return tuple(map(self._encode_row, examples))
 
     @functools.cached_property
+    def limits(self) -> ModelLimits:
+        """What the model can hold."""
+        return limits_of(self.model.model, self.base.tokenizer)
+
+    @functools.cached_property
     def _encode_row(self) -> Callable[[Example], TokenRow]:
         length = self.config.data.max_length
         keep = functools.lru_cache(max(1, CACHED_TOKENS // length))
@@ -181,8 +187,11 @@ def with_pack(config: Config, pack_tokens: int) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def check_supervised(client_id: str, kind: str, rows: Sequence[TokenRow]) -> None:
-    """UserError when there are rows but none of their tokens counts in the loss."""
+def check_rows(limits: ModelLimits, client_id: str, kind: str, rows: Sequence[TokenRow]) -> None:
+    """UserError for a token that the model does not have, or when there are rows but none of their
+    tokens counts in the loss."""
+    for row in rows:
+        check_tokens(limits, row.tokens, f"client '{client_id}', row '{row.id}'")
     if rows and not any(supervised_tokens(row) for row in rows):
         cut = sum(row.cut > 0 for row in rows)
         raise UserError(
@@ -214,8 +223,8 @@ def _rows_of(
     name, path = client.client_id, runtime.distilled(client.client_id, round)
     examples = read_distilled(path, client.raw) if rewritten else ()
     rows = ClientRows(runtime.encode(client.raw), runtime.encode(examples))
-    check_supervised(name, "training", rows.raw)
-    check_supervised(name, "rewritten", rows.rewritten)
+    check_rows(runtime.limits, name, "training", rows.raw)
+    check_rows(runtime.limits, name, "rewritten", rows.rewritten)
     return rows
 
 

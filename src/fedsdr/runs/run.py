@@ -13,7 +13,7 @@ from fedsdr.federation.plan import Plan
 from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
 from fedsdr.progress import Progress
-from fedsdr.runs.client_runtime import ClientRuntime, check_supervised, open_runtime, train_at
+from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, train_at
 from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
@@ -21,6 +21,7 @@ from fedsdr.runs.refresh import refresh_rewrites
 from fedsdr.runs.rewriting import distill_clients, has_rewrites
 from fedsdr.runs.round_measures import round_measures
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, next_round, save_round
+from fedsdr.runs.row_checks import check_clients
 from fedsdr.runs.run_folder import (
     NOTHING_TO_DO,
     check_data,
@@ -87,10 +88,7 @@ def run_experiment(
     if not config.train.pack_tokens:
         chosen = runtime.config.train.pack_tokens
         progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
-    for client in everyone:
-        for kind, rows in (("training", client.raw), ("test", client.test)):
-            check_supervised(client.client_id, kind, runtime.encode(rows))
-        check_supervised(client.client_id, "validation", runtime.encode(client.validation))
+    check_clients(runtime, everyone, progress.log, rewrites=bool(runtime.method.rewrites))
     rewriting = prepare_rewriting(runtime) if runtime.method.rewrites else None
     with alone(out):
         checked_config(config, out, resume)  # again: another run may have started there meanwhile
