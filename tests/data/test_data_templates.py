@@ -1,3 +1,4 @@
+import functools
 import re
 
 import pytest
@@ -361,17 +362,23 @@ def test_an_answer_whose_thinking_the_template_would_rewrite_is_named_with_its_r
     assert supervised_texts("chatml", Example("9", "2+2?", "", answer)) == [answer + "<|im_end|>"]
 
 
+@functools.cache
+def trimming(trim):
+    tokenizer = tiny_tokenizer(CHATML.replace("m['content']", f"m['content'].{trim}"))
+    return tokenizer, render_for(tokenizer)
+
+
 @pytest.mark.parametrize("trim", ["strip('\n')", "lstrip('\n')", "rstrip('\n')", "lstrip()"])
 @given(contents=st.tuples(*[st.text(alphabet="a \n", min_size=1)] * 4))
 @settings(max_examples=30)
 def test_a_template_that_trims_in_its_own_way_is_followed(trim, contents):
-    tokenizer = tiny_tokenizer(CHATML.replace("m['content']", f"m['content'].{trim}"))
+    tokenizer, renderer = trimming(trim)
     example = example_of(*contents)
     expected = tokenizer.apply_chat_template(
         [{"role": turn.role, "content": turn.content} for turn in turns_of(example)],
         return_dict=False,
     )
-    assert list(render_for(tokenizer).encode(example, LONG).tokens) == expected
+    assert list(renderer.encode(example, LONG).tokens) == expected
 
 
 def test_a_template_that_looks_into_the_contents_is_refused_and_not_misread():

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedsdr.errors import UserError
+from fedsdr.data.bounded_template import BoundedTemplate, TemplateBoundError
+from fedsdr.errors import UserError, one_line
 from fedsdr.types import Turn
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ChatTemplate:
 
     tokenizer: "PreTrainedTokenizerBase"
     name: str  # for messages
-    source: str
+    template: BoundedTemplate
 
     def render(
         self, roles: Sequence[str], contents: Sequence[str], add_generation_prompt: bool
@@ -81,20 +82,16 @@ class ChatTemplate:
         """Return the text of a conversation. UserError when the template refuses it."""
         turns = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
         try:
-            text = self.tokenizer.apply_chat_template(
-                turns,
-                chat_template=self.source,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=False,
-            )
-        except Exception as error:  # a template is a program by the model's author
-            reason = " ".join(str(error).split()) or type(error).__name__
+            return self.template.render(messages=turns, add_generation_prompt=add_generation_prompt)
+        except TemplateBoundError as error:
             raise UserError(
-                f"{self.name} refuses the turns {_listed(roles)} ({reason}); change them or "
-                f"{USE_ALPACA}"
+                f"{self.name} fails on the turns {_listed(roles)}: {error}; {USE_ALPACA}"
+            ) from None
+        except ValueError as error:
+            raise UserError(
+                f"{self.name} refuses the turns {_listed(roles)} ({one_line(str(error))}); change "
+                f"them or {USE_ALPACA}"
             ) from error
-        return str(text)
 
     def skeleton(self, roles: Sequence[str], add_generation_prompt: bool) -> Skeleton:
         """Render placeholders as contents. UserError when the template drops or repeats one."""
@@ -179,7 +176,11 @@ def chat_template_of(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
             f"{name}: there are several ({', '.join(given)}) and none is called 'default'; "
             f"rename one in tokenizer_config.json or {USE_ALPACA}"
         )
-    return ChatTemplate(tokenizer, name, FIXED_DAY + tokenizer.get_chat_template())
+    always = {"tools": None, "documents": None, "enable_thinking": False}
+    template = BoundedTemplate(
+        FIXED_DAY + tokenizer.get_chat_template(), tokenizer.special_tokens_map | always
+    )
+    return ChatTemplate(tokenizer, name, template)
 
 
 def answer_frame(template: ChatTemplate) -> tuple[str, str]:

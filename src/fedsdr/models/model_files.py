@@ -1,5 +1,6 @@
 """Check the files of a model folder before anything is loaded from them."""
 
+import functools
 import hashlib
 import json
 import math
@@ -142,7 +143,13 @@ def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, computed once while its time and size stay the same."""
+    found = path.stat()
+    return _hash(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

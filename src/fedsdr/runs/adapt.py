@@ -22,7 +22,7 @@ from fedsdr.evaluation.results import Table, interval_text, model_entry
 from fedsdr.models.adapters import save_adapter
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import Progress
-from fedsdr.runs.client_runtime import ClientRuntime, check_supervised, evaluate_model
+from fedsdr.runs.client_runtime import ClientRuntime, check_rows, evaluate_model
 from fedsdr.runs.run_folder import open_run, read_run
 from fedsdr.runs.run_plan import client_settings
 from fedsdr.seeds import seed_for
@@ -59,7 +59,7 @@ def adapt_run(
     name = client.client_id
     runtime, state = open_run(run, overrides)
     for kind, rows in (("training", client.raw), ("test", client.test)):
-        check_supervised(name, kind, runtime.encode(rows))
+        check_rows(runtime.limits, name, kind, runtime.encode(rows))
     if name in state.accepted:
         progress.log(f"'{name}' took part in {run}: R may know its rows")
     runtime.model.set(state.shared)
