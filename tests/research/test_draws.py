@@ -129,9 +129,9 @@ def test_a_study_is_tuned_and_run_over_draws_and_its_table_repeats_from_the_fini
     assert len(list((out / "cells").iterdir())) == 2 * 2 + 2 * 2  # tuning, then two draws
     assert sum(row["picked"] for row in comparison["tuning"]) == 2
     assert {row["draws"] for row in comparison["rows"]} == {2}
-    assert [table[0] for table in tables_of(comparison)][1:] == [
+    assert {table[0] for table in tables_of(comparison)} >= {
         "Variance of one run's value",
         "Tuning by the loss of the global model, on a draw that the results leave out",
-    ]
+    }
     again, _ = run_study(config, study, tmp_path, out, SILENT, run=False)
     assert again == comparison

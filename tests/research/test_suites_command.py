@@ -196,7 +196,7 @@ def test_another_layout_is_found_before_a_model_is_loaded(
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "bbh" / "bbh" / "word_sorting.json").write_text("{}")
-    monkeypatch.setattr("fedsdr.runs.run_folder.open_runtime", None)
+    monkeypatch.setattr("fedsdr.runs.client_runtime.open_runtime", None)
     code, _, err = fedsdr("evaluate", run, "--suite", "mmlu,bbh", "--suite-data", broken)
     assert code == 2
     assert "word_sorting.json: layout is not that of docs/suites.md: no 'examples'" in err

@@ -31,7 +31,7 @@ def _audit_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _retention_title(results: Mapping[str, Any]) -> str:
-    counts = results.get("retention", {"prompts": 0, "tokens": 0})
+    counts = results.get("retention") or {"prompts": 0, "tokens": 0}
     return (
         f"Retention on the base's answers to {counts['prompts']} neutral prompts "
         f"({counts['tokens']:,} tokens), nats per token [95 % interval over prompts]"
@@ -62,7 +62,7 @@ def _transfer_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _matrix_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    matrix = results.get("transfer", {}).get("matrix", {})
+    matrix = (results.get("transfer") or {"matrix": {}})["matrix"]
     clients = list(next(iter(matrix.values()), ()))
     return [["model", *clients]] + [
         [model, *(f"{row[client]['loss']:.3f}" for client in clients)]

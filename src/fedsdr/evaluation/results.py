@@ -85,7 +85,7 @@ def table_of(results: Mapping[str, Any]) -> list[list[str]]:
     lines.append(("weighted mean", total, shared, results["weighted_mean"]))
     lines += [
         (f"{name} (took no part)", client["num_test"], client["metric"], client["models"])
-        for name, client in results.get("took_no_part", {"clients": {}})["clients"].items()
+        for name, client in (results.get("took_no_part") or {"clients": {}})["clients"].items()
     ]
     header = ["client", "test rows", "metric"]
     header += [f"{model} {what}" for what in ("score ↑", "loss ↓") for model in MODELS]

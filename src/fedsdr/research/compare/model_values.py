@@ -19,7 +19,7 @@ MODEL_MEASURES |= {name: f"{title} ↓" for name, title in RETENTION.items()}
 def measured_in(results: Results) -> list[str]:
     """Return the measures of MODEL_MEASURES that a run has; none in results of older versions."""
     audit = results.get("mean", {}).get("base", {}).get("audit", {})
-    kept = RETENTION if "retention" in results else {}
+    kept = RETENTION if results.get("retention") else {}
     return [name for name in MODEL_MEASURES if name in audit or name in kept]
 
 
