@@ -167,6 +167,9 @@ class EvaluationConfig:
 class EngineConfig:
     name: EngineName = key("in-process", "what runs the clients")
     threads: int = key(0, "flower: CPU threads per client; 0: PyTorch's choice", ge=0, le=4096)
+    clients_at_once: int = key(
+        1, "in-process: clients per forward pass; 0: as many as fill a pack", ge=0, le=10**4
+    )
     parallel_clients: int = key(1, "flower, simulated: clients at once", ge=1, le=10**4)
     sites: CountOrZero = key(0, "flower: sites to wait for; 0: federation.min_updates")
     join_seconds: Seconds = key(600.0, "flower: wait for the sites, before round 1")

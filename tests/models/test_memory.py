@@ -11,7 +11,7 @@ from fedsdr.models import memory
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.memory import CannotEstimateError, choose_pack, estimate, full_pack, shape_of
-from fedsdr.models.packed_attention import PackedRows
+from fedsdr.models.packed_attention import PackedRows, RowBlock
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.training.optimizer_step import accumulate_gradients
 
@@ -49,7 +49,11 @@ def test_a_checkpointed_layer_keeps_its_input_alone():
             model.using("R", "S", trained="R"),
             torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or keep(t), keep),
         ):
-            model.model(torch.arange(3, 35)[None], packed_rows=PackedRows((32,)), logits_to_keep=1)
+            model.model(
+                torch.arange(3, 35)[None],
+                packed_rows=PackedRows((RowBlock((32,)),)),
+                logits_to_keep=1,
+            )
         own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
         return sum(n for at, n in sizes.items() if at not in own)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import branched, rows, tiny_llama
 
 from fedsdr.models.live_bytes import LiveBytes
-from fedsdr.models.packed_attention import PackedRows
+from fedsdr.models.packed_attention import PackedRows, RowBlock
 from fedsdr.models.packing import pack, row_losses, shared_prefix
 from fedsdr.training.optimizer_step import accumulate_gradients
 from fedsdr.types import TokenRow
@@ -56,12 +56,12 @@ def test_rows_that_begin_alike_have_the_losses_and_gradients_of_each_alone(prefi
         assert float((grad - want).norm() / want.norm()) < 1e-5
 
 
-def by_autograd(layer, x):
+def by_autograd(ours, layer, x):
     """Eq. 6 of the paper, written as it stands."""
     out = layer.base(x)
     for branch in ("R", "S"):
-        a, b = layer.lora_A[branch].to(x.dtype), layer.lora_B[branch].to(x.dtype)
-        out = out + layer.scaling * (x @ a.t()) @ b.t()
+        a, b = (ours.factors[f"{branch}/{layer.name}.lora_{kind}"].to(x.dtype) for kind in "AB")
+        out = out + ours.scaling * (x @ a.t()) @ b.t()
     return out
 
 
@@ -70,7 +70,7 @@ def loss_and_gradient(dtype, fast):
     ours = branched(tiny_llama(packed=fast).bfloat16().to(dtype), targets="all-linear")
     if not fast:
         for layer in ours.layers.values():
-            layer.forward = functools.partial(by_autograd, layer)
+            layer.forward = functools.partial(by_autograd, ours, layer)
     factors = ours.parameters("S").values()
     with ours.using("R", "S", trained="S"):
         loss, _ = accumulate_gradients(ours.model, factors, rows(), pack_tokens=50)
@@ -99,8 +99,9 @@ def test_a_training_step_in_bf16_is_as_near_to_fp32_as_the_models_own_is():
 @pytest.mark.parametrize("window", [None, 3])
 def test_all_masks_of_a_pack_take_the_bytes_of_the_longest_one_and_are_freed_with_it(window):
     with LiveBytes() as live:
-        packed = PackedRows((7, 12, 30, 30, 5), prefix=4)
-        for _, n, prefix in packed.segments():
+        packed = PackedRows((RowBlock((7, 12, 30, 30, 5), prefix=4),))
+        for _, n, shared in packed.segments():
+            prefix = shared.stop - shared.start
             hidden = packed.hidden(n, prefix, window, torch.device("cpu"))
             for i in range(n):
                 seen = [j for j in range(prefix + n) if not hidden[i, j]]

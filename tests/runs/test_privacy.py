@@ -54,8 +54,8 @@ def test_neither_s_nor_text_is_in_any_message_of_a_run(
 ):
     crossed = []
 
-    def recording(train):
-        run = in_process(train)
+    def recording(*engine):
+        run = in_process(*engine)
 
         def run_clients(tasks):
             crossed.extend(tasks)

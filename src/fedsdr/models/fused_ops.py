@@ -9,7 +9,8 @@ import importlib.util
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -53,71 +54,113 @@ def compiled_on_cuda(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-class LowRank(torch.autograd.Function):
-    """out += sum over branches of scale * B A x, in place and in two matmuls.
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tokens of a pass, and how they run through one client's branches.
 
-    If `trained`, the last branch is the trained one: dropout applies to the input of its A, and
-    only its factors get gradients. Saved for backward: x, the dropout mask (one byte per element)
-    and the trained branch's A x. `factors` are the As, then the Bs, in fp32; the matmuls run in
-    x's dtype.
+    `scales` has one number per branch. If `trained`, the last branch is the trained one: `dropout`
+    applies to the input of its A, and only its factors get gradients.
+    """
+
+    tokens: slice
+    scales: Sequence[float]
+    trained: bool = False
+    dropout: float = 0.0
+    generator: torch.Generator | None = None  # of the dropout mask; None: PyTorch's own
+
+
+class LowRank(torch.autograd.Function):
+    """out += sum over branches of scale * B A x for the tokens of each part, in place.
+
+    Two matmuls per part. Saved for backward: x, the dropout mask (one byte per element) and the
+    trained branch's A x. `factors` are, part by part, the As, then the Bs, in fp32; the matmuls run
+    in x's dtype.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        out: Tensor,
-        x: Tensor,
-        scales: list[float],
-        dropout: float,
-        trained: bool,
-        *factors: Tensor,
+        ctx: Any, out: Tensor, x: Tensor, parts: Sequence[Part], *factors: Tensor
     ) -> Tensor:
-        count = len(scales)
-        scaled = [a * scale for a, scale in zip(factors[:count], scales, strict=True)]
-        stacked_a = torch.cat(scaled).to(x.dtype)
-        stacked_b = torch.cat(factors[count:], dim=1).to(x.dtype)
-        flat = x.reshape(-1, x.shape[-1])
-        rank = factors[0].shape[0]
-        dropped = None
-        if dropout > 0:
-            dropped = torch.empty(flat.shape, dtype=torch.bool, device=x.device)
-            dropped.bernoulli_(dropout)
-            stacked_a[-rank:] /= 1 - dropout
-            frozen_low = flat @ stacked_a[:-rank].t()
-            trained_low = flat.masked_fill(dropped, 0) @ stacked_a[-rank:].t()
-            low = torch.cat((frozen_low, trained_low), dim=1)
-        else:
-            low = flat @ stacked_a.t()
-        if trained:
-            ctx.save_for_backward(flat, low[:, -rank:], stacked_a, stacked_b, dropped)
-        else:
-            ctx.save_for_backward(None, None, stacked_a, stacked_b, None)
-        ctx.scale, ctx.count, ctx.shape = scales[-1] / (1 - dropout), count, x.shape
+        flat, flat_out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+        saved: list[Tensor | None] = []
+        first = 0
+        for part in parts:
+            own = factors[first : first + 2 * len(part.scales)]
+            first += len(own)
+            saved += _add_low_rank(flat_out[part.tokens], flat[part.tokens], part, own)
+        ctx.save_for_backward(*saved)
+        ctx.parts, ctx.shape = parts, x.shape
+        ctx.covers = sum(part.tokens.stop - part.tokens.start for part in parts) == len(flat)
         ctx.mark_dirty(out)
-        out.view(-1, out.shape[-1]).addmm_(low, stacked_b.t())
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, stacked_a, stacked_b, dropped = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        back = flat @ stacked_b  # (tokens, all ranks)
-        rank = stacked_a.shape[0] // ctx.count
-        grads: list[Tensor | None] = [None] * (2 * ctx.count)
-        if x is not None:
-            seen = x if dropped is None else x.masked_fill(dropped, 0)
-            grads[ctx.count - 1] = (back[:, -rank:].t() @ seen).float() * ctx.scale
-            grads[-1] = (flat.t() @ low).float()
         dx = None
         if ctx.needs_input_grad[1]:
-            if dropped is None:
-                dx = back @ stacked_a
-            else:
-                dx = (back[:, -rank:] @ stacked_a[-rank:]).masked_fill_(dropped, 0)
-                dx.addmm_(back[:, :-rank], stacked_a[:-rank])
-            dx = dx.view(ctx.shape)
-        return grad, dx, None, None, None, *grads
+            new = grad.new_empty if ctx.covers else grad.new_zeros
+            dx = new(len(flat), ctx.shape[-1])
+        grads: list[Tensor | None] = []
+        saved = ctx.saved_tensors  # five of each part; checkpointing lets them be read once
+        for i, part in enumerate(ctx.parts):
+            own_dx = None if dx is None else dx[part.tokens]
+            own = saved[5 * i : 5 * i + 5]
+            grads += _low_rank_gradients(flat[part.tokens], own_dx, part, *own)
+        return grad, None if dx is None else dx.view(ctx.shape), None, *grads
+
+
+def _add_low_rank(
+    out: Tensor, x: Tensor, part: Part, factors: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Add one part's low-rank terms to `out`; return what its backward needs."""
+    count, rank, dropout = len(part.scales), factors[0].shape[0], part.dropout
+    scaled = [a * scale for a, scale in zip(factors[:count], part.scales, strict=True)]
+    stacked_a = torch.cat(scaled).to(x.dtype)
+    stacked_b = torch.cat(tuple(factors[count:]), dim=1).to(x.dtype)
+    dropped = None
+    if dropout > 0:
+        dropped = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+        dropped.bernoulli_(dropout, generator=part.generator)
+        stacked_a[-rank:] /= 1 - dropout
+        frozen_low = x @ stacked_a[:-rank].t()
+        trained_low = x.masked_fill(dropped, 0) @ stacked_a[-rank:].t()
+        low = torch.cat((frozen_low, trained_low), dim=1)
+    else:
+        low = x @ stacked_a.t()
+    out.addmm_(low, stacked_b.t())
+    if not part.trained:
+        return [None, None, stacked_a, stacked_b, None]
+    return [x, low[:, -rank:], stacked_a, stacked_b, dropped]
+
+
+def _low_rank_gradients(
+    grad: Tensor,
+    dx: Tensor | None,
+    part: Part,
+    x: Tensor | None,
+    low: Tensor | None,
+    stacked_a: Tensor,
+    stacked_b: Tensor,
+    dropped: Tensor | None,
+) -> list[Tensor | None]:
+    """Write the gradient of one part's x into `dx`; return the gradients of its factors."""
+    back = grad @ stacked_b  # (tokens, all ranks)
+    count = len(part.scales)
+    rank = stacked_a.shape[0] // count
+    grads: list[Tensor | None] = [None] * (2 * count)
+    if x is not None and low is not None:
+        seen = x if dropped is None else x.masked_fill(dropped, 0)
+        scale = part.scales[-1] / (1 - part.dropout)
+        grads[count - 1] = (back[:, -rank:].t() @ seen).float() * scale
+        grads[-1] = (grad.t() @ low).float()
+    if dx is not None and dropped is None:
+        torch.mm(back, stacked_a, out=dx)
+    elif dx is not None and dropped is not None:
+        torch.mm(back[:, -rank:], stacked_a[-rank:], out=dx).masked_fill_(dropped, 0)
+        dx.addmm_(back[:, :-rank], stacked_a[:-rank])
+    return grads
 
 
 class FrozenRMSNorm(nn.Module):

@@ -6,7 +6,8 @@ from its own seed, so that its random numbers depend on neither batch size nor o
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsdr.models.forward_plan import plan_of
 from fedsdr.models.packing import device_of, row_inputs, shared_prefix
 from fedsdr.models.row_cache import Piece, RowCache, forward_pieces
 from fedsdr.models.token_sampling import choose_tokens
+from fedsdr.models.two_branch import BranchedModel
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
 CACHES = ("past_key_values", "cache_params", "state")  # names in the models of transformers
@@ -31,6 +33,7 @@ class _Row:
     request: GenerationRequest
     prompt: list[int]
     random: np.random.Generator
+    branches: BranchedModel | None = None  # of its client; None: those that run
     new: list[int] = field(default_factory=list)
 
     @property
@@ -84,19 +87,22 @@ def transformers_generate(
     stop_token_ids: Sequence[int],
     batch_size: int = 32,
     until: Sequence[str] | None = None,
+    branches_of: Mapping[str, BranchedModel] | None = None,
 ) -> Generate:
     """Return a `Generate` over `model`, with the branches in its forward at the time of the call.
 
     Sampling applies temperature, then top-k, then top-p. Models whose rows cannot share a forward
     pass generate one row at a time. With `until`, a text also ends before the first of these
-    strings, and its surrounding white space is kept.
+    strings, and its surrounding white space is kept. `branches_of` gives, by id, the branches of
+    requests of several clients.
     """
+    owner = branches_of or {}
     ending = _Ending(tokenizer, frozenset(stop_token_ids), until)
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
         rows = [
-            _Row(request, render(request.turns), np.random.default_rng(request.seed))
-            for request in requests
+            _Row(r, render(r.turns), np.random.default_rng(r.seed), owner.get(r.id))
+            for r in requests
         ]
         plan = plan_of(model)
         long: list[_Row] = []
@@ -118,15 +124,22 @@ def _batched(
     model: nn.Module, rows: list[_Row], decoding: Decoding, ending: _Ending, batch_size: int
 ) -> Iterator[_Row]:
     """Yield rows as they finish; up to `batch_size` share each forward pass."""
-    # Longest prompts first, so that rows which run together have caches of similar length.
-    waiting = deque(sorted(rows, key=lambda r: (-len(r.prompt), r.request.id)))
+    # Longest prompts first, so that rows which run together have caches of similar length. Rows of
+    # a client stay together, so that they share a matmul with its branches.
+    clients = list(dict.fromkeys(row.branches for row in rows))
+    waiting = deque(
+        sorted(rows, key=lambda r: (clients.index(r.branches), -len(r.prompt), r.request.id))
+    )
     if not waiting:
         return
     slots = min(batch_size, len(rows))
-    cache = RowCache(slots + 1, len(waiting[0].prompt) + decoding.max_new_tokens)
-    prefix = shared_prefix([row.prompt for row in rows])
+    longest = max(len(row.prompt) for row in rows)
+    cache = RowCache(slots + 1, longest + decoding.max_new_tokens)
+    prefix = shared_prefix([row.prompt for row in rows]) if len(clients) == 1 else 0
     if prefix:  # kept in the extra slot
-        forward_pieces(model, cache, [Piece(slots, 0, rows[0].prompt[:prefix])])
+        piece = Piece(slots, 0, rows[0].prompt[:prefix])
+        with _running([rows[0]], [piece]):
+            forward_pieces(model, cache, [piece])
     running: list[_Row] = []
     while waiting or running:
         first = 0
@@ -142,7 +155,8 @@ def _batched(
             ]
         else:
             pieces = [Piece(slot, row.cached, row.new[-1:]) for slot, row in enumerate(running)]
-        logits = forward_pieces(model, cache, pieces)
+        with _running(running[first:], pieces):
+            logits = forward_pieces(model, cache, pieces)
         chosen = choose_tokens(logits, [row.draw() for row in running[first:]], decoding)
         for row, token in zip(running[first:], chosen, strict=True):
             row.new.append(token)
@@ -154,6 +168,17 @@ def _batched(
                     cache.copy(len(running), slot, last.cached)
                     running[slot] = last
                 yield row
+
+
+def _running(rows: Sequence[_Row], pieces: Sequence[Piece]) -> AbstractContextManager[None]:
+    """Return the context in which each row's piece runs through the branches of its client."""
+    segments: list[tuple[BranchedModel, int]] = []
+    for row, piece in zip(rows, pieces, strict=True):
+        if row.branches is None:
+            return nullcontext()
+        before = segments.pop()[1] if segments and segments[-1][0] is row.branches else 0
+        segments.append((row.branches, before + len(piece.tokens)))
+    return segments[0][0].running(*segments)
 
 
 def _next_prompts(waiting: deque[_Row], free_slots: int, prefix: int) -> list[_Row]:
@@ -175,9 +200,10 @@ def _one_by_one(
     """Yield rows, each generated alone, `cached` if the model's plan says so."""
     for row in rows:
         cache = None
-        while not row.new or not (ending.ended(row) or len(row.new) == decoding.max_new_tokens):
-            logits, cache = next_logits(model, row.prompt + row.new, cache, cached)
-            row.new += choose_tokens(logits, [row.draw()], decoding)
+        with row.branches.running() if row.branches else nullcontext():
+            while not row.new or not (ending.ended(row) or len(row.new) == decoding.max_new_tokens):
+                logits, cache = next_logits(model, row.prompt + row.new, cache, cached)
+                row.new += choose_tokens(logits, [row.draw()], decoding)
         yield row
 
 

@@ -17,6 +17,7 @@ from fedsdr.config import Config
 from fedsdr.errors import UserError
 from fedsdr.models.base_model import choose_device, load_shape
 from fedsdr.models.checkpointing import checkpoint_layers, decoder_layers
+from fedsdr.models.joint_packs import MOST_AT_ONCE
 from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.packing import row_losses
 from fedsdr.models.two_branch import BranchedModel
@@ -46,7 +47,8 @@ class MemoryEstimate:
     weights      parameters and buffers of the base at their dtypes; in the linear layers of a
                  quantised base, 1 byte (8bit) or 0.516 bytes (4bit) per weight
     adapters     2 branches x 4 bytes x sum over target layers of rank x (in + out)
-    optimizer    trained branch: gradient and AdamW's two moments, 3 x 4 bytes per parameter
+    optimizer    trained branch: gradient and AdamW's two moments, 3 x 4 bytes per parameter;
+                 both once for each client of a pass (engine.clients_at_once)
     activations  layers x the peak's increase per layer
     logits       the rest of the peak: the loss's (labels, vocabulary) blocks, the running layer's
                  temporaries, and one dequantised layer of a quantised base
@@ -89,6 +91,7 @@ def estimate(
     *,
     dropout: float = 0.0,
     quantize: Literal["none", "8bit", "4bit"] = "none",
+    clients: int = 1,
 ) -> MemoryEstimate:
     """Return the peak bytes of a step with both branches whose largest pack is `rows`.
 
@@ -103,7 +106,7 @@ def estimate(
     except Exception as error:  # model code may do anything with tensors without data
         raise CannotEstimateError(f"{type(error).__name__}: {error}") from error
     weights, dequantised = _weights(shape, quantize)
-    branch = sum(p.numel() for p in shape.parameters(R).values())
+    branch = clients * sum(p.numel() for p in shape.parameters(R).values())
     return MemoryEstimate(
         pack_tokens=sum(len(row.tokens) for row in rows),
         weights=weights,
@@ -142,6 +145,7 @@ def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEst
             full_pack(pack_tokens, config.data.max_length),
             dropout=config.lora.dropout,
             quantize=config.model.quantize,
+            clients=config.engine.clients_at_once or MOST_AT_ONCE,
         )
 
     try:

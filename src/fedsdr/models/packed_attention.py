@@ -4,32 +4,43 @@ import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+class RowBlock(NamedTuple):
+    """Rows whose first `prefix` tokens are the same and stored once; then each row's own tokens
+    follow, `lengths` of them, without padding."""
+
+    lengths: tuple[int, ...]
+    prefix: int = 0
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """How the tokens of one forward pass are divided into rows.
 
-    The first `prefix` tokens are shared by all rows and stored once; then each row's own tokens
-    follow, `lengths` of them, without padding. Masks and indices are built on first use and live
-    as long as the pass: at most longest^2 bytes per attention window.
+    Rows of one client are a block. Masks and indices are built on first use and live as long as the
+    pass: at most longest^2 bytes per attention window.
     """
 
-    lengths: tuple[int, ...]
-    prefix: int = 0
+    blocks: tuple[RowBlock, ...]
     _built: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def segments(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (start, length, prefix tokens attended to) of the prefix and of each row."""
+    def segments(self) -> Iterator[tuple[int, int, slice]]:
+        """Yield (start, length, prefix tokens attended to) of each block's prefix and rows."""
         start = 0
-        for n in (self.prefix, *self.lengths) if self.prefix else self.lengths:
-            yield start, n, self.prefix if start else 0
-            start += n
+        for lengths, prefix in self.blocks:
+            shared = slice(start, start + prefix)
+            if prefix:
+                yield start, prefix, slice(start, start)
+            start += prefix
+            for n in lengths:
+                yield start, n, shared
+                start += n
 
     def hidden(self, n: int, prefix: int, window: int | None, device: torch.device) -> Tensor:
         """Return a (n, prefix + n) mask, True where a query must not attend.
@@ -37,7 +48,7 @@ class PackedRows:
         All masks of a window are slices of one, that of the longest row.
         """
         if (window, device) not in self._built:
-            size = self.prefix + max(self.lengths)
+            size = max(prefix + max(lengths) for lengths, prefix in self.blocks)
             self._built[window, device] = causal_mask(size, window, device)
         mask: Tensor = self._built[window, device]
         return mask[prefix : prefix + n, : prefix + n]
@@ -48,7 +59,7 @@ class PackedRows:
             keys: list[int] = []
             query_ends, key_ends = [0], [0]
             for start, n, prefix in self.segments():
-                keys += [*range(prefix), *range(start, start + n)]
+                keys += [*range(prefix.start, prefix.stop), *range(start, start + n)]
                 query_ends.append(start + n)
                 key_ends.append(len(keys))
             ends = (torch.tensor(e, dtype=torch.int32, device=device)
@@ -87,15 +98,21 @@ def packed_attention(
     parts = []
     for start, n, prefix in rows.segments():
         k, v = (_with_prefix(t, start, n, prefix) for t in (key, value))
-        hidden = rows.hidden(n, prefix, window, query.device)
+        hidden = rows.hidden(n, size_of(prefix), window, query.device)
         parts.append(attend(query[:, :, start : start + n], k, v, scale, softcap, hidden))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
-def _with_prefix(t: Tensor, start: int, n: int, prefix: int) -> Tensor:
+def size_of(tokens: slice) -> int:
+    """Return the number of tokens of a slice."""
+    size: int = tokens.stop - tokens.start
+    return size
+
+
+def _with_prefix(t: Tensor, start: int, n: int, prefix: slice) -> Tensor:
     """Return the keys or values that a row attends to: those of the prefix and its own."""
     own = t[..., start : start + n, :]
-    return torch.cat((t[..., :prefix, :], own), dim=-2) if prefix else own
+    return torch.cat((t[..., prefix, :], own), dim=-2) if size_of(prefix) else own
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -124,8 +141,8 @@ class _PackedAttention(torch.autograd.Function):
             q = query[0, :, start : start + n].reshape(groups, -1, size)
             empty = q.new_empty(())
             scores = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=scale).float()
-            hidden = rows.hidden(n, prefix, window, query.device)
-            scores.view(groups, -1, n, prefix + n).masked_fill_(hidden, float("-inf"))
+            hidden = rows.hidden(n, size_of(prefix), window, query.device)
+            scores.view(groups, -1, *hidden.shape).masked_fill_(hidden, float("-inf"))
             weights = torch.softmax(scores, -1).to(v.dtype)
             out[0, start : start + n] = (weights @ v).view(heads, n, -1).transpose(0, 1)
             saved.append(weights)
@@ -156,9 +173,10 @@ class _PackedAttention(torch.autograd.Function):
             dq[0, span] = dquery.view(query.shape[1], n, -1).transpose(0, 1)
             for total, part in ((dk, dkey), (dv, dvalue)):
                 part = part.transpose(0, 1)
-                total[0, span] = part[prefix:]
-                if prefix:
-                    total[0, :prefix] += part[:prefix]
+                shared = size_of(prefix)
+                total[0, span] = part[shared:]
+                if shared:
+                    total[0, prefix] += part[:shared]
         return *(t.transpose(1, 2) for t in (dq, dk, dv)), None, None, None
 
 
@@ -194,13 +212,14 @@ def _flash_attention(
 ) -> Tensor:
     indices, query_ends, key_ends = rows.flash_indices(query.device)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    if rows.prefix:
+    if len(indices) > len(k):  # prefixes are read by several rows
         k, v = k[indices], v[indices]
     longest = max(n for _, n, _ in rows.segments())
+    most_keys = max(size_of(prefix) + n for _, n, prefix in rows.segments())
     window_size = (-1 if window is None else window - 1, 0)
     gqa = q.shape[1] != k.shape[1]
     out: Tensor = _varlen_attention()(
-        q, k, v, query_ends, key_ends, longest, longest + rows.prefix,
+        q, k, v, query_ends, key_ends, longest, most_keys,
         scale=scale, window_size=window_size, enable_gqa=gqa,
     )  # fmt: skip
     return out[None]

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fedsdr.models.forward_plan import plan_of
 from fedsdr.models.fused_ops import label_losses
-from fedsdr.models.packed_attention import PackedRows
+from fedsdr.models.packed_attention import PackedRows, RowBlock
 from fedsdr.types import TokenRow
 
 Tokens = TypeVar("Tokens", tuple[int, ...], list[int])
@@ -53,10 +53,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+def row_losses(
+    model: nn.Module, rows: Sequence[TokenRow], blocks: Sequence[int] | None = None
+) -> Tensor:
     """Return the summed loss of each row in nats, (rows,), fp32, differentiable.
 
     loss_i = -sum over supervised t > 0 of log p(token_t | tokens of row i before t)
+
+    `blocks` says how many consecutive rows belong to each client (None: all to one). Clients share
+    no prefix, since their branches differ. ValueError if the model cannot pack the rows of several.
     """
     device = device_of(model)
     places = _label_places(rows)
@@ -67,10 +72,10 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
         return total
     wanted = torch.tensor(labels, device=device)
     if plan_of(model).plain_head:
-        states = label_states(model, rows)
+        states = label_states(model, rows, blocks)
         losses = label_losses(states, model.get_output_embeddings(), wanted)  # type: ignore[operator]
     else:
-        logits = _label_outputs(model, rows, states=False)
+        logits = _label_outputs(model, rows, blocks, states=False)
         losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
     return total.index_add(0, torch.tensor(owner, device=device), losses)
 
@@ -86,19 +91,29 @@ def label_logits(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
     return _label_outputs(model, rows, states=False)
 
 
-def label_states(model: nn.Module, rows: Sequence[TokenRow]) -> Tensor:
+def label_states(
+    model: nn.Module, rows: Sequence[TokenRow], blocks: Sequence[int] | None = None
+) -> Tensor:
     """Return the last hidden state before each supervised token t > 0.
 
     Shape (supervised tokens of all rows, size), in row order.
     """
-    return _label_outputs(model, rows, states=True)
+    return _label_outputs(model, rows, blocks, states=True)
 
 
-def _label_outputs(model: nn.Module, rows: Sequence[TokenRow], *, states: bool) -> Tensor:
+def _label_outputs(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    blocks: Sequence[int] | None = None,
+    *,
+    states: bool,
+) -> Tensor:
     """Return the last hidden state, or the model's own logits, before each label."""
     groups = plan_of(model).groups([len(row.tokens) for row in rows])
     if groups == [list(range(len(rows)))]:
-        return _group_outputs(model, rows, states)
+        return _group_outputs(model, rows, states, blocks)
+    if blocks:
+        raise ValueError("the rows of several clients do not fit into one forward pass")
     found: dict[int, Tensor] = {}
     for group in groups:
         members = [rows[i] for i in group if supervised_tokens(rows[i])]
@@ -109,11 +124,15 @@ def _label_outputs(model: nn.Module, rows: Sequence[TokenRow], *, states: bool) 
     return torch.cat([found[i] for i in sorted(found)])
 
 
-def _group_outputs(model: nn.Module, rows: Sequence[TokenRow], states: bool) -> Tensor:
+def _group_outputs(
+    model: nn.Module, rows: Sequence[TokenRow], states: bool, blocks: Sequence[int] | None = None
+) -> Tensor:
     """Return `_label_outputs` of rows that share one forward pass."""
     plan, places, device = plan_of(model), _label_places(rows), device_of(model)
     if plan.losses == "packed":
-        inputs, keep = _packed(rows, places, device)
+        inputs, keep = _packed(rows, places, device, blocks)
+    elif blocks:
+        raise ValueError("the model cannot pack rows")
     else:
         inputs, keep = _padded(rows, places, device)
     if states:
@@ -140,31 +159,44 @@ def supervised_tokens(row: TokenRow) -> int:
     return sum(row.supervised[1:])
 
 
-def positions(lengths: Sequence[int], device: torch.device, first: int = 0) -> Tensor:
-    """Return (1, tokens) positions that restart at `first` in each row."""
-    return torch.cat([torch.arange(first, first + n, device=device) for n in lengths])[None]
+def packed_tokens(rows: Sequence[TokenRow]) -> int:
+    """Return the number of tokens of a pack: a shared prefix counts once."""
+    prefix = shared_prefix([row.tokens for row in rows])
+    return prefix + sum(len(row.tokens) - prefix for row in rows)
 
 
 def _packed(
-    rows: Sequence[TokenRow], places: Sequence[Sequence[int]], device: torch.device
+    rows: Sequence[TokenRow],
+    places: Sequence[Sequence[int]],
+    device: torch.device,
+    blocks: Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the model's arguments and, for each label, the index of the token that predicts it.
 
-    `places` are the labels' positions in each row. The shared prefix comes first, then each row's
-    own tokens, without padding.
+    `places` are the labels' positions in each row. In each block the shared prefix comes first,
+    then each row's own tokens, without padding.
     """
-    prefix = shared_prefix([row.tokens for row in rows])
-    lengths = tuple(len(row.tokens) - prefix for row in rows)
-    keep, start = [], prefix
-    for at, length in zip(places, lengths, strict=True):
-        keep += [t - 1 if t <= prefix else start + t - 1 - prefix for t in at]
-        start += length
-    tokens = [*rows[0].tokens[:prefix], *(t for row in rows for t in row.tokens[prefix:])]
-    numbered = (positions((prefix,), device), positions(lengths, device, first=prefix))
+    tokens: list[int] = []
+    numbers: list[int] = []  # positions, which restart in each row
+    keep: list[int] = []
+    packed: list[RowBlock] = []
+    first = 0
+    for count in blocks or [len(rows)]:
+        members, at = rows[first : first + count], places[first : first + count]
+        prefix, start = shared_prefix([row.tokens for row in members]), len(tokens)
+        tokens += members[0].tokens[:prefix]
+        numbers += range(prefix)
+        for row, labels in zip(members, at, strict=True):
+            own = len(tokens) - prefix  # where the row would start without a shared prefix
+            keep += [t - 1 + (start if t <= prefix else own) for t in labels]
+            tokens += row.tokens[prefix:]
+            numbers += range(prefix, len(row.tokens))
+        packed.append(RowBlock(tuple(len(row.tokens) - prefix for row in members), prefix))
+        first += count
     inputs = {
         "input_ids": torch.tensor([tokens], device=device),
-        "position_ids": torch.cat(numbered, dim=1),
-        "packed_rows": PackedRows(lengths, prefix),
+        "position_ids": torch.tensor([numbers], device=device),
+        "packed_rows": PackedRows(tuple(packed)),
         "use_cache": False,
     }
     return inputs, torch.tensor(keep, device=device)

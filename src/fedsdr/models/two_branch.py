@@ -2,10 +2,14 @@
 
     h_out = W0 h + (alpha / r) B_R A_R h + (alpha / r) B_S A_S h
 
-One switch per model says which branches are in the forward and which one is trained. Gradients
-flow through a frozen branch to the layers below; only its factors get none.
+One switch says which branches are in the forward and which one is trained. Gradients flow through
+a frozen branch to the layers below; only its factors get none.
+
+Several clients can share a forward pass: the base's matmul is one for all tokens, and the tokens of
+each client go through its own branches (`beside`, `running`), as in S-LoRA and Punica.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 
 from fedsdr.errors import UserError
 from fedsdr.models.forward_plan import ForwardPlan, plan_of
-from fedsdr.models.fused_ops import LowRank
+from fedsdr.models.fused_ops import LowRank, Part
 from fedsdr.models.target_modules import (
     describe_targets,
     is_conv1d,
@@ -34,40 +38,37 @@ BRANCHES: tuple[Branch, ...] = (R, S)
 class Switch:
     """The current mode of all two-branch layers of a model.
 
-    `dropout` applies to the trained branch. `weights` scale the output of branches (FedDPA); None
-    means 1.
+    `dropout` applies to the trained branch; its masks come from `generator`, or PyTorch's own.
+    `weights` scale the output of branches (FedDPA); None means 1.
     """
 
     forward: tuple[Branch, ...] = ()
     trained: Branch | None = None
     dropout: float = 0.0
     weights: dict[Branch, float] | None = None
+    generator: torch.Generator | None = None
+
+
+# Whose branches run, and through how many of the next tokens; None: all of them.
+Segment = tuple["BranchedModel", int | None]
 
 
 class TwoBranchLinear(nn.Module):
-    """A frozen linear layer (plain or quantised) with the factors of both branches.
+    """A frozen linear layer (plain or quantised), and the branches that run through it."""
 
-    A is (rank, in) and B is (out, rank), always fp32.
-    """
-
-    def __init__(self, base: nn.Module, switch: Switch, rank: int, scaling: float) -> None:
+    def __init__(self, name: str, base: nn.Module, segments: Sequence[Segment]) -> None:
         super().__init__()
+        self.name = name
         self.base = base
-        self.switch = switch
-        self.scaling = scaling
-        if is_conv1d(base):
-            in_features, out_features = self.weight.shape
-        else:
-            in_features, out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
-        device = next(base.parameters()).device
+        self.segments = segments
 
-        def factors(*shape: int) -> nn.ParameterDict:
-            return nn.ParameterDict(
-                {b: nn.Parameter(torch.zeros(*shape, device=device)) for b in BRANCHES}
-            )
-
-        self.lora_A = factors(rank, in_features)
-        self.lora_B = factors(out_features, rank)
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The numbers of inputs and outputs."""
+        if is_conv1d(self.base):
+            inputs, outputs = self.weight.shape
+            return inputs, outputs
+        return int(self.base.in_features), int(self.base.out_features)  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:
@@ -81,27 +82,22 @@ class TwoBranchLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x).contiguous()
-        switch = self.switch
-        if not switch.forward:
-            return out
-        weights = switch.weights or {}
-        # LowRank expects the trained branch last.
-        order = sorted(switch.forward, key=lambda branch: branch == switch.trained)
-        scales = [self.scaling * weights.get(branch, 1.0) for branch in order]
-        trained = order[-1] == switch.trained
-        return LowRank.apply(
-            out,
-            x,
-            scales,
-            switch.dropout if trained else 0.0,
-            trained,
-            *(self.lora_A[branch] for branch in order),
-            *(self.lora_B[branch] for branch in order),
-        )
+        total = out.numel() // out.shape[-1]
+        parts, factors, start = [], [], 0
+        for branches, tokens in self.segments:
+            stop = total if tokens is None else start + tokens
+            if branches.switch.forward:
+                part, own = branches.part(self.name, slice(start, stop))
+                parts.append(part)
+                factors += own
+            start = stop
+        if start != total:
+            raise ValueError(f"{self.name}: {total} tokens, but the segments have {start}")
+        return LowRank.apply(out, x, parts, *factors) if parts else out
 
 
 class BranchedModel:
-    """A base model with two branches on each target layer.
+    """A base model with two branches on each target layer, or one client's branches on it.
 
     Tensors are named `R/model.layers.0.self_attn.q_proj.lora_A` (and `S/`, `lora_B`).
     """
@@ -115,15 +111,68 @@ class BranchedModel:
         """
         self.model = model
         self.switch = Switch()
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
+        self.segments: list[Segment] = [(self, None)]
         model.requires_grad_(False)
         self.layers: dict[str, TwoBranchLinear] = {}
         targets = target_layers(model, target_modules)
         self.description = describe_targets(model, targets)
         for name in targets:
             base = model.get_submodule(name)
-            self.layers[name] = TwoBranchLinear(base, self.switch, rank, alpha / rank)
+            self.layers[name] = TwoBranchLinear(name, base, self.segments)
             model.set_submodule(name, self.layers[name])
+        self.factors = self._zero_factors()
+
+    def _zero_factors(self) -> dict[str, nn.Parameter]:
+        """Return fp32 factors of both branches: A is (rank, in) and B is (out, rank)."""
+        factors = {}
+        for branch in BRANCHES:
+            for name, layer in self.layers.items():
+                device, (inputs, outputs) = layer.weight.device, layer.sizes
+                a, b = torch.zeros(self.rank, inputs), torch.zeros(outputs, self.rank)
+                factors[f"{branch}/{name}.lora_A"] = nn.Parameter(a.to(device))
+                factors[f"{branch}/{name}.lora_B"] = nn.Parameter(b.to(device))
+        return factors
+
+    def beside(self) -> "BranchedModel":
+        """Return the branches of another client on the same layers, all zero and off."""
+        other = copy.copy(self)
+        other.switch, other.factors = Switch(), self._zero_factors()
+        return other
+
+    @contextmanager
+    def running(self, *segments: Segment) -> Iterator[None]:
+        """Within the context, the tokens of a forward pass go through these branches in turn.
+
+        Without segments all tokens go through those of this model.
+        """
+        before = list(self.segments)
+        self.segments[:] = segments or [(self, None)]
+        try:
+            yield
+        finally:
+            self.segments[:] = before
+
+    def generators(self) -> list[torch.Generator]:
+        """Return the generators of the dropout masks of the running branches."""
+        found = [branches.switch.generator for branches, _ in self.segments]
+        return [generator for generator in found if generator]
+
+    def part(self, layer: str, tokens: slice) -> tuple[Part, list[nn.Parameter]]:
+        """Return how some tokens run through the branches at a layer, and their As and Bs."""
+        switch, weights = self.switch, self.switch.weights or {}
+        # LowRank expects the trained branch last.
+        order = sorted(switch.forward, key=lambda branch: branch == switch.trained)
+        trained = order[-1] == switch.trained
+        part = Part(
+            tokens=tokens,
+            scales=[self.scaling * weights.get(branch, 1.0) for branch in order],
+            trained=trained,
+            dropout=switch.dropout if trained else 0.0,
+            generator=switch.generator,
+        )
+        kinds = ("lora_A", "lora_B")
+        return part, [self.factors[f"{b}/{layer}.{kind}"] for kind in kinds for b in order]
 
     @contextmanager
     def using(
@@ -132,6 +181,7 @@ class BranchedModel:
         trained: Branch | None = None,
         dropout: float = 0.0,
         weights: dict[Branch, float] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Iterator[None]:
         """Within the context, these branches are in the forward and only `trained` has gradients.
 
@@ -140,7 +190,8 @@ class BranchedModel:
         if trained is not None and trained not in forward:
             raise ValueError(f"branch {trained} is trained but not in the forward")
         before = dict(vars(self.switch))
-        vars(self.switch).update(forward=forward, trained=trained, dropout=dropout, weights=weights)
+        new = Switch(forward, trained, dropout, weights, generator)
+        vars(self.switch).update(vars(new))
         for branch in BRANCHES:
             for parameter in self.parameters(branch).values():
                 parameter.requires_grad_(branch == trained)
@@ -155,11 +206,7 @@ class BranchedModel:
 
     def parameters(self, branch: Branch) -> dict[str, nn.Parameter]:
         """Return the factors of one branch by name."""
-        return {
-            f"{branch}/{name}.{kind}": getattr(layer, kind)[branch]
-            for name, layer in self.layers.items()
-            for kind in ("lora_A", "lora_B")
-        }
+        return {name: p for name, p in self.factors.items() if name.startswith(branch)}
 
     def get(self, *branches: Branch) -> Tensors:
         """Return fp32 copies of the factors of these branches, on the CPU."""
@@ -172,9 +219,8 @@ class BranchedModel:
     @torch.no_grad()
     def set(self, values: Tensors) -> None:
         """Copy values into the factors of the same names; KeyError for an unknown name."""
-        own = self.parameters(R) | self.parameters(S)
         for name, value in values.items():
-            own[name].copy_(value)
+            self.factors[name].copy_(value)
 
     def on_device(self, values: Tensors) -> Tensors:
         """Return the values on the model's device."""
@@ -207,7 +253,8 @@ class BranchedModel:
                 raise UserError("a quantised base cannot be merged; set model.quantize = 'none'")
             merged = layer.weight.float()
             for branch in branches:
-                change = layer.scaling * (layer.lora_B[branch] @ layer.lora_A[branch])
+                b, a = (self.factors[f"{branch}/{name}.lora_{kind}"] for kind in "BA")
+                change = self.scaling * (b @ a)
                 merged = merged + (change.t() if is_conv1d(layer.base) else change)
             layer.weight.copy_(merged)
             self.model.set_submodule(name, layer.base)

@@ -6,8 +6,7 @@ either way; what belongs to a client is loaded for its task.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ from fedsdr.config import Config
 from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.distill.records import read_distilled
 from fedsdr.errors import UserError, choose
-from fedsdr.evaluation.held_out import ClientScores, HeldOut, Infer, Losses, evaluate_on
+from fedsdr.evaluation.held_out import ClientScores, Infer, Losses
 from fedsdr.evaluation.instance_weighting import MixedModel
-from fedsdr.evaluation.metrics import metric_for
 from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.models.generation import transformers_generate
@@ -30,12 +28,14 @@ from fedsdr.models.memory import choose_pack
 from fedsdr.models.model_limits import ModelLimits, check_tokens, limits_of
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.models.two_branch import BranchedModel
+from fedsdr.runs.client_scores import client_scores
 from fedsdr.runs.run_folder import BEST
 from fedsdr.tensors import Tensors
 from fedsdr.training.client_store import ClientStore
-from fedsdr.training.client_update import client_update
+from fedsdr.training.client_update import client_training
 from fedsdr.training.local_training import ClientRows
 from fedsdr.training.methods import METHODS, Method
+from fedsdr.training.optimizer_step import Training, run_alone
 from fedsdr.training.shared_factors import widened
 from fedsdr.types import (
     Branch,
@@ -61,6 +61,13 @@ class ClientRuntime:
     base: Base
     model: BranchedModel
     renderer: Renderer
+    beside: list[BranchedModel] = dataclasses.field(default_factory=list)  # see `side_by_side`
+
+    def side_by_side(self, count: int) -> list[BranchedModel]:
+        """Return the branches of this many clients, the model's own first; the others are kept."""
+        while len(self.beside) < count - 1:
+            self.beside.append(self.model.beside())
+        return [self.model, *self.beside[: count - 1]]
 
     @property
     def cache(self) -> Path:
@@ -146,14 +153,17 @@ class ClientRuntime:
                     sums[i] = loss
         return [(s, supervised_tokens(row)) for s, row in zip(sums, rows, strict=True)]
 
-    def generate(self, batch_size: int) -> Generate:
-        """Return a `Generate` over the model; it uses the forward at the time of the call."""
+    def generate(
+        self, batch_size: int, branches_of: Mapping[str, BranchedModel] | None = None
+    ) -> Generate:
+        """Return a `Generate` over the model, with the forward at the time of the call."""
         return transformers_generate(
             self.model.model,
             self.base.tokenizer,
             self.renderer.prompt,
             self.renderer.stop_token_ids,
             batch_size,
+            branches_of=branches_of,
         )
 
 
@@ -169,7 +179,7 @@ def open_runtime(config: Config, folder: Path) -> ClientRuntime:
         base.model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
     )
     if config.train.checkpointing:
-        checkpoint_layers(base.model)
+        checkpoint_layers(base.model, model.generators)
     return runtime_of(config, folder, base, model)
 
 
@@ -207,13 +217,26 @@ def train_at(
     after_step: Callable[[int], None] | None = None,
 ) -> ClientUpdate:
     """Do a client's work of one round. `after_step` is given the rows of each optimizer step."""
+    training = training_at(runtime, client, task, runtime.model, after_step)
+    return run_alone(training, runtime.model.model)
+
+
+def training_at(
+    runtime: ClientRuntime,
+    client: ClientData,
+    task: ClientTask,
+    model: BranchedModel,
+    after_step: Callable[[int], None] | None = None,
+) -> Training[ClientUpdate]:
+    """Return the training of a client's work of one round, over branches of its own."""
     method = choose(task.settings.method, METHODS, "method.name")
     rows = _rows_of(runtime, client, task.round, rewritten=method.rewrites)
     if not task.settings.pack_tokens:  # automatic: this machine knows what fits
         pack_tokens = runtime.config.train.pack_tokens
         settings = dataclasses.replace(task.settings, pack_tokens=pack_tokens)
         task = dataclasses.replace(task, settings=settings)
-    return client_update(task, rows, runtime.model, runtime.store(client.client_id), after_step)
+    store = runtime.store(client.client_id)
+    return (yield from client_training(task, rows, model, store, after_step))
 
 
 def _rows_of(
@@ -241,27 +264,8 @@ def evaluate_model(
     With `mixed_by`, R and S are weighted per row, by the training rows of that client (FedDPA).
     `infer`: see `evaluate_on`.
     """
-    tests = {
-        c.client_id: HeldOut(c.test, metric_for((*c.raw, *c.test)))  # by its kind of data
-        for c in clients
-    }
     with forward_of(runtime, branches, mixed_by) as (losses, generate):
-        scores = evaluate_on(
-            tests,
-            losses=losses,
-            generate=generate,
-            max_new_tokens=runtime.config.evaluation.max_new_tokens,
-            seed=runtime.config.seed,
-            infer=infer,
-        )
-    for name, measured in scores.items():
-        if not math.isfinite(measured.loss):
-            model = "+".join(("base", *branches))
-            raise UserError(
-                f"client '{name}': the loss of {model} on its test rows is not finite; "
-                "run again with a lower train.lr"
-            )
-    return scores
+        return client_scores(runtime.config, clients, branches, losses, generate, infer)
 
 
 def mixed_model(runtime: ClientRuntime, client: ClientData) -> MixedModel:

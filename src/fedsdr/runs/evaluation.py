@@ -14,9 +14,10 @@ from fedsdr.evaluation.held_out import ClientScores, Infer, scores_of
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.evaluation.transfer import transfer_of
 from fedsdr.federation.round_records import read_records
-from fedsdr.progress import Progress
+from fedsdr.progress import Advance, Progress
 from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
+from fedsdr.runs.clients_at_once import client_groups, evaluate_group
 from fedsdr.runs.refresh import refresh_audits
 from fedsdr.runs.rounds import rounds_done
 from fedsdr.runs.seed_drift import retention_of
@@ -76,7 +77,6 @@ def measure_models(
 
     With evaluation.transfer, those of the own models on the rows of all clients too.
     """
-    measured = {}
     with progress.bar("evaluating", 3 * len(tested)) as advance:
         evaluate = partial(evaluate_model, runtime, infer=infer)
         base = evaluate(tested, ()) if infer else base_scores(runtime, tested)
@@ -85,19 +85,47 @@ def measure_models(
         runtime.model.set(serving.values)
         shared = evaluate(tested, serving.branches) if serving.branches else base
         advance(len(tested))
-        for client in tested:
-            name = client.client_id
-            on = tested if runtime.config.evaluation.transfer else [client]
-            serving = serving_of(runtime, state, "client", name)
-            own = shared
-            if serving.values is not state.shared:
-                runtime.model.set(serving.values)
-                own = evaluate(on, serving.branches, mixed_by=client if serving.mixed else None)
-            advance(1)
-            models = {"base": base[name], "global": shared[name], "client": own[name]}
-            elsewhere = own if own is not shared and len(on) > 1 else {}
-            measured[name] = ClientResult(len(client.raw), models, elsewhere)
+        by_owner = _own_scores(runtime, tested, state, advance, infer)
+    measured = {}
+    for client in tested:
+        name = client.client_id
+        own = by_owner.get(name, shared)
+        models = {"base": base[name], "global": shared[name], "client": own[name]}
+        elsewhere = own if own is not shared and len(own) > 1 else {}
+        measured[name] = ClientResult(len(client.raw), models, elsewhere)
     return measured
+
+
+def _own_scores(
+    runtime: ClientRuntime,
+    tested: Sequence[ClientData],
+    state: ServerState,
+    advance: Advance,
+    infer: Infer | None,
+) -> dict[str, dict[str, ClientScores]]:
+    """Return the scores of each client's own model, by the client whose rows they are on.
+
+    Clients that are served by the global model are left out.
+    """
+    served = ((c, serving_of(runtime, state, "client", c.client_id)) for c in tested)
+    own = (one for one in served if one[1].values is not state.shared)
+    scores: dict[str, dict[str, ClientScores]] = {}
+    for group in client_groups(runtime, own):
+        if len(group) > 1:
+            found = evaluate_group(runtime, group, infer)
+            scores |= {name: {name: of} for name, of in found.items()}
+        else:
+            ((client, serving),) = group
+            on = tested if runtime.config.evaluation.transfer else [client]
+            runtime.model.set(serving.values)
+            scores[client.client_id] = evaluate_model(
+                *(runtime, on, serving.branches),
+                mixed_by=client if serving.mixed else None,
+                infer=infer,
+            )
+        advance(len(group))
+    advance(len(tested) - len(scores))
+    return scores
 
 
 def _transfer_of(measured: Mapping[str, ClientResult], seed: int) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A whole run in one process: rewrite, run the rounds, evaluate. It can be resumed any time."""
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from fedsdr.data.clients import load_clients, taking_part
 from fedsdr.federation.plan import Plan
 from fedsdr.files import alone, write_atomically
 from fedsdr.models.adapters import save_adapter
-from fedsdr.progress import Progress
+from fedsdr.progress import Advance, Progress
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, train_at
+from fedsdr.runs.clients_at_once import task_groups, train_group
 from fedsdr.runs.config_schema import check_names
 from fedsdr.runs.evaluation import evaluate_clients
 from fedsdr.runs.in_process import in_process
@@ -115,11 +117,11 @@ def run_rounds(
         what = f"round {tasks[0].round} of {rounds}, rows trained"
         with progress.bar(what, total) as advance:
 
-            def train(task: ClientTask) -> ClientUpdate:
-                refresh_rewrites(runtime, by_id[task.client_id], task, progress.log)
-                return train_at(runtime, by_id[task.client_id], task, advance)
+            def train(group: Sequence[ClientTask]) -> list[ClientUpdate | Exception]:
+                return _train(runtime, by_id, group, advance, progress.log)
 
-            yield from in_process(train)(tasks)
+            groups = functools.partial(task_groups, runtime, by_id)
+            yield from in_process(train, groups)(tasks)
 
     measure = round_measures(runtime, clients, rounds)
     with alone(runtime.folder):
@@ -134,6 +136,29 @@ def run_rounds(
         while state.round < rounds:
             state = next_round(runtime.folder, state, plan, run_clients, progress, measure)
     return state
+
+
+def _train(
+    runtime: ClientRuntime,
+    by_id: Mapping[str, ClientData],
+    group: Sequence[ClientTask],
+    advance: Advance,
+    log: Callable[[str], None],
+) -> list[ClientUpdate | Exception]:
+    """Return the update or the fault of each client of a group, with new rewrites where due."""
+    found: dict[str, ClientUpdate | Exception] = {}
+    for task in group:
+        client = by_id[task.client_id]
+        try:
+            refresh_rewrites(runtime, client, task, log)
+            if len(group) == 1:
+                found[task.client_id] = train_at(runtime, client, task, advance)
+        except Exception as error:  # of this client; the round goes on
+            found[task.client_id] = error
+    ready = [task for task in group if task.client_id not in found]
+    together = train_group(runtime, by_id, ready, advance) if ready else []
+    found |= {task.client_id: one for task, one in zip(ready, together, strict=True)}
+    return [found[task.client_id] for task in group]
 
 
 def personalize(
@@ -166,12 +191,18 @@ def personalize(
     starts = plan.starts(state.shared)
     rows = sum(len(client.raw) for client in clients) * settings.local_epochs
     with progress.bar("after the last round, rows trained", rows) as advance:
-        for client in clients:
-            name = client.client_id
-            seed, kept = seed_for(plan.seed, "client"), state.accepted.get(name, 0)
-            task = ClientTask(last, name, seed, starts[name], {}, settings, kept)
-            update = train_at(runtime, client, task, advance)
-            done.append({"id": name, "num_examples": update.num_examples, **update.metrics})
+        by_id = {client.client_id: client for client in clients}
+        seed = seed_for(plan.seed, "client")
+        tasks = [
+            ClientTask(last, name, seed, starts[name], {}, settings, state.accepted.get(name, 0))
+            for name in by_id
+        ]
+        for group in task_groups(runtime, by_id, tasks):
+            for update in _train(runtime, by_id, group, advance, progress.log):
+                if isinstance(update, Exception):
+                    raise update
+                counted = {"id": update.client_id, "num_examples": update.num_examples}
+                done.append({**counted, **update.metrics})
     record = RoundRecord(last, tuple(done), (), 0, 0, 0.0, time.perf_counter() - began)
     state = dataclasses.replace(state, accepted={c.client_id: last for c in clients})
     save_round(runtime.folder, state, record, progress)

@@ -61,6 +61,11 @@ def plan_of(config: Config, announced: Mapping[str, int]) -> Plan:
             f"federation.min_updates: is {federation.min_updates}, but a round has {in_a_round} "
             "clients; lower it"
         )
+    if config.engine.clients_at_once != 1 and config.engine.name != "in-process":
+        raise UserError(
+            f"engine.clients_at_once: '{config.engine.name}' trains each client alone; set it to "
+            "1, or engine.name = 'in-process'"
+        )
     given = {key: getattr(algorithm, key) for key in ("lr", "beta", "b1", "b2", "tau")}
     hyperparameters = {key: value for key, value in given.items() if value is not None}
     return Plan(

@@ -10,6 +10,7 @@ from fedsdr.training.client_store import ClientStore
 from fedsdr.training.local_privacy import answered_update, with_privacy
 from fedsdr.training.local_training import AfterStep, ClientRows, train_locally
 from fedsdr.training.methods import METHODS, Method
+from fedsdr.training.optimizer_step import Training, run_alone
 from fedsdr.training.references import base_states, without_unlikely
 from fedsdr.training.shared_factors import aggregation_of
 from fedsdr.types import ClientTask, ClientUpdate
@@ -22,6 +23,17 @@ def client_update(
     store: ClientStore,
     after_step: AfterStep | None = None,
 ) -> ClientUpdate:
+    """Run `client_training` alone."""
+    return run_alone(client_training(task, rows, model, store, after_step), model.model)
+
+
+def client_training(
+    task: ClientTask,
+    rows: ClientRows,
+    model: BranchedModel,
+    store: ClientStore,
+    after_step: AfterStep | None = None,
+) -> Training[ClientUpdate]:
     """Train the task and return its update, compressed as `settings.update_dtype` says.
 
     S, SCAFFOLD's c_k and the rounding error stay in `store`. Refusal when S diverged.
@@ -37,7 +49,7 @@ def client_update(
     before = store.load(task.accepted_round if has_state else 0, like)
     rows = _with_base(rows, method, task, model, store)
     train = with_privacy(train_locally) if noisy or settings.clip_norm else train_locally
-    result = train(task, rows, model, before, after_step)
+    result = yield from train(task, rows, model, before, after_step)
     if not all_finite(result.state.own):
         raise Refusal(f"client '{task.client_id}': what it keeps diverged; lower train.lr")
     delta, residual = encode_with_feedback(result.change, before.residual, settings.update_dtype)

@@ -12,6 +12,7 @@ from fedsdr.models.two_branch import BranchedModel
 from fedsdr.tensors import Tensors, all_finite, map_tensors, norm
 from fedsdr.training.client_store import ClientState, ClientStore
 from fedsdr.training.local_training import AfterStep, ClientRows, LocalResult, LocalTraining
+from fedsdr.training.optimizer_step import Training
 from fedsdr.types import ClientTask
 
 
@@ -27,10 +28,10 @@ def with_privacy(train: LocalTraining) -> LocalTraining:
         model: BranchedModel,
         state: ClientState,
         after_step: AfterStep | None,
-    ) -> LocalResult:
+    ) -> Training[LocalResult]:
         if task.control or task.settings.correction == "scaffold":
             raise Refusal("privacy.mode: control variates are asked for, which no noise covers")
-        result = train(task, rows, model, state, after_step)
+        result = yield from train(task, rows, model, state, after_step)
         if task.settings.local_noise:
             return _noisy(result, state, task)
         if not result.change:

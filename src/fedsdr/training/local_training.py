@@ -18,7 +18,7 @@ from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors, subtract, zeros_like
 from fedsdr.training.client_store import ClientState
 from fedsdr.training.methods import METHODS, Method, Phase
-from fedsdr.training.optimizer_step import PackLoss, PhaseResult, train_phase
+from fedsdr.training.optimizer_step import PackLoss, PhaseResult, Training, phase_steps
 from fedsdr.training.pack_losses import States, pack_loss
 from fedsdr.training.references import states_of
 from fedsdr.training.shared_factors import (
@@ -67,7 +67,7 @@ class LocalResult:
 
 
 LocalTraining = Callable[
-    [ClientTask, ClientRows, BranchedModel, ClientState, AfterStep | None], LocalResult
+    [ClientTask, ClientRows, BranchedModel, ClientState, AfterStep | None], Training[LocalResult]
 ]
 
 
@@ -77,7 +77,7 @@ def train_locally(
     model: BranchedModel,
     state: ClientState,
     after_step: AfterStep | None = None,
-) -> LocalResult:
+) -> Training[LocalResult]:
     """Run the method's phases from the task's R and the client's S; return the change of R.
 
     The order of the rows, dropout and the first S depend on `task.seed`, the client's name and the
@@ -101,9 +101,9 @@ def train_locally(
     steps: dict[Branch, int] = {}
     for phase in phases_of(method, task):
         began = time.perf_counter()
-        result = _run_phase(phase, task, rows, model, adjust, after_step)
+        result = yield from _run_phase(phase, task, rows, model, adjust, after_step)
         steps[phase.train] = steps.get(phase.train, 0) + result.steps
-        metrics |= _phase_metrics(phase, result, time.perf_counter() - began)
+        metrics |= _phase_metrics(phase, result, time.perf_counter() - began - result.waited)
         if forward := _forward_tokens(phase, task, rows):
             metrics[f"{phase.name}.forward_tokens"] = forward
     after = {} if settings.afterwards else model.get(*method.sent)
@@ -146,7 +146,7 @@ def _run_phase(
     model: BranchedModel,
     adjust: Adjust,
     after_step: AfterStep | None,
-) -> PhaseResult:
+) -> Training[PhaseResult]:
     settings = task.settings
     seed = seed_for(task.seed, task.round, task.client_id, phase.train, phase.data)
     coin = random.Random(seed_for(seed, "s_dropout"))
@@ -158,24 +158,26 @@ def _run_phase(
         without_s = phase.train == R and coin.random() < settings.s_dropout
         model.switch.forward = (R,) if without_s else phase.forward
 
-    torch.manual_seed(seed_for(seed, "dropout"))
+    generator = torch.Generator(next(model.model.parameters()).device)
     with model.using(
         *phase.forward,
         trained=phase.train,
         dropout=settings.lora_dropout,
         weights=None if phase.share == 1.0 else dict.fromkeys(phase.forward, phase.share),
+        generator=generator.manual_seed(seed_for(seed, "dropout")),
     ):
-        return train_phase(
-            model.model,
-            trained_parameters(phase.train, model, settings),
-            data,
-            settings,
-            epochs=epochs_of(phase, settings),
-            seed=seed,
-            pack_loss=loss,
-            adjust=adjust,
-            before_step=before_step,
-            after_step=after_step,
+        return (
+            yield from phase_steps(
+                trained_parameters(phase.train, model, settings),
+                data,
+                settings,
+                epochs=epochs_of(phase, settings),
+                seed=seed,
+                pack_loss=loss,
+                adjust=adjust,
+                before_step=before_step,
+                after_step=after_step,
+            )
         )
 
 

@@ -2,11 +2,16 @@
 
 The loss of a step is the mean over the supervised tokens of its batch, however its rows are packed:
 packing changes the speed, not the mathematics.
+
+Training is a generator that yields each `Step` and is sent its `Gradient`: whoever drives it runs
+the model, for one client (`run_alone`) or for several at once (side_by_side.py).
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +21,28 @@ from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.types import LocalSettings, TokenRow
 
 PackLoss = Callable[[Sequence[TokenRow]], Tensor]  # rows of one forward pass -> their summed loss
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one optimizer step, for the gradient of `parameters`."""
+
+    parameters: Sequence[nn.Parameter]
+    rows: Sequence[TokenRow]
+    pack_tokens: int
+    pack_loss: PackLoss | None = None
+
+
+class Gradient(NamedTuple):
+    """`.grad` is set: summed loss in nats, supervised tokens, seconds spent on other clients."""
+
+    loss_sum: float
+    supervised: int
+    waited: float = 0.0
+
+
+Training = Generator[Step, Gradient, T]
 
 
 @dataclass(frozen=True)
@@ -26,6 +53,24 @@ class PhaseResult:
     tokens: int
     supervised: int
     steps: int
+    waited: float = 0.0
+
+
+def gradient_of(step: Step, model: nn.Module) -> tuple[float, int]:
+    """Compute one step's gradient as `accumulate_gradients` does."""
+    return accumulate_gradients(model, step.parameters, step.rows, step.pack_tokens, step.pack_loss)
+
+
+def run_alone(training: Training[T], model: nn.Module) -> T:
+    """Run a training over `model` and return its result."""
+    with closing(training):
+        try:
+            step = next(training)
+            while True:
+                step = training.send(Gradient(*gradient_of(step, model)))
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def batches(
@@ -61,10 +106,15 @@ def accumulate_gradients(
         loss.backward()
         loss_sum += float(loss.detach())
     # Divide the gradients, not the loss: a small factor on the loss would underflow in fp16.
+    divide_gradients(parameters, total)
+    return loss_sum, total
+
+
+def divide_gradients(parameters: Iterable[nn.Parameter], total: int) -> None:
+    """Divide the summed gradients by the number of supervised tokens."""
     for p in parameters:
         if p.grad is not None:
             p.grad /= total
-    return loss_sum, total
 
 
 def train_phase(
@@ -76,10 +126,31 @@ def train_phase(
     epochs: int,
     seed: int,
     pack_loss: PackLoss | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> PhaseResult:
+    """Run `phase_steps` alone over `model`."""
+    steps = phase_steps(
+        *(parameters, rows, settings),
+        epochs=epochs,
+        seed=seed,
+        pack_loss=pack_loss,
+        after_step=after_step,
+    )
+    return run_alone(steps, model)
+
+
+def phase_steps(
+    parameters: Mapping[str, nn.Parameter],
+    rows: Sequence[TokenRow],
+    settings: LocalSettings,
+    *,
+    epochs: int,
+    seed: int,
+    pack_loss: PackLoss | None = None,
     adjust: Adjust | None = None,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
-) -> PhaseResult:
+) -> Training[PhaseResult]:
     """Train `parameters` in place with a new AdamW optimizer; its state is discarded.
 
     `pack_loss` as in `accumulate_gradients`. `adjust` corrects each gradient (FedProx, SCAFFOLD)
@@ -90,14 +161,16 @@ def train_phase(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     tokens = supervised = steps = 0
+    waited = 0.0
     last_sum, last_count = 0.0, 0
     for epoch, batch in batches(rows, settings.batch_size, epochs, seed):
         if before_step:
             before_step()
         optimizer.zero_grad(set_to_none=True)
-        loss_sum, count = accumulate_gradients(
-            model, parameters.values(), batch, settings.pack_tokens, pack_loss
+        loss_sum, count, others = yield Step(
+            tuple(parameters.values()), batch, settings.pack_tokens, pack_loss
         )
+        waited += others
         if count:
             if adjust:
                 for name, p in parameters.items():
@@ -113,4 +186,4 @@ def train_phase(
         if after_step:
             after_step(len(batch))
     loss = last_sum / last_count if last_count else float("nan")
-    return PhaseResult(loss, tokens, supervised, steps)
+    return PhaseResult(loss, tokens, supervised, steps, waited)
