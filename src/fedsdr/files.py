@@ -97,6 +97,8 @@ def write_file(path: Path, write: Callable[[Path], object], *, private: bool = F
     with disk_errors_named(path):
         if path.is_dir():
             raise DiskError(f"{path}: is a folder; name a file")
+        if path.exists() and not path.is_file():  # a rename would put a file in a device's place
+            raise DiskError(f"{path}: is a pipe or a device; name a file")
         temporary = path.with_name(f".{path.name}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

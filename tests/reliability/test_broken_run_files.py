@@ -14,6 +14,7 @@ import pytest
 from fedsdr.cli.report import page_of
 from fedsdr.distill.records import read_records
 from fedsdr.errors import UserError
+from fedsdr.files import write_atomically
 from fedsdr.progress import SILENT
 from fedsdr.report import run_section as run_section_module
 from fedsdr.runs.run import run_experiment
@@ -205,3 +206,27 @@ def test_a_broken_file_of_rewrites_is_named(content, tmp_path):
         return
     with pytest.raises(UserError, match=r"bank\.jsonl"):
         read_records(path)
+
+
+def test_no_output_takes_the_place_of_a_pipe_or_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(UserError, match=rf"{name}: is a pipe or a device; name a file"):
+            write_atomically(tmp_path / name, "text")
+    assert not (tmp_path / "pipe").is_file()
+    assert (tmp_path / "null").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_lost_audit_is_named_by_evaluate_and_the_cost_is_not_written_without_it(
+    old_run, tmp_path, fedsdr
+):
+    run = tmp_path / "run"
+    shutil.copytree(old_run[0], run)
+    (run / "distilled" / "audit.json").unlink()
+    before = (run / "results.json").read_bytes()
+    code, _, error = fedsdr("evaluate", run)
+    assert code == 2
+    assert error.endswith("audit.json: missing; restore it from a copy\n")
+    assert (run / "results.json").read_bytes() == before

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.distill.records import read_audit
+from fedsdr.errors import UserError
 from fedsdr.evaluation.answer_audit import VERSION
 from fedsdr.evaluation.held_out import ClientScores, Infer, scores_of
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.evaluation.transfer import transfer_of
 from fedsdr.federation.round_records import read_records
+from fedsdr.file_reading import RESTORE
 from fedsdr.progress import Advance, Progress
 from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
@@ -191,6 +193,8 @@ def cost_of(
         rewriting = audit["clients"].values()
         tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
         seconds["rewrite"] = sum(c.get("seconds", 0.0) for c in rewriting)
+    elif any((folder / "distilled").glob("*.jsonl")):
+        raise UserError(f"{folder / 'distilled' / 'audit.json'}: missing; {RESTORE}")
     for anew in refresh_audits(folder):
         tokens["rewrite"] += anew["all_new_tokens"]
         seconds["rewrite"] += anew.get("seconds", 0.0)
