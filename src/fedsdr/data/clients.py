@@ -19,7 +19,7 @@ from fedsdr.errors import UserError, choose, nearest
 from fedsdr.seeds import seed_for
 from fedsdr.types import ClientData, Example
 
-EMBEDDED = "embedded:five-domains"
+EMBEDDED = "embedded:"
 MAX_NAME = 200  # characters of a client's name: it names files, whose names have at most 255
 Read = Callable[[], list[Example]]  # called only for the clients that are needed
 
@@ -27,7 +27,7 @@ Read = Callable[[], list[Example]]  # called only for the clients that are neede
 def load_clients(data: DataConfig) -> list[ClientData]:
     """Return what every client holds, sorted by client id, `rewritten` empty.
 
-    Either `clients`: a folder with one file a client, `embedded:five-domains`, or a list of files
+    Either `clients`: a folder with one file a client, `embedded:NAME`, or a list of files
     and `hub:ORG/NAME[:config][@split]` names. Or `source`: the same, pooled and dealt by the
     partitioner to client-00, client-01, ... Rows of one prompt go to one client, so that no
     client's test rows are another's training rows. With several sources, a row without a category
@@ -66,7 +66,7 @@ def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
     the part called `name` is taken.
     """
     reads = _reads(path, "data.clients", data.seed)
-    several = path == EMBEDDED or Path(path).is_dir()
+    several = path.startswith(EMBEDDED) or Path(path).is_dir()
     if several and name not in reads:
         known = f"has {', '.join(sorted(reads))}"
         raise UserError(f"{path}: no client '{name}' ({known}){nearest(name, reads)}")
@@ -151,12 +151,12 @@ def _reads(specs: str | Sequence[str], key: str, seed: int) -> dict[str, Read]:
 
 def _named(spec: str, key: str, seed: int) -> list[tuple[str, str, Read]]:
     """Return (name, where it comes from, how to read it) for what one entry stands for."""
-    if spec.startswith("embedded:"):
-        if spec != EMBEDDED:
-            raise UserError(f"{key}: unknown data set '{spec}' (there is {EMBEDDED})")
-        from fedsdr.data.embedded import five_domains
+    if spec.startswith(EMBEDDED):
+        from fedsdr.data.embedded import EMBEDDED_SETS, embedded_rows
 
-        return [(name, spec, partial(list, rows)) for name, rows in five_domains(seed).items()]
+        name = spec.removeprefix(EMBEDDED)
+        choose(name, EMBEDDED_SETS, key)
+        return [(c, spec, partial(list, rows)) for c, rows in embedded_rows(name, seed).items()]
     if spec.startswith("hub:"):
         return [(hub_name(spec), spec, partial(_read_hub, spec))]
     path = Path(spec)

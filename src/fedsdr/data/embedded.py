@@ -1,4 +1,4 @@
-"""Five clients with real rows from the files of installed packages (`embedded_packages`)."""
+"""Clients with real rows from the files of installed packages (`embedded_packages`)."""
 
 import ast
 import gzip
@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from xml.etree import ElementTree
 
 from fedsdr.embedded_packages import INSTALL, package_file, package_folder
@@ -14,9 +15,12 @@ from fedsdr.seeds import seed_for
 from fedsdr.types import Example
 
 Reader = Callable[[random.Random, int], Iterable[Example]]
+Describe = Callable[[dict], str]
 
 MAX_PROMPT = 1500  # characters; some function descriptions are far longer
 MAX_RESPONSE = 1500
+
+SHORT = 400  # characters of prompt and response together, in the set "short-answers"
 
 CODE = "Write the Python function that this signature and docstring describe."
 CALL = "Answer with one function call, written as name(argument=value, ...)."
@@ -30,6 +34,15 @@ ENCODE = (
     "Which ICD-10-CM code is used for this diagnosis? {name}",
     "Give the ICD-10-CM code for: {name}",
 )
+# Chapters of ICD-10-CM by the number in the book, and the one-word label of each.
+CHAPTERS = {
+    "5": "mental", "7": "eye", "9": "circulatory",
+    "10": "respiratory", "11": "digestive", "12": "skin",
+}  # fmt: skip
+LABEL = (
+    f"Which part of medicine is this diagnosis from? Answer with one word of: "
+    f"{', '.join(sorted(CHAPTERS.values()))}.\n"
+)
 # Not the whole corpus: coding is the code client's subject; gossip, history, politics, humor and
 # psychology are partly offensive; health and movies have few whole sentences.
 TALK = (
@@ -41,15 +54,16 @@ UNWANTED = re.compile(  # the few rows on death, sex, crime and drugs
 )
 
 
-def five_domains(seed: int, rows: int = 200) -> dict[str, list[Example]]:
-    """Return at most `rows` examples of each domain; the seed decides which, and their order.
+def embedded_rows(name: str, seed: int, rows: int = 200) -> dict[str, list[Example]]:
+    """Return at most `rows` examples of each domain of a set of `EMBEDDED_SETS`.
 
-    HumanEval has 164 rows, the other domains over 200. A row's id names its place in the package.
-    UserError, with the command that installs it, when a package is missing.
+    The seed decides which, and their order. HumanEval has 164 rows, the other domains at least 200.
+    A row's id names its place in the package. UserError, with the command that installs it, when a
+    package is missing.
     """
     return {
-        name: _sample(read, random.Random(seed_for(seed, "embedded", name)), rows)
-        for name, read in DOMAINS.items()
+        domain: _sample(read, random.Random(seed_for(seed, "embedded", domain)), rows)
+        for domain, read in EMBEDDED_SETS[name].items()
     }
 
 
@@ -97,7 +111,18 @@ def without_docstring(source: str, function: str) -> str:
     return "\n".join(lines).strip()
 
 
-def _functions(rng: random.Random, rows: int) -> Iterable[Example]:
+def _short(read: Reader) -> Reader:
+    """Keep the rows of at most `SHORT` characters; eight times as many are read to choose from."""
+
+    def read_short(rng: random.Random, rows: int) -> Iterable[Example]:
+        for row in read(rng, 8 * rows):
+            if len(row.instruction) + len(row.input) + len(row.response) <= SHORT:
+                yield row
+
+    return read_short
+
+
+def _functions(rng: random.Random, rows: int, describe: Describe = json.dumps) -> Iterable[Example]:
     """Berkeley Function Calling Leaderboard, expert-written: question and functions -> one call."""
     folder = package_folder("bfcl_eval") / "data"
     for file in ("BFCL_v4_simple_python.json", "BFCL_v4_multiple.json"):
@@ -105,9 +130,19 @@ def _functions(rng: random.Random, rows: int) -> Iterable[Example]:
         calls = {row["id"]: row["ground_truth"] for row in answers}
         for row in _json_lines((folder / file).read_text(encoding="utf-8")):
             question = row["question"][0][-1]["content"]
-            described = "\n".join(json.dumps(function) for function in row["function"])
+            described = "\n".join(map(describe, row["function"]))
             call = call_text(calls[row["id"]][0])
             yield Example(row["id"], f"{CALL}\n{question}", described, call, "functions")
+
+
+def signature(function: dict) -> str:
+    """Write a described function as one line, `name(argument: type, ...)`, optional ones last."""
+    parameters = function["parameters"]
+    types = {name: value["type"] for name, value in parameters["properties"].items()}
+    required = [name for name in types if name in parameters["required"]]
+    optional = [f"{name}: {types[name]} = default" for name in types if name not in required]
+    arguments = [f"{name}: {types[name]}" for name in required] + optional
+    return f"{function['name']}({', '.join(arguments)})"
 
 
 def call_text(possible: dict[str, dict[str, list[object]]]) -> str:
@@ -149,6 +184,19 @@ def _medicine(rng: random.Random, rows: int) -> Iterable[Example]:
         yield Example(f"icd-10-cm-{code}", instruction, "", answer, "medicine")
 
 
+def _labels(rng: random.Random, rows: int) -> Iterable[Example]:
+    """ICD-10-CM: a condition -> the label of its chapter, as many rows of each label."""
+    path = package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml")
+    each = -(-rows // len(CHAPTERS))
+    for chapter in ElementTree.parse(path).iter("chapter"):
+        label = CHAPTERS.get(_text(chapter, "name"))
+        leaves = [d for d in chapter.iter("diag") if d.find("diag") is None]
+        for diagnosis in rng.sample(leaves, each) if label else []:
+            instruction = f"{LABEL}{_text(diagnosis, 'desc')}"
+            code = f"icd-10-cm-{_text(diagnosis, 'name')}"
+            yield Example(code, instruction, "", label, "medicine")
+
+
 def _text(element: ElementTree.Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
 
@@ -176,10 +224,18 @@ def _json_lines(text: str) -> Iterable[dict]:
     return (json.loads(line) for line in text.splitlines() if line.strip())
 
 
-DOMAINS: dict[str, Reader] = {
-    "maths": _maths,
-    "code": _code,
-    "functions": _functions,
-    "medicine": _medicine,
-    "talk": _talk,
+EMBEDDED_SETS: dict[str, dict[str, Reader]] = {
+    "five-domains": {
+        "maths": _maths,
+        "code": _code,
+        "functions": _functions,
+        "medicine": _medicine,
+        "talk": _talk,
+    },
+    "short-answers": {  # rows short enough for a run of minutes: calls, labels, numbers, talk
+        "functions": _short(partial(_functions, describe=signature)),
+        "maths": _short(_maths),
+        "medicine": _short(_labels),
+        "talk": _short(_talk),
+    },
 }
