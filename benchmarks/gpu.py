@@ -94,12 +94,12 @@ def prepare(folder: Path) -> None:
     """Write the embedded model's file in parts, and rows of the embedded data, into a folder."""
     from dataclasses import asdict
 
-    from fedsdr.data.embedded import five_domains
+    from fedsdr.data.embedded import embedded_rows
     from fedsdr.embedded_packages import embedded_model_file
 
     (folder / "data").mkdir(parents=True, exist_ok=True)
     split(embedded_model_file(), folder)
-    for name, rows in five_domains(seed=0, rows=24).items():
+    for name, rows in embedded_rows("five-domains", seed=0, rows=24).items():
         lines = (
             json.dumps({key: asdict(row)[key] for key in ("instruction", "input", "response")})
             for row in rows

