@@ -153,7 +153,7 @@ def model_of_135m(quick: bool) -> Any:
 
 def change(quick: bool) -> dict[str, Any]:
     """Return the time of switching clients, of training one client, and their ratio."""
-    from fedsdr.training.client_store import ClientStore, Kept
+    from fedsdr.training.client_store import ClientState, ClientStore
     from fedsdr.training.client_update import client_update
     from fedsdr.training.local_training import ClientRows
     from fedsdr.types import ClientTask, LocalSettings, TokenRow
@@ -167,14 +167,14 @@ def change(quick: bool) -> dict[str, Any]:
     settings = LocalSettings(method="dual-raw", local_epochs=1, batch_size=4)
     with tempfile.TemporaryDirectory() as folder:
         store = ClientStore(Path(folder), 16, "random-135m")
-        store.save(1, Kept(private, {}, {}, {}), accepted=0)
+        store.save(1, ClientState(private=private), accepted=0)
 
         def once() -> None:
             kept = store.load(1)
             model.set(shared)
             model.set(kept.private)
             model.get("R")
-            store.save(2, Kept(model.get("S"), {}, {}, {}), accepted=1)
+            store.save(2, ClientState(private=model.get("S")), accepted=1)
 
         def train() -> None:
             client_update(ClientTask(1, "c", 0, shared, {}, settings), rows, model, store)

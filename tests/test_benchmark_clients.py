@@ -6,12 +6,20 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "clients.py"
 
 
-def test_the_benchmark_of_many_clients_still_runs():
+def part(name):
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--part", "server", "--quick"], capture_output=True, text=True
+        [sys.executable, SCRIPT, "--part", name, "--quick"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_the_benchmark_of_switching_clients_runs():
+    assert part("change")["rows"] == 2
+
+
+def test_the_benchmark_of_the_servers_work_runs_in_bounded_memory():
+    rows = part("server")
     assert [row["update_dtype"] for row in rows] == ["fp32", "bf16", "int8"]
     assert [row["kb_up"] for row in rows] == [1843.2, 921.6, 464.64]
     # One update is 1.8 MB decoded: 50 of them did not stay in memory.
