@@ -20,7 +20,7 @@ from fedsdr.files import disk_errors_named
 from fedsdr.tensors import Tensors, map_tensors, norm
 from fedsdr.types import ClientUpdate
 
-_MEMORY = 2**26  # bytes of waiting updates before they go to the disk
+_MEMORY = 2**23  # bytes of waiting updates before they go to the disk
 
 
 def within_norm_bound(
