@@ -189,9 +189,9 @@ def _labels(rng: random.Random, rows: int) -> Iterable[Example]:
     path = package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml")
     each = -(-rows // len(CHAPTERS))
     for chapter in ElementTree.parse(path).iter("chapter"):
-        label = CHAPTERS.get(_text(chapter, "name"))
-        leaves = [d for d in chapter.iter("diag") if d.find("diag") is None]
-        for diagnosis in rng.sample(leaves, each) if label else []:
+        label = CHAPTERS.get(_text(chapter, "name"), "")
+        leaves = [d for d in chapter.iter("diag") if label and d.find("diag") is None]
+        for diagnosis in rng.sample(leaves, min(each, len(leaves))):
             instruction = f"{LABEL}{_text(diagnosis, 'desc')}"
             code = f"icd-10-cm-{_text(diagnosis, 'name')}"
             yield Example(code, instruction, "", label, "medicine")
