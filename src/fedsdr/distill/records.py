@@ -170,6 +170,11 @@ def read_records(path: str | Path) -> tuple[RewriteRecord, ...]:
     )
 
 
+def lost_audit(run: Path) -> UserError:
+    """Return the error of a run whose rewrites have no audit.json any more."""
+    return UserError(f"{run / 'distilled' / 'audit.json'}: missing; {RESTORE}")
+
+
 def read_audit(folder: Path) -> dict[str, Any]:
     """Return audit.json of a folder of rewrites; empty where it does not exist.
 

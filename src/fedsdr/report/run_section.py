@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsdr.distill.records import read_audit
-from fedsdr.errors import UserError
+from fedsdr.distill.records import lost_audit, read_audit
 from fedsdr.evaluation.model_tables import tables_of
 from fedsdr.evaluation.results import Table
 from fedsdr.evaluation.results_file import Results
@@ -35,7 +34,7 @@ def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
     if audit := read_audit(folder / "distilled"):
         tables.append(rewriting_table(audit))
     elif "rewrite" in results["cost"]["tokens"]:
-        raise UserError(f"{folder / 'distilled' / 'audit.json'}: missing; {RESTORE}")
+        raise lost_audit(folder)
     curves = {f"training, {phase}": of for phase, of in _training_losses(records).items()}
     curves |= _measured_losses(records)
     return Section(

@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsdr.distill.records import read_audit
-from fedsdr.errors import UserError
+from fedsdr.config import PrivacyConfig
+from fedsdr.distill.records import lost_audit, read_audit
 from fedsdr.evaluation.answer_audit import VERSION
 from fedsdr.evaluation.held_out import ClientScores, Infer, scores_of
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.evaluation.transfer import transfer_of
 from fedsdr.federation.round_records import read_records
-from fedsdr.file_reading import RESTORE
 from fedsdr.progress import Advance, Progress
 from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
@@ -26,6 +25,8 @@ from fedsdr.runs.seed_drift import retention_of
 from fedsdr.runs.served_models import serving_of
 from fedsdr.seeds import seed_for
 from fedsdr.types import ClientData, ServerState
+
+Records = Sequence[Mapping[str, Any]]  # the lines of rounds.jsonl
 
 
 def evaluate_clients(
@@ -49,12 +50,13 @@ def evaluate_clients(
     retained = {}
     if config.evaluation.retention and trained:
         retained = retention_of(runtime, [c for c in tested if c.client_id in trained], state)
+    records = read_records(runtime.folder)
     facts: dict[str, Any] = {
         "method": runtime.method.name,
         "algorithm": config.algorithm.name,
         "seed": config.seed,
         "rounds": rounds_done(runtime.folder, state),
-        "cost": cost_of(runtime.folder, measured, time.perf_counter() - began),
+        "cost": cost_of(runtime.folder, records, measured, time.perf_counter() - began),
     }
     results = build_results(**facts, clients=trained) if trained else facts | {"clients": {}}
     if left_out:
@@ -64,8 +66,8 @@ def evaluate_clients(
         results["served_round"] = state.round
     results["max_new_tokens"] = config.evaluation.max_new_tokens  # of an answer that is scored
     results |= {"retention": retained} if retained else {}
-    results |= _transfer_of(measured, config.seed) | _left_out(runtime.folder)
-    return results | _privacy_of(runtime)
+    results |= _transfer_of(measured, config.seed) | _left_out(records)
+    return results | _privacy_of(config.privacy, records)
 
 
 def measure_models(
@@ -137,19 +139,17 @@ def _transfer_of(measured: Mapping[str, ClientResult], seed: int) -> dict[str, A
     return {"transfer": transfer_of(shared, own, seed_for(seed, "transfer"))} if own else {}
 
 
-def _left_out(folder: Path) -> dict[str, Any]:
+def _left_out(records: Records) -> dict[str, Any]:
     """Return in how many rounds the aggregation left a client out; empty where it never did."""
-    records = read_records(folder)
     counts = Counter(entry["id"] for record in records for entry in record.get("left_out", ()))
     return {"left_out": dict(sorted(counts.items()))} if counts else {}
 
 
-def _privacy_of(runtime: ClientRuntime) -> dict[str, Any]:
+def _privacy_of(asked: PrivacyConfig, records: Records) -> dict[str, Any]:
     """Return the privacy settings and the epsilon spent; empty without differential privacy."""
-    asked = runtime.config.privacy
     if asked.mode == "none":
         return {}
-    spent = [record["epsilon"] for record in read_records(runtime.folder)]
+    spent = [record["epsilon"] for record in records]
     epsilon = max(value for value in spent if value is not None)
     return {"privacy": {**asdict(asked), "epsilon": epsilon, "neighbours": "one client replaced"}}
 
@@ -168,15 +168,17 @@ def base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[s
 
 
 def cost_of(
-    folder: Path, measured: Mapping[str, ClientResult], evaluation_seconds: float
+    folder: Path,
+    records: Records,
+    measured: Mapping[str, ClientResult],
+    evaluation_seconds: float,
 ) -> dict[str, Any]:
     """Return tokens, seconds by phase and bytes each way, from the files of the run.
 
     Training and bytes up count accepted updates; "forward" are tokens that the base or a teacher
-    read without a backward pass. "rewrite" counts all rewrites, whenever they were
-    made: how many came from the cache does not change the result.
+    read without a backward pass. "rewrite" counts all rewrites, whenever they were made: how many
+    came from the cache does not change the result.
     """
-    records = read_records(folder)
     trained = [client for record in records for client in record["clients"]]
     tokens: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -194,7 +196,7 @@ def cost_of(
         tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
         seconds["rewrite"] = sum(c.get("seconds", 0.0) for c in rewriting)
     elif any((folder / "distilled").glob("*.jsonl")):
-        raise UserError(f"{folder / 'distilled' / 'audit.json'}: missing; {RESTORE}")
+        raise lost_audit(folder)
     for anew in refresh_audits(folder):
         tokens["rewrite"] += anew["all_new_tokens"]
         seconds["rewrite"] += anew.get("seconds", 0.0)
