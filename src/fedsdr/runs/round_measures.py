@@ -33,7 +33,7 @@ from fedsdr.runs.client_runtime import ClientRuntime, forward_of
 from fedsdr.runs.evaluation import measure_models
 from fedsdr.runs.run_folder import BEST
 from fedsdr.runs.seed_drift import retention_of
-from fedsdr.runs.served_models import Kind, serving_of
+from fedsdr.runs.served_models import Kind, Serving, serving_of
 from fedsdr.types import ClientData, ServerState
 
 Measures = dict[str, Any]  # `evaluation` of a line of rounds.jsonl
@@ -79,24 +79,32 @@ def round_measures(
 
 def _losses(runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState) -> Measures:
     """Return the losses of the global and of the own models: by client, and their means."""
-    by_client: dict[str, dict[str, float]] = {}
-    for client in clients:
-        kinds: tuple[Kind, ...] = ("global", "client")
-        for kind in kinds:
-            serving = serving_of(runtime, state, kind, client.client_id)
-            runtime.model.set(serving.values)
-            mixed_by = client if serving.mixed else None
-            with forward_of(runtime, serving.branches, mixed_by) as (losses, _):
-                found = losses(client.test)
-            loss = math.fsum(of for of, _ in found) / sum(tokens for _, tokens in found)
-            if not math.isfinite(loss):
+    kinds: tuple[Kind, ...] = ("global", "client")
+    by_client: dict[str, dict[str, float]] = {client.client_id: {} for client in clients}
+    for kind in kinds:
+        for client in clients:
+            of, name = by_client[client.client_id], client.client_id
+            serving = serving_of(runtime, state, kind, name)
+            if kind == "client" and serving.values is state.shared:  # no model of its own
+                of[kind] = of["global"]
+            else:
+                of[kind] = _loss(runtime, client, serving)
+            if not math.isfinite(of[kind]):
                 raise UserError(
-                    f"client '{client.client_id}': the loss of its {kind} model after round "
-                    f"{state.round} is not finite; run again with a lower train.lr"
+                    f"client '{name}': the loss of its {kind} model after round {state.round} is "
+                    "not finite; run again with a lower train.lr"
                 )
-            by_client.setdefault(client.client_id, {})[kind] = loss
     mean = {kind: {"loss": fmean(of[kind] for of in by_client.values())} for kind in kinds}
     return {"mean": mean, "losses": by_client}
+
+
+def _loss(runtime: ClientRuntime, client: ClientData, serving: Serving) -> float:
+    """Return the loss of a model on a client's test rows, in nats per token."""
+    runtime.model.set(serving.values)
+    mixed_by = client if serving.mixed else None
+    with forward_of(runtime, serving.branches, mixed_by) as (losses, _):
+        found = losses(client.test)
+    return math.fsum(of for of, _ in found) / sum(tokens for _, tokens in found)
 
 
 def _everything(
