@@ -31,7 +31,7 @@ from fedsdr.models.fast_path import prepare
 from fedsdr.models.packing import supervised_tokens
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.tensors import Tensors
-from fedsdr.training.optimizer_step import train_phase
+from fedsdr.training.optimizer_step import phase_steps, run_alone
 from fedsdr.types import LocalSettings, TokenRow
 
 RANK, ALPHA = 16, 32
@@ -161,7 +161,8 @@ def measured_ours(work: Work, device: torch.device, task: Any) -> Iterator[dict[
         def step(settings: LocalSettings = settings) -> float:
             with branches.using("R", "S", trained="R"):
                 parameters = branches.parameters("R")
-                return train_phase(model, parameters, work.rows, settings, epochs=1, seed=0).loss
+                training = phase_steps(parameters, work.rows, settings, epochs=1, seed=0)
+                return run_alone(training, model).loss
 
         row = {"model": work.name, "who": "fedsdr", "setting": setting}
         row |= {"note": "; ".join(notes)} if notes else {}

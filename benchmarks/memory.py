@@ -31,7 +31,7 @@ def measure(case: dict) -> dict:
     from fedsdr.models.memory import estimate, full_pack, shape_of
     from fedsdr.models.packing import device_of
     from fedsdr.runs.client_runtime import open_runtime
-    from fedsdr.training.optimizer_step import train_phase
+    from fedsdr.training.optimizer_step import phase_steps, run_alone
     from fedsdr.types import LocalSettings
 
     config = Config(
@@ -47,7 +47,8 @@ def measure(case: dict) -> dict:
 
     def step(rows: list, epochs: int) -> None:
         with model.using("R", "S", trained="R", dropout=dropout):
-            train_phase(model.model, model.parameters("R"), rows, settings, epochs=epochs, seed=0)
+            training = phase_steps(model.parameters("R"), rows, settings, epochs=epochs, seed=0)
+            run_alone(training, model.model)
 
     step(full_pack(8, 8), 1)
     before = reset_peak(device)

@@ -39,7 +39,7 @@ from fedsdr.config import Config, DataConfig, ModelConfig
 from fedsdr.data.clients import load_clients
 from fedsdr.models.packing import supervised_tokens
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime
-from fedsdr.training.optimizer_step import train_phase
+from fedsdr.training.optimizer_step import phase_steps, run_alone
 from fedsdr.types import LocalSettings, TokenRow
 
 PRODUCTS = {
@@ -82,7 +82,8 @@ def our_step(runtime: ClientRuntime, rows: Sequence[TokenRow]) -> Step:
         began = now()
         with runtime.model.using("R", "S", trained="R", dropout=settings.lora_dropout):
             parameters = runtime.model.parameters("R")
-            done = train_phase(runtime.model.model, parameters, rows, settings, epochs=1, seed=0)
+            training = phase_steps(parameters, rows, settings, epochs=1, seed=0)
+            done = run_alone(training, runtime.model.model)
         return done.loss, now() - began
 
     return step

@@ -21,13 +21,13 @@ from fedsdr.evaluation.intervals import ratio_interval
 from fedsdr.evaluation.results import Table, interval_text, model_entry
 from fedsdr.models.adapters import save_adapter
 from fedsdr.models.two_branch import BranchedModel
-from fedsdr.progress import Progress
+from fedsdr.progress import Advance, Progress
 from fedsdr.runs.client_runtime import ClientRuntime, check_rows, evaluate_model
 from fedsdr.runs.run_folder import open_run, read_run
 from fedsdr.runs.run_plan import client_settings
 from fedsdr.seeds import seed_for
 from fedsdr.training.methods import METHODS
-from fedsdr.training.optimizer_step import train_phase
+from fedsdr.training.optimizer_step import phase_steps, run_alone
 from fedsdr.types import Branch, ClientData, R, S
 
 BESIDE, BARE = "beside R", "on the bare base"
@@ -70,9 +70,7 @@ def adapt_run(
         runtime.model.set(runtime.model.initial(S, seed_for(config.seed, "start", name)))
         before = _scores(runtime, client, forward)
         with progress.bar(f"S {title}, rows trained", epochs * len(client.raw)) as advance:
-            for seen, losses in _train(runtime, client, forward, epochs, points):
-                advance(seen - max(curves.get(title, {0: []})))
-                curves.setdefault(title, {})[seen] = losses
+            curves[title] = _train(runtime, client, forward, epochs, points, advance)
         models[title] = {"before": before, "after": _scores(runtime, client, forward)}
         if title == BESIDE:
             trained = runtime.model.get(S)
@@ -127,36 +125,38 @@ def _train(
     forward: tuple[Branch, ...],
     epochs: int,
     points: int,
-) -> Iterator[tuple[int, Losses]]:
-    """Train S; return (rows seen, losses of the test rows) at the start and at each point."""
+    advance: Advance,
+) -> dict[int, Losses]:
+    """Train S; return the losses of the test rows by rows seen, at the start and at each point."""
     model, settings = runtime.model, client_settings(runtime.config)
     settings = dataclasses.replace(settings, pack_tokens=runtime.config.train.pack_tokens)
     total, seen = epochs * len(client.raw), 0
-    found = []
 
-    def measure(rows: int) -> None:
+    def after_step(rows: int) -> None:
         nonlocal seen
         seen += rows
-        if seen == rows == 0 or seen * points // total > (seen - rows) * points // total:
+        advance(rows)
+        if seen * points // total > (seen - rows) * points // total:
             with _without_dropout(model):
-                found.append((seen, runtime.losses(client.test)))
+                found[seen] = runtime.losses(client.test)
 
     seed = seed_for(runtime.config.seed, "adapt", client.client_id)
     torch.manual_seed(seed_for(seed, "dropout"))
     with model.using(*forward, trained=S, dropout=settings.lora_dropout):
-        measure(0)
-        result = train_phase(
-            model.model,
+        with _without_dropout(model):
+            found: dict[int, Losses] = {0: runtime.losses(client.test)}
+        training = phase_steps(
             model.parameters(S),
             runtime.encode(client.raw),
             settings,
             epochs=epochs,
             seed=seed,
-            after_step=measure,
+            after_step=after_step,
         )
+        result = run_alone(training, model.model)
     if not math.isfinite(result.loss):
         raise UserError(f"client '{client.client_id}': S diverged; lower --epochs")
-    return iter(found)
+    return found
 
 
 def _curve(curves: dict[str, dict[int, Losses]], seed: int) -> list[dict[str, Any]]:

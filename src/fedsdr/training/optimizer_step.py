@@ -117,28 +117,6 @@ def divide_gradients(parameters: Iterable[nn.Parameter], total: int) -> None:
             p.grad /= total
 
 
-def train_phase(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    rows: Sequence[TokenRow],
-    settings: LocalSettings,
-    *,
-    epochs: int,
-    seed: int,
-    pack_loss: PackLoss | None = None,
-    after_step: Callable[[int], None] | None = None,
-) -> PhaseResult:
-    """Run `phase_steps` alone over `model`."""
-    steps = phase_steps(
-        *(parameters, rows, settings),
-        epochs=epochs,
-        seed=seed,
-        pack_loss=pack_loss,
-        after_step=after_step,
-    )
-    return run_alone(steps, model)
-
-
 def phase_steps(
     parameters: Mapping[str, nn.Parameter],
     rows: Sequence[TokenRow],

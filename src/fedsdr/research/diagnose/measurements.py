@@ -26,7 +26,7 @@ from fedsdr.runs.run_folder import BEST
 from fedsdr.runs.run_plan import announced_by, client_settings, plan_of
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import MeanCosine, Tensors, WeightedMean, add, norm
-from fedsdr.training.optimizer_step import accumulate_gradients, train_phase
+from fedsdr.training.optimizer_step import accumulate_gradients, phase_steps, run_alone
 from fedsdr.types import (
     Branch,
     ClientData,
@@ -136,14 +136,14 @@ def loss_transfer(
         prepare(client_id)
         rows = list(islice(cycle(runtime.encode(examples)), steps * settings.batch_size))
         with runtime.model.using(R, trained=R):
-            train_phase(
-                runtime.model.model,
+            training = phase_steps(
                 runtime.model.parameters(R),
                 rows,
                 settings,
                 epochs=1,
                 seed=seed_for(runtime.config.seed, "diagnose", client_id),
             )
+            run_alone(training, runtime.model.model)
         after.append(losses())
         advance(1)
     matrix = np.stack(after) - before
