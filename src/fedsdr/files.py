@@ -169,7 +169,7 @@ def write_folder(
 
 def write_manifest(folder: Path, files: Iterable[Path], *, private: bool = False) -> None:
     """Write the SHA-256 of these files of the folder; write them before."""
-    digests = {file.name: _sha256(file) for file in sorted(files)}
+    digests = {file.name: sha256_of(file) for file in sorted(files)}
     text = json.dumps({"sha256": digests}, indent=2) + "\n"
     write_atomically(folder / MANIFEST, text, private=private)
 
@@ -185,7 +185,7 @@ def check_manifest(folder: Path, fix: str) -> None:
     for name, digest in read_json(path, Manifest, fix)["sha256"].items():
         file = folder / Path(name).name
         check_regular(file, fix)
-        if _sha256(file) != digest:
+        if sha256_of(file) != digest:
             raise UserError(f"{file}: damaged (its checksum is not that of {MANIFEST}); {fix}")
 
 
@@ -233,7 +233,8 @@ def _umask() -> int:
     return umask
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

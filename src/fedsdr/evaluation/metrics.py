@@ -10,11 +10,10 @@ from types import SimpleNamespace
 
 from fedsdr.data.answer_parsing import Kind, code_of, kind_of, label_of, parse_call, parses
 from fedsdr.data.number_parsing import final_number
+from fedsdr.data.text_signs import CJK
 from fedsdr.types import Example
 
-# Chinese and Japanese are written without spaces: there, a character counts as a word.
-_CJK = r"\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")  # of rouge-score, in any script
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedsdr.errors import UserError, one_line
 from fedsdr.file_reading import read_text
+from fedsdr.files import sha256_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -150,8 +151,7 @@ def hash_file(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _hash(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def hash_folder(folder: Path) -> str:
