@@ -2,22 +2,17 @@
 
 import pytest
 import torch
+from tiny_factors import SHAPES, random_factors
 
 from fedsdr.algorithms.aggregation import AGGREGATIONS, RoundContext
 from fedsdr.algorithms.product_aggregation import leading_part
 from fedsdr.tensors import Tensors, add, subtract
 
-SHAPES = {"R/q": (10, 12), "R/v": (6, 12)}  # module -> (out, in)
 RANK = 4
 
 
 def factors(seed: int, rank: int = RANK, size: float = 1.0) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for module, (size_out, size_in) in SHAPES.items():
-        made[f"{module}.lora_A"] = size * torch.randn(rank, size_in, generator=generator)
-        made[f"{module}.lora_B"] = size * torch.randn(size_out, rank, generator=generator)
-    return made
+    return random_factors(seed, rank, size)
 
 
 SHARED = factors(0)

@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tiny_factors import SHAPES, random_factors
 
 from fedsdr.algorithms.aggregation import AGGREGATIONS, RoundContext
 from fedsdr.algorithms.low_rank import product_change_grams
 from fedsdr.algorithms.robust_aggregation import krum_scores, product_outliers
 from fedsdr.tensors import Tensors, add
 
-SHAPES = {"R/q": (10, 12), "R/v": (6, 12)}  # module -> (out, in)
 RANK = 2
 
 
 def factors(seed: int, size: float = 1.0) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for module, (size_out, size_in) in SHAPES.items():
-        made[f"{module}.lora_A"] = size * torch.randn(RANK, size_in, generator=generator)
-        made[f"{module}.lora_B"] = size * torch.randn(size_out, RANK, generator=generator)
-    return made
+    return random_factors(seed, RANK, size)
 
 
 SHARED = factors(0)

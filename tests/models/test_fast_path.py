@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from tiny import SIZES as SIZES_OF_TINY
 from tiny import rows, tiny_llama
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -24,12 +25,8 @@ from fedsdr.types import Decoding, GenerationRequest, TokenRow, Turn
 
 VOCABULARY = 97
 SIZES = {
+    **SIZES_OF_TINY,
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 128,
     "sliding_window": 5,

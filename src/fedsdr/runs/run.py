@@ -90,7 +90,7 @@ def run_experiment(
     if not config.train.pack_tokens:
         chosen = runtime.config.train.pack_tokens
         progress.log(f"packs of {chosen:,} tokens, chosen for this machine (train.pack_tokens)")
-    check_clients(runtime, everyone, progress.log, rewrites=bool(runtime.method.rewrites))
+    check_clients(runtime, everyone, progress.log, rewrites=runtime.method.rewrites)
     rewriting = prepare_rewriting(runtime) if runtime.method.rewrites else None
     with alone(out):
         checked_config(config, out, resume)  # again: another run may have started there meanwhile

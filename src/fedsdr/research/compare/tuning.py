@@ -16,10 +16,13 @@ from fedsdr.research.compare.differences import (
 )
 from fedsdr.research.compare.grid import Cell, cells_of, groups_of, points_of, root_of, with_keys
 
+# group -> point of the grid, as (key, value) pairs -> its cell
+Trials = Mapping[Group, Mapping[tuple[tuple[str, Any], ...], Cell]]
+
 
 def tuning_cells(
     config: Config, study: CompareConfig, folder: Path, out: Path | None = None
-) -> dict[Group, dict[tuple[tuple[str, Any], ...], Cell]]:
+) -> Trials:
     """Return, for each group, a cell for every point of `study.tune`.
 
     They run on data.seed + draws, the draw after the last one that counts. UserError for an unknown
@@ -47,17 +50,13 @@ def planned_cells(config: Config, study: CompareConfig, folder: Path, out: Path)
     return tried + cells_of(config, study, folder, out, first)
 
 
-def tuning_rows(
-    cells: Mapping[Group, Mapping[tuple[tuple[str, Any], ...], Cell]],
-    done: Mapping[str, Results],
-    model: str,
-) -> list[dict[str, Any]]:
+def tuning_rows(trials: Trials, done: Mapping[str, Results], model: str) -> list[dict[str, Any]]:
     """Return one row per group and point that is done: the loss of `model`, cost, and the pick.
 
     A group's pick has the lowest loss, the first of equal ones; it has none until all are done.
     """
     rows = []
-    for group, points in cells.items():
+    for group, points in trials.items():
         tried = [
             group.place
             | {
@@ -70,21 +69,17 @@ def tuning_rows(
             if cell.name in done
         ]
         if len(tried) == len(points):
-            min(tried, key=lambda row: row["loss"] if math.isfinite(row["loss"]) else math.inf)[
-                "picked"
-            ] = True
+            best = min(tried, key=lambda r: r["loss"] if math.isfinite(r["loss"]) else math.inf)
+            best["picked"] = True
         rows += tried
     return rows
 
 
-def picked_values(
-    cells: Mapping[Group, Mapping[tuple[tuple[str, Any], ...], Cell]],
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[Group, dict[str, Any]]:
+def picked_values(trials: Trials, rows: Sequence[Mapping[str, Any]]) -> dict[Group, dict[str, Any]]:
     """Return the values that were picked for each group of which all cells are done."""
     return {
         group: row["values"]
-        for group in cells
+        for group in trials
         for row in rows
         if row["picked"] and all(row[key] == value for key, value in group.place.items())
     }
