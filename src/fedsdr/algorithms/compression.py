@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsdr.config_keys import UpdateDtype
 from fedsdr.tensors import Tensors, add, difference_in_spec, num_bytes, subtract
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 SCALE = ".scale"  # the scales of the int8 tensor NAME are the tensor NAME.scale
 
 
@@ -37,8 +38,7 @@ def encode(values: Mapping[str, Tensor], dtype: UpdateDtype) -> Tensors:
         return {name: x.to(torch.bfloat16) for name, x in values.items()}
     encoded: Tensors = {}
     for name, x in values.items():
-        longest = max(range(x.dim()), key=lambda d: (x.shape[d], d))
-        scale = x.abs().amax(dim=longest, keepdim=True) / 127
+        scale = x.abs().amax(dim=_longest(x), keepdim=True) / 127
         steps = torch.where(scale > 0, x / scale, 0.0).round().clamp(-127, 127)
         encoded |= {name: steps.to(torch.int8), name + SCALE: scale}
     return encoded
@@ -66,7 +66,19 @@ def encoded_bytes(like: Mapping[str, Tensor], dtype: UpdateDtype) -> int:
 
 def _encoded_spec(like: Mapping[str, Tensor], dtype: UpdateDtype) -> Tensors:
     """Return tensors without values that have the names, shapes and dtypes of an update."""
-    return encode({name: x.to("meta") for name, x in like.items()}, dtype)
+    spec: Tensors = {}
+    for name, x in like.items():
+        spec[name] = torch.empty(x.shape, dtype=DTYPES[dtype], device="meta")
+        if dtype == "int8":
+            shape = list(x.shape)
+            shape[_longest(x)] = 1
+            spec[name + SCALE] = torch.empty(shape, device="meta")
+    return spec
+
+
+def _longest(x: Tensor) -> int:
+    """Return the longest dimension, the last of equal ones."""
+    return max(range(x.dim()), key=lambda d: (x.shape[d], d))
 
 
 def encode_with_feedback(
