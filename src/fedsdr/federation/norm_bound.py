@@ -78,6 +78,7 @@ class WaitingUpdates:
     def __init__(self, file: tempfile.SpooledTemporaryFile[bytes]) -> None:
         self._file = file
         self._updates: list[ClientUpdate] = []  # the values of their tensors are in the file
+        self._without_values: dict[object, Tensors] = {}  # names and shapes, shared by updates
 
     def add(self, update: ClientUpdate) -> None:
         """Write one update to the file. DiskError when its disk is full."""
@@ -96,7 +97,11 @@ class WaitingUpdates:
         """Return the tensors without their values, which go to the file."""
         for x in tensors.values():
             self._file.write(x.numpy().tobytes())
-        return map_tensors(lambda x: x.to("meta"), tensors)
+        names_and_shapes = tuple((name, x.shape) for name, x in tensors.items())
+        if names_and_shapes not in self._without_values:
+            meta = map_tensors(lambda x: x.to("meta"), tensors)
+            self._without_values[names_and_shapes] = meta
+        return self._without_values[names_and_shapes]
 
     def _read(self, tensors: Tensors) -> Tensors:
         def filled(x: Tensor) -> Tensor:
