@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import random
 from collections import Counter
@@ -14,6 +15,7 @@ from small_run import CONFIG
 from fedsdr.config import load_config
 from fedsdr.progress import SILENT
 from fedsdr.runs import run as run_module
+from fedsdr.runs.in_process import in_process
 from fedsdr.runs.run import run_experiment
 
 
@@ -40,6 +42,8 @@ def test_memory_and_open_files_do_not_grow_over_many_rounds_with_faults(
         "algorithm.name=fedadam",
         "evaluation.max_new_tokens=1",
     )
+    # pytest keeps every log record, with the traceback of the fault and what its frames hold.
+    monkeypatch.setattr(logging.getLogger(in_process.__module__), "disabled", True)
     rng, faults, trace = random.Random(1), Counter(), []
     monkeypatch.setattr(run_module, "train_at", faulty(run_module.train_at, rng, faults))
 
