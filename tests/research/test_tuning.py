@@ -50,6 +50,18 @@ def test_each_variant_is_tuned_on_the_draw_after_the_last_and_run_with_its_own_b
     assert [line[table[0].index("")] for line in table[1:]] == ["", "picked", "picked", ""]
 
 
+def test_tuning_does_not_measure_what_it_does_not_read(write_config):
+    config = write_config("evaluation.every=1", "evaluation.transfer=true")
+    (cell, *_) = next(iter(tuning_cells(config, STUDY, Path()).values())).values()
+    own = cell.config.evaluation
+    assert (own.every, own.retention, own.transfer) == (0, False, False)
+    config = write_config(
+        "evaluation.every=1", "evaluation.keep=best", "data.validation_fraction=0.2"
+    )
+    (cell, *_) = next(iter(tuning_cells(config, STUDY, Path()).values())).values()
+    assert cell.config.evaluation.every == 1
+
+
 def test_a_variant_whose_tuning_is_not_finished_has_no_cell_yet(write_config):
     config = write_config()
     trials = tuning_cells(config, STUDY, Path())

@@ -25,19 +25,26 @@ def tuning_cells(
 ) -> Trials:
     """Return, for each group, a cell for every point of `study.tune`.
 
-    They run on data.seed + draws, the draw after the last one that counts. UserError for an unknown
-    key or an empty list.
+    They run on data.seed + draws, the draw after the last one that counts, and measure the
+    loss of the served models alone. UserError for an unknown key or an empty list.
     """
     root, found = root_of(folder, out), {}
     for group, own in groups_of(config, study, folder).items():
         cells = {}
         for point in points_of(config, study.tune, folder):
             tried = with_keys(own, dict(point), folder)
-            tried = with_keys(tried, {"data.seed": own.data.seed + study.draws}, folder)
+            values = _unread(tried) | {"data.seed": own.data.seed + study.draws}
+            tried = with_keys(tried, values, folder)
             shown = Group(f"tuning {group.variant}", group.algorithm, group.point + point)
             cells[point] = Cell(shown, tried, root)
         found[group] = cells
     return found
+
+
+def _unread(config: Config) -> dict[str, Any]:
+    """Return the keys that turn off what tuning does not read: it reads the served loss alone."""
+    found: dict[str, Any] = {"evaluation.retention": False, "evaluation.transfer": False}
+    return found if config.evaluation.keep == "best" else found | {"evaluation.every": 0}
 
 
 def planned_cells(config: Config, study: CompareConfig, folder: Path, out: Path) -> list[Cell]:
