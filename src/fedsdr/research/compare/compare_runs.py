@@ -20,6 +20,7 @@ from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, wi
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import BusyError, UserError
 from fedsdr.evaluation.results import to_markdown
+from fedsdr.federation.round_records import read_records
 from fedsdr.files import write_atomically
 from fedsdr.progress import Progress
 from fedsdr.research.compare.comparison_table import notes_of, tables_of
@@ -29,6 +30,7 @@ from fedsdr.research.compare.differences import (
     client_rows,
     comparison_rows,
 )
+from fedsdr.research.compare.front import front_of
 from fedsdr.research.compare.grid import Cell, cells_of, is_path
 from fedsdr.research.compare.tuning import picked_values, tuning_cells, tuning_rows
 from fedsdr.research.compare.variance import variance_rows
@@ -155,10 +157,12 @@ def comparison_of(
     suites = {cell.name: saved_suites(cell.folder_in(out)) for cell in measured}
     alike, unlike = _asked_alike(list(suites.values()))
     groups: dict[Group, dict[Sample, Results]] = {cell.group: {} for cell in cells}
+    records: dict[Group, dict[Sample, list[dict[str, Any]]]] = {cell.group: {} for cell in cells}
     for cell in measured:
         asked = {name: suites[cell.name][name] for name in alike}
         sample = cell.config.data.seed, cell.config.seed
         groups[cell.group][sample] = {**done[cell.name], "suites": asked}
+        records[cell.group][sample] = read_records(cell.folder_in(out))
     rewriting = [run["cost"]["seconds"].get("rewrite", 0.0) for run in done.values()]
     return {
         "baseline": baseline,
@@ -166,6 +170,7 @@ def comparison_of(
         "rows": comparison_rows(groups, baseline),
         "by_client": client_rows(groups),
         "variance": variance_rows(groups),
+        "front": front_of(groups, records, baseline),
         "suite_settings": alike,
         "suites_left_out": unlike,
         "rewriting_seconds": sum(rewriting),

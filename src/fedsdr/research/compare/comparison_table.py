@@ -6,6 +6,7 @@ from typing import Any
 from fedsdr.evaluation.results import Table
 from fedsdr.report.page import Section
 from fedsdr.research.compare.differences import MEASURES
+from fedsdr.research.compare.front import front_tables
 from fedsdr.research.compare.model_values import MODEL_MEASURES
 from fedsdr.research.compare.tuning import tuning_table
 
@@ -18,9 +19,12 @@ def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
 
 
 def tables_of(comparison: Mapping[str, Any]) -> list[Table]:
-    """Return the table of variants and that of what their models say and keep; with several draws,
-    that of the parts of the variance; with tuning, what was tried and picked."""
+    """Return the table of variants and that of what their models say and keep; the curves by round
+    and the differences at equal gain; with several draws, the parts of the variance; with tuning,
+    what was tried and picked."""
     tables = [table_of(comparison), *_model_tables(comparison)]
+    if front := comparison.get("front"):  # older: none
+        tables += front_tables(front)
     if comparison.get("variance"):
         tables.append(_variance_table(comparison))
     if comparison.get("tuning"):

@@ -1,0 +1,96 @@
+"""Expected values are worked by hand."""
+
+import pytest
+from scipy import stats
+
+from fedsdr.research.compare.differences import Group
+from fedsdr.research.compare.front import Point, curve_of, front_of, front_tables, lost_at
+
+
+def measured(losses, drift, unsupported=0.0):
+    """Return `evaluation` of a line of rounds.jsonl: losses of base, global and client models."""
+    models = dict(zip(("base", "global", "client"), losses, strict=True))
+    audit = {"unsupported": {"value": unsupported}}
+    return {
+        "of": "test",
+        "mean": {name: {"loss": loss, "audit": audit} for name, loss in models.items()},
+        "retention": {name: {"drift": {"value": drift}} for name in ("global", "client")},
+    }
+
+
+def run_of(losses, drift, unsupported=0.0):
+    """Return the results of a run of four rounds."""
+    last = measured(losses, drift, unsupported)
+    return {"rounds": 4, "mean": last["mean"], "retention": {"models": last["retention"]}}
+
+
+def test_a_curve_begins_at_the_base_and_ends_with_the_results():
+    records = [
+        {"round": 1, "evaluation": None},
+        {"round": 2, "evaluation": measured((2.0, 1.5, 1.4), 0.1)},
+        {"round": 3, "evaluation": measured((2.0, 1.0, 1.0), 0.9) | {"of": "validation"}},
+        {"round": 4, "evaluation": measured((2.0, 1.25, 9.0), 0.2)},
+    ]
+    curve = curve_of(run_of((2.0, 1.25, 1.0), 0.2, 0.5), records, "client")
+    assert [(p.round, p.gain, p.lost["drift"]) for p in curve] == [
+        (0, 0.0, 0.0),
+        (2, pytest.approx(0.6), 0.1),
+        (4, 1.0, 0.2),
+    ]
+
+
+def test_what_is_lost_is_read_where_the_curve_first_reaches_a_gain():
+    curve = [
+        Point(0, 0.0, {"drift": 0.0}),
+        Point(1, 0.4, {"drift": 0.1}),
+        Point(2, 0.2, {"drift": 0.5}),
+        Point(3, 0.6, {"drift": 0.9}),
+    ]
+    assert lost_at(curve, 0.2, "drift") == pytest.approx(0.05)
+    assert lost_at(curve, 0.5, "drift") == pytest.approx(0.8)
+    assert lost_at(curve, 0.7, "drift") is None
+    assert lost_at(curve, 0.2, "wrong") is None
+
+
+def test_variants_are_compared_at_the_lower_of_their_highest_gains():
+    """Plain reaches a gain of 0.5 at drift 0.2 after round 2, and 1.0 at 0.6 at the end; the other
+    reaches 0.75 at the end: plain's drift there is 0.4 in every draw."""
+    plain, other = Group("plain", "fedavg"), Group("other", "fedavg")
+    draws = range(3)
+    groups = {
+        plain: {(draw, 0): run_of((2.0, 1.0, 1.0), 0.6) for draw in draws},
+        other: {(draw, 0): run_of((2.0, 1.25, 1.25), 0.1 * draw) for draw in draws},
+    }
+    records = {
+        plain: {
+            (d, 0): [{"round": 2, "evaluation": measured((2.0, 1.5, 1.5), 0.2)}] for d in draws
+        },
+        other: {(d, 0): [] for d in draws},
+    }
+    front = front_of(groups, records, "plain")
+    [row] = [r for r in front["equal_gain"] if r["measure"] == "drift" and r["model"] == "global"]
+    assert (row["draws"], row["gain"]) == (3, 0.75)
+    assert row["difference"] == pytest.approx(-0.3)
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert (row["low"], row["high"]) == pytest.approx((-0.3 - half, -0.3 + half))
+    curve = [
+        (r["round"], r["gain"], r["drift"])
+        for r in front["curves"]
+        if r["variant"] == "plain" and r["model"] == "global"
+    ]
+    assert curve == [(0, 0.0, 0.0), (2, 0.5, pytest.approx(0.2)), (4, 1.0, pytest.approx(0.6))]
+    curves, equal = front_tables(front)
+    assert curves[1][0][-2:] == [
+        "drift, KL from the base ↓",
+        "answers with a number or name from nowhere ↓",
+    ]
+    assert any("-0.300 [-0.548, -0.052]" in line[-1] for line in equal[1])
+
+
+def test_runs_that_measured_neither_drift_nor_answers_have_curves_of_gain_alone():
+    run = {"rounds": 1, "mean": {m: {"loss": 1.0} for m in ("base", "global", "client")}}
+    group = Group("plain", "fedavg")
+    front = front_of({group: {(0, 0): run}}, {group: {(0, 0): []}}, "plain")
+    assert [row["gain"] for row in front["curves"]] == [0.0, 0.0, 0.0, 0.0]
+    [(_, (header, *_))] = front_tables(front)
+    assert header[-1] == "gain ↑"
