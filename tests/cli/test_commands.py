@@ -156,3 +156,14 @@ def test_the_rows_of_a_partition_can_be_written_out_for_sites_of_their_own(fedsd
     code, _, error = fedsdr("data", path, "--write", rows)
     assert code == 2
     assert "a.jsonl exists already" in error
+
+
+def test_data_and_doctor_print_json_alone(fedsdr, tmp_path):
+    path = config_file(tmp_path, {"a.jsonl": GOOD, "b.jsonl": GOOD.replace("q", "Q")})
+    code, out, _ = fedsdr("data", path, "--json")
+    assert code == 0
+    clients = json.loads(out)["clients"]
+    rows = len(GOOD.splitlines())
+    assert [(c["client"], c["train"] + c["test"]) for c in clients] == [("a", rows), ("b", rows)]
+    code, out, _ = fedsdr("doctor", "--json")
+    assert (code, set(json.loads(out))) == (0, {"machine", "embedded", "optional"})

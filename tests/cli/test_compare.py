@@ -87,6 +87,13 @@ def test_the_table_is_printed_and_written(fedsdr, study, ran, tmp_path):
     assert (out / "compare.md").read_text().startswith("## Loss, score and cost")
 
 
+def test_json_is_all_that_is_printed(fedsdr, study, ran, tmp_path):
+    out = tmp_path / "out"
+    code, printed, _ = fedsdr("compare", study, "--methods", "plain", "--out", out, "--json")
+    assert code == 0
+    assert json.loads(printed) == json.loads((out / "compare.json").read_text())
+
+
 def test_a_failed_cell_ends_with_2_and_its_reason_after_the_table(fedsdr, study, ran, tmp_path):
     out = tmp_path / "out"
     arguments = ["compare", study, "--methods", "plain", "--out", out]

@@ -3,13 +3,23 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsdr.cli.options import config_file, folder_of, out_folder, overrides
+from fedsdr.cli.options import (
+    command_line,
+    config_file,
+    folder_of,
+    json_option,
+    out_folder,
+    overrides,
+)
 from fedsdr.config import Config, load_study, nested, parse_value, value_of, with_values
 from fedsdr.errors import UserError
+
+if TYPE_CHECKING:
+    from fedsdr.evaluation.results import Table
 
 
 @click.command()
@@ -30,6 +40,7 @@ from fedsdr.errors import UserError
 @click.option("--dry-run", is_flag=True, help="Estimate the cost, from small runs.")
 @overrides
 @out_folder
+@json_option
 def compare(
     config: Path,
     methods: str | None,
@@ -44,6 +55,7 @@ def compare(
     dry_run: bool,
     set_: tuple[str, ...],
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Run every method with every algorithm, draw and seed, and put them in one table.
 
@@ -51,9 +63,7 @@ def compare(
     stopped comparison.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_tables
     from fedsdr.research.compare.compare_runs import run_study, write_comparison
-    from fedsdr.research.compare.comparison_table import notes_of, tables_of
     from fedsdr.research.compare.dry_run import estimate_table, estimates_of
     from fedsdr.research.compare.tuning import planned_cells
 
@@ -72,8 +82,7 @@ def compare(
     progress = console_progress()
     if dry_run:
         cells = planned_cells(settings, study, config.parent, folder)
-        table, total = estimate_table(estimates_of(cells, folder, progress))
-        print_tables([table], [total])
+        _show_estimates(estimate_table(estimates_of(cells, folder, progress)), as_json)
         return
     comparison, failed = run_study(
         settings, study, config.parent, folder, progress, run=not finished
@@ -82,14 +91,35 @@ def compare(
         raise UserError(f"{folder}: no run of this study is finished; leave --finished out")
     if comparison is not None:
         write_comparison(comparison, folder)
-        print_tables(tables_of(comparison), notes_of(comparison))
-        print(f"\nin {folder}: compare.md, compare.csv, compare.json; every run in cells/")
+        _show(comparison, folder, as_json)
     if failed:
         runs = len(failed) + (0 if comparison is None else comparison["finished"])
         # A bug is reported before a user's error, because it decides the exit code.
         first = max(failed.values(), key=lambda failure: failure.fault)
         line = f"{len(failed)} of {runs} runs failed: {first.reason}"
         _stop(line, bug=first.fault)
+
+
+def _show_estimates(estimated: tuple["Table", str], as_json: bool) -> None:
+    from fedsdr.cli.table import print_json, print_tables
+
+    (title, (header, *rows)), total = estimated
+    if as_json:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        print_tables([(title, [header, *rows])], [total])
+
+
+def _show(comparison: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from fedsdr.cli.table import print_json, print_next, print_tables
+    from fedsdr.research.compare.comparison_table import notes_of, tables_of
+
+    if as_json:
+        print_json(comparison)
+        return
+    print_tables(tables_of(comparison), notes_of(comparison))
+    print(f"\nin {folder}: compare.md, compare.csv, compare.json; every run in cells/")
+    print_next(the_page_of_the_comparison=command_line("report", folder))
 
 
 def _stop(line: str, *, bug: bool) -> None:

@@ -1,14 +1,22 @@
 """fedsdr data: what each client holds, and what the model will see of it."""
 
 import functools
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from fedsdr.cli.options import config_file, load_checked, overrides
+from fedsdr.cli.options import (
+    command_line,
+    config_file,
+    json_option,
+    load_checked,
+    overrides,
+    set_options,
+)
 
 if TYPE_CHECKING:
     from fedsdr.config import Config
@@ -35,9 +43,10 @@ MAX_CATEGORIES = 12  # columns of the table
     show_default=True,
     help="Rows of each client to preview.",
 )
-def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> None:
+@json_option
+def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int, as_json: bool) -> None:
     """Show counts, lengths, skew, and rows as the model sees them with the loss mask."""
-    from fedsdr.cli.table import print_tables
+    from fedsdr.cli.table import print_json, print_next
     from fedsdr.data.chat_templates import render_for
     from fedsdr.errors import UserError
     from fedsdr.models.base_model import checked_shape, load_tokenizer
@@ -53,30 +62,56 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int) -> 
     note = check_limits(limits, settings, renderer.stop_token_ids, rewrites=rewrites)
     notes = [note] if note else []
     max_length = settings.data.max_length
-    header = ["client", "train", "test", "tokens a row", "supervised", "cut rows", "empty"]
-    table: list[list[str]] = [[*header, "metric"]]
+    counted: list[dict[str, Any]] = []
     silent: list[str] = []
     for client in clients:
         try:
-            line, without, note = _counts_of(client, renderer, max_length, limits)
+            counts, without, note = _counts_of(client, renderer, max_length, limits)
         except UserError as error:
             raise UserError(f"client '{client.client_id}': {error}") from error
-        table.append(line)
+        counted.append(counts)
         silent += without
         notes += [note] if note else []
     if write:
-        _write_rows(clients, write)
-    title = f"template: {renderer.name}, at most {max_length} tokens a row"
-    print_tables([(title, table), *_category_tables(clients)], notes)
-    for client in clients:
-        for example in client.raw[:rows]:
-            _preview(client.client_id, example, renderer, max_length)
-    print("\nbold green: counted in the loss; dim: read only")
+        _write_rows(clients, write, sys.stderr if as_json else sys.stdout)
+    categories = _categories_of(clients)
+    if as_json:
+        facts = {"template": renderer.name, "max_length": max_length, "notes": notes}
+        print_json({**facts, "clients": counted, "categories": categories})
+    else:
+        _print_counts(counted, categories, renderer, max_length, notes)
+        _print_rows(clients, rows, renderer, max_length)
     if silent:
         raise UserError(
             f"no supervised token in: {', '.join(silent)}; a run would refuse to start "
             "(raise data.max_length)"
         )
+    if not as_json:
+        print_next(train=command_line("run", config, *set_options(set_)))
+
+
+def _print_counts(
+    counted: Sequence[Mapping[str, Any]],
+    categories: Mapping[str, Mapping[str, int]],
+    renderer: "Renderer",
+    max_length: int,
+    notes: Sequence[str],
+) -> None:
+    from fedsdr.cli.table import print_tables
+
+    title = f"template: {renderer.name}, at most {max_length} tokens a row"
+    header = [name.replace("_", " ") for name in counted[0]]
+    table = [header, *([str(value) for value in one.values()] for one in counted)]
+    print_tables([(title, table), *_category_tables(categories)], notes)
+
+
+def _print_rows(
+    clients: Sequence["ClientData"], rows: int, renderer: "Renderer", max_length: int
+) -> None:
+    for client in clients:
+        for example in client.raw[:rows]:
+            _preview(client.client_id, example, renderer, max_length)
+    print("\nbold green: counted in the loss; dim: read only")
 
 
 def _checked_clients(settings: "Config") -> list["ClientData"]:
@@ -95,9 +130,9 @@ def _checked_clients(settings: "Config") -> list["ClientData"]:
 
 def _counts_of(
     client: "ClientData", renderer: "Renderer", max_length: int, limits: "ModelLimits"
-) -> tuple[list[str], list[str], str]:
-    """Return a client's line of the table, which of its rows have no supervised token, and a note
-    on unknown tokens."""
+) -> tuple[dict[str, Any], list[str], str]:
+    """Return a client's line of the table by column, which of its rows have no supervised token,
+    and a note on unknown tokens."""
     from fedsdr.evaluation.metrics import metric_for
     from fedsdr.models.model_limits import check_tokens, unknown_note
     from fedsdr.models.packing import supervised_tokens
@@ -120,25 +155,37 @@ def _counts_of(
     tests = [supervised_tokens(row) for row in encoded(client.test)]
     if client.test and not any(tests):
         silent.append(f"the test rows of {name}")
-    means = [f"{counts[key] / rows:.0f}" for key in ("tokens", "supervised")]
-    metric = metric_for((*client.raw, *client.test)).name
-    sizes = str(rows), str(len(client.test))
-    line = [name, *sizes, *means, str(counts["cut"]), str(counts["empty"]), metric]
+    line = {
+        "client": name,
+        "train": rows,
+        "test": len(client.test),
+        "tokens_a_row": round(counts["tokens"] / rows),
+        "supervised": round(counts["supervised"] / rows),
+        "cut_rows": counts["cut"],
+        "empty": counts["empty"],
+        "metric": metric_for((*client.raw, *client.test)).name,
+    }
     note = unknown_note(unknown)
     return line, silent, f"client '{name}': {note}" if note else ""
 
 
-def _category_tables(clients: Sequence["ClientData"]) -> list[tuple[str, list[list[str]]]]:
+def _categories_of(clients: Sequence["ClientData"]) -> dict[str, dict[str, int]]:
+    """Return client -> category -> training rows, the label skew; {} with fewer than 2 labels."""
+    counts = {c.client_id: Counter(e.category for e in c.raw if e.category) for c in clients}
+    several = len(set().union(*counts.values())) > 1
+    return {name: dict(count) for name, count in counts.items()} if several else {}
+
+
+def _category_tables(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list[list[str]]]]:
     """Return the label skew as a table, training rows by client and category."""
     from fedsdr.errors import printable
 
-    counts = {c.client_id: Counter(e.category for e in c.raw if e.category) for c in clients}
-    categories = sorted(set().union(*counts.values()))
-    if len(categories) < 2:
+    if not counts:
         return []
+    categories = sorted(set().union(*counts.values()))
     shown, more = categories[:MAX_CATEGORIES], len(categories) - MAX_CATEGORIES
     title = "training rows by category" + (f" ({more} categories more)" if more > 0 else "")
-    rows = [[name, *(str(count[c]) for c in shown)] for name, count in counts.items()]
+    rows = [[name, *(str(count.get(c, 0)) for c in shown)] for name, count in counts.items()]
     return [(title, [["client", *map(printable, shown)], *rows])]
 
 
@@ -152,7 +199,7 @@ def _preview(client_id: str, example: "Example", renderer: "Renderer", max_lengt
 
     console = wide_console()
     row = renderer.encode(example, max_length)
-    console.rule(Text(printable(f"{client_id}: {example.id}")))
+    console.print(Text(printable(f"\n── {client_id}: {example.id}")), style="green")
     for text, counts in preview(row, renderer.tokenizer):
         console.print(Text(printable(text), style="bold green" if counts else "dim"), end="")
         if counts and not console.is_terminal:
@@ -162,7 +209,7 @@ def _preview(client_id: str, example: "Example", renderer: "Renderer", max_lengt
         console.print(f"({row.cut} tokens cut by data.max_length)")
 
 
-def _write_rows(clients: Sequence["ClientData"], folder: Path) -> None:
+def _write_rows(clients: Sequence["ClientData"], folder: Path, said_to: TextIO) -> None:
     """Write training and test rows of each client into a file; UserError if one exists."""
     import json
 
@@ -180,4 +227,4 @@ def _write_rows(clients: Sequence["ClientData"], folder: Path) -> None:
         raise UserError(f"--write: {existing[0]} exists already; choose another folder")
     for path, client in files.items():
         write_file(path, functools.partial(write_lines, client=client))
-    print(f"{len(files)} files in {folder}\n")
+    print(f"{len(files)} files in {folder}\n", file=said_to)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import count_option, overrides, run_folder
+from fedsdr.cli.options import command_line, count_option, json_option, overrides, run_folder
 
 
 @click.command()
@@ -24,6 +24,7 @@ from fedsdr.cli.options import count_option, overrides, run_folder
 @click.option(
     "--nli", default="", metavar="MODEL", help="Hugging Face model for entailment; none is bundled."
 )
+@json_option
 def diagnose(
     run: Path,
     set_: tuple[str, ...],
@@ -32,13 +33,14 @@ def diagnose(
     rows: int,
     steps: int,
     nli: str,
+    as_json: bool,
 ) -> None:
     """Measure how aligned the clients are and what rewriting cost, raw against rewritten.
 
     The run is not changed. docs/diagnose.md explains each number.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import write_and_print
+    from fedsdr.cli.table import print_next, write_and_print
     from fedsdr.data.clients import load_clients, taking_part
     from fedsdr.research.diagnose.diagnose_run import diagnose as measure
     from fedsdr.research.diagnose.summary import tables_of
@@ -52,4 +54,6 @@ def diagnose(
         runtime, state, clients, console_progress(), only=only, rows=rows, steps=steps, nli=nli
     )
     title = f"Diagnosis: {found['method']} with {found['algorithm']}, {found['rounds']} rounds"
-    write_and_print(out or run, "diagnose", found, title, tables_of(found))
+    write_and_print(out or run, "diagnose", found, title, tables_of(found), as_json=as_json)
+    if not as_json:
+        print_next(the_page_of_the_run=command_line("report", run))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import overrides, run_folder
+from fedsdr.cli.options import command_line, json_option, overrides, run_folder
 from fedsdr.errors import UserError
 
 
@@ -35,6 +35,7 @@ from fedsdr.errors import UserError
 @click.option(
     "--nli", default="", metavar="MODEL", help="Model for contradictions of the gold answers."
 )
+@json_option
 def evaluate(
     run: Path,
     set_: tuple[str, ...],
@@ -43,18 +44,19 @@ def evaluate(
     suite_data: Path | None,
     code: str | None,
     nli: str,
+    as_json: bool,
 ) -> None:
     """Measure base, global and every client on their test rows, and write results.json; with
     --suite, on public benchmarks, and write suites.json."""
     if suite is not None and nli:
         raise UserError("--nli: judges the answers to the test rows; leave --suite out")
     if suite is not None:
-        _on_suites(run, set_, suite, limit or 0, suite_data, code)
+        _on_suites(run, set_, suite, limit or 0, suite_data, code, as_json)
         return
     if limit or suite_data or code:
         raise UserError("--limit, --suite-data, --allow-code-execution, --unsafe-code need --suite")
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_results
+    from fedsdr.cli.table import print_next, print_results
     from fedsdr.data.clients import load_clients
     from fedsdr.files import alone, write_atomically
     from fedsdr.models.nli import load_nli
@@ -69,11 +71,19 @@ def evaluate(
     with alone(run):
         results = evaluate_clients(runtime, clients, state, console_progress(), infer)
         write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
-    print_results(results)
+    print_results(results, as_json=as_json)
+    if not as_json:
+        print_next(the_page_of_the_run=command_line("report", run))
 
 
 def _on_suites(
-    run: Path, set_: tuple[str, ...], names: str, limit: int, folder: Path | None, code: str | None
+    run: Path,
+    set_: tuple[str, ...],
+    names: str,
+    limit: int,
+    folder: Path | None,
+    code: str | None,
+    as_json: bool,
 ) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is loaded
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -86,7 +96,7 @@ def _on_suites(
         raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")
 
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_tables
+    from fedsdr.cli.table import print_json, print_next, print_tables
     from fedsdr.research.suites.harness import load_tasks, run_suites
     from fedsdr.research.suites.tables import tables_of
     from fedsdr.runs.run_folder import open_run
@@ -95,4 +105,8 @@ def _on_suites(
     runtime, state = open_run(run, set_)
     source = "local files" if folder else "the hub"
     results = run_suites(runtime, state, loaded, source, limit, console_progress())
+    if as_json:
+        print_json(results)
+        return
     print_tables(tables_of(results).items())
+    print_next(the_page_of_the_run=command_line("report", run))

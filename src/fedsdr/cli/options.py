@@ -1,5 +1,6 @@
 """Arguments that several commands share, and the configuration that they name."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ run_folder = click.argument("run", type=click.Path(path_type=Path))
 overrides = click.option(
     "--set", "set_", multiple=True, metavar="KEY=VALUE", help="Override a key: train.lr=1e-4."
 )
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print what the tables show as JSON."
+)
 out_folder = click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -24,6 +28,16 @@ def count_option(name: str, default: int, meaning: str, least: int = 1) -> Any:
     """Return the decorator of an option that takes a whole number of at least `least`."""
     kind = click.IntRange(min=least)
     return click.option(name, type=kind, default=default, show_default=True, help=meaning)
+
+
+def command_line(*parts: object) -> str:
+    """Return `fedsdr PARTS` as a shell reads it."""
+    return shlex.join(["fedsdr", *map(str, parts)])
+
+
+def set_options(overrides: tuple[str, ...]) -> list[str]:
+    """Return the options that repeat these overrides."""
+    return [part for override in overrides for part in ("--set", override)]
 
 
 def folder_of(config: Path, out: Path | None) -> Path:

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fedsdr.cli.options import config_file, folder_of, load_checked, out_folder, overrides
+from fedsdr.cli.options import (
+    command_line,
+    config_file,
+    folder_of,
+    json_option,
+    load_checked,
+    out_folder,
+    overrides,
+)
 from fedsdr.config_keys import EngineName
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Run on this SuperLink of Flower's configuration, with the sites connected to it.",
 )
+@json_option
 def run(
     config: Path,
     set_: tuple[str, ...],
@@ -31,11 +40,12 @@ def run(
     resume: bool,
     engine: str | None,
     federation: str | None,
+    as_json: bool,
 ) -> None:
     """Run everything: rewrite (if the method needs it), train in rounds, evaluate."""
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.report import page_of
-    from fedsdr.cli.table import print_results
+    from fedsdr.cli.table import print_json, print_next, print_results
     from fedsdr.config import load_config
     from fedsdr.files import write_atomically
     from fedsdr.runs.run_folder import NOTHING_TO_DO, finished_run
@@ -50,11 +60,19 @@ def run(
     else:
         results = _run(load_checked(config, set_), folder, resume, federation, progress)
     if not results:
-        print(f"results in {folder.resolve()} where the ServerApp runs: rounds.jsonl, global/")
+        if as_json:
+            print_json({"submitted_to": federation, "folder_there": str(folder.resolve())})
+        else:
+            there = folder.resolve()
+            print(f"results in {there} where the ServerApp runs: rounds.jsonl, global/")
+            print_next(there=command_line("watch", there))
         return
     write_atomically(folder / "report.html", page_of([folder]))
-    print_results(results)
-    print(f"\nresults in {folder}: report.html, results.json, rounds.jsonl, global/, clients/")
+    print_results(results, as_json=as_json)
+    if not as_json:
+        print(f"\nresults in {folder}: report.html, results.json, rounds.jsonl, global/, clients/")
+        chat, why = command_line("chat", folder), command_line("diagnose", folder)
+        print_next(talk_to_the_models=chat, what_the_clients_share=why)
 
 
 def _run(

@@ -1,22 +1,34 @@
 """Tables for the terminal. A number is never cut: a table that is too wide becomes blocks."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from fedsdr.cli.table_layout import (
+    Rows,
+    blocks_of,
+    by_model,
+    constants_in_title,
+    marked,
+    narrowed,
+    widths_of,
+)
 from fedsdr.evaluation.model_tables import tables_of
 from fedsdr.evaluation.results import Table
 from fedsdr.files import write_atomically
 from fedsdr.research.diagnose.summary import Table as ExplainedTable
 from fedsdr.research.diagnose.summary import markdown_of
 
-WIDTH_OF_FILES = 160  # output into a file or pipe has no width of its own
+GAP = 2  # columns between two columns of a table
+UNLIMITED = 10_000  # columns of a file or pipe, unless COLUMNS says otherwise
 
 
 def print_tables(tables: Iterable[Table], notes: Iterable[str] = ()) -> None:
@@ -34,10 +46,15 @@ def write_and_print(
     title: str,
     tables: Sequence[ExplainedTable],
     notes: Sequence[str] = (),
+    *,
+    as_json: bool = False,
 ) -> None:
     """Write NAME.json and NAME.md into a folder, and print each table below its meaning."""
     write_atomically(folder / f"{name}.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     write_atomically(folder / f"{name}.md", markdown_of(title, tables, notes))
+    if as_json:
+        print_json(found)
+        return
     for table in tables:
         wide_console().print(f"\n{table.meaning}", highlight=False, markup=False)
         print_tables([(table.title, table.rows)])
@@ -45,14 +62,33 @@ def write_and_print(
     print(f"\nin {folder}: {name}.json, {name}.md")
 
 
-def print_results(results: Mapping[str, Any]) -> None:
-    """Print scores and losses of base, global and client models, and the cost of the run."""
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_next(**commands: str) -> None:
+    """Print the commands that come next, by what they are for, in one line."""
+    shown = (f"{command} ({purpose.replace('_', ' ')})" for purpose, command in commands.items())
+    print(f"next: {', '.join(shown)}")
+
+
+def print_results(results: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """Print scores and losses of base, global and client models, and the cost of the run.
+
+    As JSON, that is results.json without what it has of each row.
+    """
+    if as_json:
+        print_json({key: value for key, value in results.items() if key != "examples"})
+        return
     if results["clients"]:
-        title = (
+        said = (
             f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, seed "
             f"{results['seed']}"
         )
-        print_tables(tables_of(results), [title])
+        print(said)
+        print_tables(tables_of(results))
+        print()
     else:
         print("no test rows, so nothing was measured (data.test_fraction)")
     cost = results["cost"]
@@ -61,49 +97,44 @@ def print_results(results: Mapping[str, Any]) -> None:
     print(f"bytes: {cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down")
 
 
-def wide_console(width: int = WIDTH_OF_FILES) -> Console:
-    """Return a console as wide as the terminal, or as `width` if there is no terminal."""
+def wide_console() -> Console:
+    """Return a console as wide as the terminal; without a terminal, as wide as COLUMNS says, or as
+    the text."""
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdigit() and int(columns) else UNLIMITED
     return Console() if Console().is_terminal else Console(width=width)
 
 
 def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    frame = 3 * len(rows[0]) + 1  # borders and padding
-    natural = sum(_widths(rows)) + frame
-    console = wide_console(max(WIDTH_OF_FILES, natural))
-    if natural > console.width:
-        title, rows = _constants_in_title(title, rows)
+    """Print a table in the first of these layouts that fits: as it is; what is constant in the
+    title; a row per model; a block per variant."""
+    console, cells = wide_console(), marked(rows)
+    console.print()
+    shorter, fewer = constants_in_title(title, cells)
+    layouts = [(title, cells), (shorter, fewer), (shorter, by_model(fewer))]
+    for may_wrap in (False, True):
+        for name, shown in layouts[may_wrap:]:
+            widths = narrowed(shown, console.width - GAP * (len(shown[0]) - 1))
+            if widths and (may_wrap or widths == widths_of(shown)):
+                console.print(name, markup=False, highlight=False, style="italic")
+                _print_grid(console, shown, widths)
+                return
+    console.print(shorter, markup=False, highlight=False, style="italic")
+    for name, block in blocks_of(fewer, console.width):
+        console.print(name, markup=False, highlight=False, style="bold")
+        grid = RichTable.grid(padding=(0, GAP, 0, 0))
+        for row in block:
+            grid.add_row(*(Text(cell.text, cell.style) for cell in row))
+        console.print(grid)
+
+
+def _print_grid(console: Console, rows: Rows, widths: Sequence[int]) -> None:
+    box = SIMPLE_HEAD if console.is_terminal else None
+    padding = (0, GAP - (box is not None), 0, 0)  # the box has a column of its own in between
+    table = RichTable(box=box, show_edge=False, pad_edge=False, padding=padding)
     header, *body = rows
-    widths, room = _widths(rows), console.width - frame
-    words = _widths([[max(cell.split() or [""], key=cell_len) for cell in row] for row in rows])
-    if sum(words) <= room:  # cells may be wrapped, but not within a word
-        table = RichTable(title=escape(title), show_lines=sum(widths) > room)
-        while sum(widths) > room:
-            widest = max(range(len(widths)), key=lambda i: (widths[i] > words[i], widths[i]))
-            widths[widest] -= 1
-        for i, (name, width) in enumerate(zip(header, widths, strict=True)):
-            table.add_column(escape(name), justify="right" if i else "left", width=width)
-        for row in body:
-            table.add_row(*map(escape, row))
-        console.print(table)
-        return
-    console.print(title, markup=False, highlight=False, style="italic")
+    for i, (cell, width) in enumerate(zip(header, widths, strict=True)):
+        table.add_column(escape(cell.text), justify="right" if i else "left", width=width)
     for row in body:
-        block = RichTable.grid(padding=(0, 2))
-        for name, value in zip(header, row, strict=True):
-            block.add_row(escape(name), escape(value))
-        console.print(block, "")
-
-
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-
-
-def _constants_in_title(
-    title: str, rows: Sequence[Sequence[str]]
-) -> tuple[str, Sequence[Sequence[str]]]:
-    """Move the columns with the same value in every row into the title."""
-    header, *columns = zip(*rows, strict=True)
-    same = [column for column in columns if len(rows) > 2 and len(set(column[1:])) == 1]
-    kept = [column for column in columns if column not in same]
-    facts = [f"{column[0]} {column[1]}" for column in same]
-    return "; ".join([title, *facts]), list(zip(header, *kept, strict=True))
+        table.add_row(*(Text(cell.text, cell.style) for cell in row))
+    console.print(table)
