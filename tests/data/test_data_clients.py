@@ -210,7 +210,7 @@ def test_hub_faults_are_one_line_that_names_the_set(monkeypatch):
     assert problem(clients="hub:org/x").startswith("hub:org/x, row 1: columns q fit no format")
     assert "hub:ORG/NAME" in problem(clients="hub:org")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install -e '.[hub]'" in problem(clients="hub:org/x")
+    assert "pip install 'fedsdr[hub]'" in problem(clients="hub:org/x")
 
 
 def test_the_rows_of_a_hub_set_are_those_of_datasets_with_narrow_floats_as_they_were_meant(

@@ -152,7 +152,7 @@ def test_an_object_with_two_values_for_one_key_is_refused(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install -e '.[parquet]'" in problem(written(tmp_path, "a.parquet", b"PAR1"))
+    assert "pip install 'fedsdr[parquet]'" in problem(written(tmp_path, "a.parquet", b"PAR1"))
 
 
 def test_broken_json_is_reported_on_exactly_its_line(tmp_path):

@@ -245,6 +245,7 @@ def test_the_masks_that_gpt2_files_hold_are_not_a_fault(tmp_path):
 @pytest.mark.parametrize("device", ["mps", "meta", "xpu", "hpu", "cpu:3", "cuda:", "tpu", ""])
 def test_a_device_that_cannot_be_used_is_refused(device):
     assert "use auto, cpu, cuda or cuda:1" in refused(choose_device, device)
+    assert ("float64" in refused(choose_device, device)) == (device == "mps")
 
 
 def header(tensors=0, keys=0, version=3):

@@ -187,7 +187,7 @@ def test_without_the_harness_the_error_has_the_install_command(
     monkeypatch.setattr("fedsdr.extras.is_installed", lambda module: False)
     code, _, err = fedsdr("evaluate", tmp_path, "--suite", "mmlu", "--suite-data", folder)
     assert code == 2
-    assert "pip install -e '.[suites]'" in err
+    assert "pip install 'fedsdr[suites]'" in err
 
 
 def test_another_layout_is_found_before_a_model_is_loaded(

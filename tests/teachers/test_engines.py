@@ -109,7 +109,7 @@ def test_auto_takes_openvino_on_the_cpu_for_a_file_that_it_reads(
     installed()
     name, reason = choose_engine("auto", model_path=gguf_file("llama"), cuda=False)
     assert name == "transformers"
-    assert "pip install -e '.[openvino]'" in reason
+    assert "pip install 'fedsdr[openvino]'" in reason
 
 
 def test_a_named_engine_is_taken_and_a_mistyped_one_names_the_nearest() -> None:
@@ -125,9 +125,9 @@ def test_an_engine_that_is_not_installed_says_what_to_type(
 ) -> None:
     for module in ("openvino_genai", "vllm"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[openvino\]'"):
+    with pytest.raises(UserError, match=r"pip install 'fedsdr\[openvino\]'"):
         openvino_generate("model.gguf", lambda turns: [1])
-    with pytest.raises(UserError, match=r"pip install -e '.\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install 'fedsdr\[vllm\]'"):
         vllm_generate("model", lambda turns: [1])
 
 

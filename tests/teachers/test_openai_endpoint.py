@@ -282,7 +282,7 @@ def test_a_missing_client_library_is_named_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    assert "pip install -e '.[openai]'" in error_line("http://localhost:1/v1")
+    assert "pip install 'fedsdr[openai]'" in error_line("http://localhost:1/v1")
 
 
 def test_fedsdr_distill_uses_an_endpoint_and_writes_its_password_nowhere(

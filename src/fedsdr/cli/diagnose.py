@@ -42,6 +42,9 @@ def diagnose(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_next, write_and_print
     from fedsdr.data.clients import load_clients, taking_part
+    from fedsdr.extras import import_extra
+
+    import_extra("sklearn", "diagnose", "fedsdr diagnose")
     from fedsdr.research.diagnose.diagnose_run import diagnose as measure
     from fedsdr.research.diagnose.summary import tables_of
     from fedsdr.runs.run_folder import check_data, open_run

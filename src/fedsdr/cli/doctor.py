@@ -20,15 +20,17 @@ from fedsdr.cli.options import (
 
 # package on PyPI -> (purpose, how to install)
 OPTIONAL = {
-    "openvino-genai": ("fast rewriting on a CPU", "pip install -e '.[openvino]'"),
-    "vllm": ("fast rewriting on CUDA", "pip install -e '.[vllm]'"),
-    "openai": ("rewriting through an endpoint", "pip install -e '.[openai]'"),
-    "bitsandbytes": ("4- and 8-bit base models on CUDA", "pip install -e '.[quantize]'"),
-    "pyarrow": (".parquet files", "pip install -e '.[parquet]'"),
-    "datasets": ("hub data sets", "pip install -e '.[hub]'"),
-    "lm-eval": ("public benchmark suites", "pip install -e '.[suites]'"),
-    "flwr": ("federation over several machines", "pip install -e '.[flower]'"),
-    "dp-accounting": ("differential privacy", "pip install -e '.[dp]'"),
+    "openvino-genai": ("fast rewriting on a CPU", "pip install 'fedsdr[openvino]'"),
+    "vllm": ("fast rewriting on CUDA", "pip install 'fedsdr[vllm]'"),
+    "openai": ("rewriting through an endpoint", "pip install 'fedsdr[openai]'"),
+    "bitsandbytes": ("4- and 8-bit base models on CUDA", "pip install 'fedsdr[quantize]'"),
+    "pyarrow": (".parquet files", "pip install 'fedsdr[parquet]'"),
+    "gguf": (".gguf models, the embedded one too", "pip install 'fedsdr[gguf]'"),
+    "scikit-learn": ("fedsdr diagnose", "pip install 'fedsdr[diagnose]'"),
+    "datasets": ("hub data sets", "pip install 'fedsdr[hub]'"),
+    "lm-eval": ("public benchmark suites", "pip install 'fedsdr[suites]'"),
+    "flwr": ("federation over several machines", "pip install 'fedsdr[flower]'"),
+    "dp-accounting": ("differential privacy", "pip install 'fedsdr[dp]'"),
 }
 # optimum-intel is a command in an environment of its own.
 OPTIMUM = ("optimum-cli", "OpenVINO for model folders", "pipx install 'optimum-intel[openvino]'")

@@ -93,7 +93,7 @@ def _on_suites(
     # Check the whole command before a model is loaded.
     suites = choose_suites(names.lower(), code is not None)
     if not is_installed("lm_eval"):
-        raise UserError("--suite: needs lm-evaluation-harness: pip install -e '.[suites]'")
+        raise UserError("--suite: needs lm-evaluation-harness: pip install 'fedsdr[suites]'")
 
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_json, print_next, print_tables

@@ -4,7 +4,9 @@ Exit codes: 0 done; 2 what the user can fix; 1 our fault; 128 + N stopped by sig
 143 SIGTERM, 129 SIGHUP).
 """
 
+import difflib
 import io
+import itertools
 import logging
 import os
 import signal
@@ -17,7 +19,9 @@ import click
 from fedsdr.cli.adapt import adapt
 from fedsdr.cli.chat import chat
 from fedsdr.cli.compare import compare
+from fedsdr.cli.completion import completion
 from fedsdr.cli.data import data
+from fedsdr.cli.demo import demo
 from fedsdr.cli.diagnose import diagnose
 from fedsdr.cli.distill import distill
 from fedsdr.cli.doctor import doctor
@@ -32,29 +36,54 @@ from fedsdr.errors import UserError, printable
 from fedsdr.files import REFUSALS
 from fedsdr.toml_yaml import shown
 
+# In the order of `fedsdr --help`.
+GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Start": (demo, init, doctor),
+    "Run": (data, distill, run, evaluate, report),
+    "Use the models": (chat, export, adapt),
+    "Research": (compare, diagnose, judge),
+    "Set up": (site, completion),
+}
+# What users of other programs type -> our command.
+SYNONYMS = {
+    "train": "run", "fit": "run", "finetune": "run", "start": "run", "resume": "run",
+    "quickstart": "demo", "new": "init", "create": "init", "check": "doctor", "version": "doctor",
+    "rewrite": "distill", "eval": "evaluate", "test": "evaluate", "benchmark": "evaluate",
+    "generate": "chat", "predict": "chat", "merge": "export", "save": "export", "plot": "report",
+    "sweep": "compare", "preview": "data",
+}  # fmt: skip
 
-@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """Lists the commands by GROUPS, and answers an unknown one with the one that is meant."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                rows = [(c.name or "", c.get_short_help_str(limit=1000)) for c in commands]
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            close = difflib.get_close_matches(name, [*self.commands, *SYNONYMS], n=1)
+            hint = f"did you mean '{SYNONYMS.get(close[0], close[0])}'? " if close else ""
+            raise click.UsageError(f"no command '{name}'; {hint}all are in: fedsdr --help")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="fedsdr")
 def cli() -> None:
     """Federated fine-tuning of language models on data that disagree."""
 
 
-for command in (
-    init,
-    data,
-    distill,
-    run,
-    compare,
-    evaluate,
-    diagnose,
-    judge,
-    report,
-    export,
-    adapt,
-    chat,
-    doctor,
-    site,
-):
+for command in itertools.chain(*GROUPS.values()):
     cli.add_command(command)
 
 
@@ -83,7 +112,7 @@ def main() -> None:
     warnings.formatwarning = _one_line
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="fedsdr", standalone_mode=False)
     except UserError as error:
         _stop(" ".join(str(error).split()), 2)
     except OSError as error:  # of a path that only a command looks at

@@ -27,7 +27,7 @@ def read_hub_rows(spec: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{spec}: needs datasets: pip install -e '.[hub]'") from None
+        raise UserError(f"{spec}: needs datasets: pip install 'fedsdr[hub]'") from None
     try:
         loaded = datasets.load_dataset(
             f"{parts['org']}/{parts['name']}", parts["config"], split=parts["split"] or "train"

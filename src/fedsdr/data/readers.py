@@ -148,7 +148,7 @@ def _parquet(path: Path) -> Rows:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError(f"{path}: needs pyarrow: pip install -e '.[parquet]'") from None
+        raise UserError(f"{path}: needs pyarrow: pip install 'fedsdr[parquet]'") from None
     number = 0
     try:
         with pq.ParquetFile(path) as file:

@@ -8,8 +8,10 @@ The environment is that of transformers' `apply_chat_template` (5.x), without it
 second.
 """
 
+import contextlib
+import faulthandler
 import json
-import resource
+import os
 import signal
 import sys
 from datetime import datetime
@@ -77,19 +79,30 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def _limit_memory(size: int) -> None:
+    """Bound the memory of this process, where the system can: Windows has no such limit and macOS
+    refuses it, so there a rendering is bounded in time alone."""
+    with contextlib.suppress(ImportError, ValueError):
+        _set_limit(size)
+
+
+def _set_limit(size: int) -> None:
+    import resource
+
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def serve() -> None:
-    """Answer until standard input ends. SIGALRM, which Python code cannot delay, ends a rendering
-    that takes too long."""
+    """Answer until standard input ends. faulthandler's thread, which Python code cannot delay, ends
+    the process when a rendering takes too long."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     given = json.loads(sys.stdin.buffer.readline())
     template: jinja2.Template | None = None
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     for line in sys.stdin.buffer:
-        signal.alarm(given["seconds"] + len(line) // BYTES_A_SECOND)
+        seconds = given["seconds"] + len(line) // BYTES_A_SECOND
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         _limit_memory(given["memory"] + COPIES * len(line))
         try:
             template = template or environment().from_string(given["source"])
@@ -101,7 +114,7 @@ def serve() -> None:
         text = json.dumps(answer, ensure_ascii=False)
         sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass") + b"\n")
         sys.stdout.buffer.flush()
-        signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":

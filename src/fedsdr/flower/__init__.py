@@ -9,5 +9,5 @@ def check_installed() -> None:
     if not is_installed("flwr"):
         raise UserError(
             "engine.name: 'flower' needs the package flwr, which is not installed: "
-            "pip install -e '.[flower]'"
+            "pip install 'fedsdr[flower]'"
         )

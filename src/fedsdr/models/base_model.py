@@ -53,11 +53,14 @@ def cache_folder() -> Path:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; "auto" is CUDA if available, else the CPU. UserError if unavailable."""
+    """Return the device; "auto" is CUDA if available, else the CPU, on Apple hardware too, whose
+    "mps" has no float64, which sums and sampling need. UserError if unavailable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
-        raise UserError(f"model.device: '{name}' is not supported; use auto, cpu, cuda or cuda:1")
+        why = ": PyTorch has no float64 there" if name == "mps" else ""
+        fix = "use auto, cpu, cuda or cuda:1"
+        raise UserError(f"model.device: '{name}' is not supported{why}; {fix}")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device: '{name}', but PyTorch finds no CUDA device; use 'auto'")
@@ -249,7 +252,7 @@ def _quantization(kind: str, compute: torch.dtype) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError(
-            f"model.quantize: '{kind}' needs bitsandbytes: pip install -e '.[quantize]'"
+            f"model.quantize: '{kind}' needs bitsandbytes: pip install 'fedsdr[quantize]'"
         ) from None
     from transformers import BitsAndBytesConfig
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedsdr.errors import UserError
+from fedsdr.extras import import_extra
 from fedsdr.models.model_files import StoredWeights, check_counts, check_no_pointer
 
 MAX_KEYS, MAX_TENSORS, MAX_DIMENSIONS = 10_000, 200_000, 8
@@ -102,7 +103,6 @@ def _take(file: BinaryIO, size: int) -> bytes:
 
 def _bytes_of(elements: int, kind: int) -> int:
     """Return the bytes of a tensor of a ggml type."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    gguf = import_extra("gguf", "gguf", "model.name")
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     return math.ceil(elements / block) * size

@@ -39,5 +39,5 @@ def choose_engine(name: str, *, model_path: str | Path | None, cuda: bool) -> tu
     if problem:
         return "transformers", f"openvino cannot read the model: {problem}"
     if not is_installed("openvino_genai"):
-        return "transformers", "openvino_genai is not installed: pip install -e '.[openvino]'"
+        return "transformers", "openvino_genai is not installed: pip install 'fedsdr[openvino]'"
     return "openvino", "no CUDA, and openvino can read the model"

