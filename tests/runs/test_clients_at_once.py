@@ -57,6 +57,43 @@ def test_a_run_of_clients_at_once_comes_to_what_one_by_one_comes_to(
     assert answers[0] == answers[1]
 
 
+def test_clients_at_once_change_no_measure_by_round_of_transfer_or_of_a_client_left_out(
+    write_config, data_folder, tmp_path
+):
+    names = sorted(path.stem for path in data_folder.iterdir())
+    common = [
+        "federation.rounds=2", "train.lr=1e-4", "data.test_fraction=0.3", "evaluation.every=1",
+        "evaluation.by_round=all", "evaluation.transfer=true", f"data.leave_out=['{names[0]}']",
+    ]  # fmt: skip
+    runs = {}
+    for at_once in (1, 0):
+        out = tmp_path / f"at-once-{at_once}"
+        runs[at_once] = run_experiment(
+            write_config(*common, f"engine.clients_at_once={at_once}"), out, SILENT
+        )
+        runs[at_once]["by round"] = [
+            json.loads(line)["evaluation"]
+            for line in (out / "rounds.jsonl").read_text().splitlines()
+        ]
+
+    def numbers(part, path=""):
+        """Return path -> number of the losses, whatever the nesting."""
+        if isinstance(part, dict):
+            return {
+                k: v for key, of in part.items() for k, v in numbers(of, f"{path}/{key}").items()
+            }
+        if isinstance(part, list):
+            return {
+                k: v for i, of in enumerate(part) for k, v in numbers(of, f"{path}/{i}").items()
+            }
+        return {path: part} if isinstance(part, int | float) else {}
+
+    for what in ("by round", "transfer", "took_no_part", "retention"):
+        alone, together = (numbers(runs[at_once][what]) for at_once in (1, 0))
+        assert len(alone) > 10
+        assert together == pytest.approx(alone, rel=2e-3, abs=2e-5), what
+
+
 def test_a_run_of_clients_at_once_is_resumed_with_the_same_bytes(
     write_config, tmp_path, monkeypatch
 ):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsdr.config import Config, nested, with_values
+from fedsdr.config import Config, nested, value_of, with_values
 from fedsdr.data.clients import load_clients, taking_part
 from fedsdr.evaluation.results import Table
 from fedsdr.models.memory import choose_pack
@@ -24,7 +24,9 @@ from fedsdr.training.methods import METHODS
 from fedsdr.training.optimizer_step import accumulate_gradients
 from fedsdr.types import ClientData, R
 
-ROWS = 4  # training rows of the small run
+ROWS, TEST_ROWS = 4, 8  # training and test rows of the small run
+# Keys on which neither the work of a run nor its speed depends: one small run serves all values.
+FREE = ("seed", "data.seed", "train.lr", "train.anchor_beta", "train.mask_perplexity")
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
     One client runs one round on a few rows, in a temporary folder with its own cache, after an
     untimed step that warms the model up. Training is scaled by the tokens of the raw rows,
     rewriting and evaluation by the number of rows, bytes by clients and rounds. Small batches are
-    slow, so the full run is likely to take fewer seconds; loading is not counted. Memory is that of
-    a full pack (`models.memory`).
+    slow, so the full run is likely to take fewer seconds; loading, retention and transfer are not
+    counted. Memory is that of a full pack (`models.memory`). Groups that differ in `FREE` keys or
+    in what is measured share a small run.
     """
     found: dict[Group, Estimate] = {}
+    ran: dict[str, tuple[ClientRuntime, Mapping[str, Any], float]] = {}
     counted = {cell.name for cell in cells if finished(cell, out)}
     open_once = one_base()
     with tempfile.TemporaryDirectory() as folder:
@@ -58,13 +62,15 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
             own = {cell.name: cell for cell in cells if cell.group == group}
             config = next(iter(own.values())).config
             clients = taking_part(load_clients(config.data), config.data)
-            progress.log(f"a small run of {group}")
             small, run = _small(config, clients, Path(folder)), Path(folder) / f"run-{number}"
-            runtime = open_once(small, run)
-            base_seconds = _warm_up(runtime)
-            cost = run_experiment(small, run, progress, open_runtime=open_once)["cost"]
+            if repr(small) not in ran:
+                progress.log(f"a small run of {group}")
+                runtime = open_once(small, run)
+                base_seconds = _warm_up(runtime)
+                cost = run_experiment(small, run, progress, open_runtime=open_once)["cost"]
+                ran[repr(small)] = runtime, cost, base_seconds
             own_runs = len(own.keys() - counted)
-            found[group] = _scaled(runtime, cost, base_seconds, config, clients, own_runs)
+            found[group] = _scaled(*ran[repr(small)], config, clients, own_runs)
             counted |= own.keys()
     return found
 
@@ -99,7 +105,8 @@ def _scaled(
         sum(len(row.tokens) for row in runtime.encode(rows)) for rows in (raw, small_raw)
     )
     train, rewrite = tokens / small_tokens, len(raw) / len(small_raw)
-    test_rows = sum(len(client.test) for client in clients)  # the small run has one
+    tested = sum(len(client.test) for client in load_clients(small.data))
+    evaluations = sum(len(client.test) for client in clients) / max(1, tested)
     in_a_round = min(config.federation.clients_per_round or len(clients), len(clients))
     sent = in_a_round * config.federation.rounds / small.federation.rounds
     times = _scale_of_phases(config, in_a_round / len(clients), small.federation.rounds)
@@ -112,12 +119,13 @@ def _scaled(
         runs=runs,
         train_tokens=trained["tokens"],
         rewrite_tokens=cost["tokens"].get("rewrite", 0) * rewrite,
-        seconds=trained["seconds"] + cost["seconds"]["evaluate"] * test_rows,
+        seconds=trained["seconds"]
+        + cost["seconds"]["evaluate"] * evaluations * _times_measured(config),
         shared={
             repr((config.model, config.data, config.teacher)): (
                 cost["seconds"].get("rewrite", 0.0) * rewrite
             ),
-            repr((config.model, config.data, config.evaluation)): base_seconds * test_rows,
+            repr((config.model, config.data, config.evaluation)): base_seconds * evaluations,
         },
         bytes_up=cost["bytes_up"] * sent,
         bytes_down=cost["bytes_down"] * sent,
@@ -171,6 +179,14 @@ def _scale_of_phases(config: Config, share: float, rounds: int) -> dict[str, flo
     return found | {f"train {phase.name}": later for phase in method.afterwards}
 
 
+def _times_measured(config: Config) -> int:
+    """Return how often the models of a run answer the test rows: at the end, and by round."""
+    asked, rounds = config.evaluation, config.federation.rounds
+    if not asked.every or asked.by_round != "all" or config.data.validation_fraction:
+        return 1
+    return 1 + math.ceil(rounds / asked.every)
+
+
 def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Config:
     """Return `config` for a few rows of one client with test rows, and one round.
 
@@ -183,11 +199,16 @@ def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Confi
         "data.include": [largest.client_id],
         "data.leave_out": [],
         "data.max_examples": ROWS,
-        "data.max_test_examples": 1,
+        "data.max_test_examples": TEST_ROWS,
+        "evaluation.every": 0,
+        "evaluation.keep": "last",
+        "evaluation.retention": False,
+        "evaluation.transfer": False,
         "federation.rounds": min(config.federation.rounds, 2 if waits else 1),
         "federation.clients_per_round": 0,
         "federation.min_updates": 1,
         "teacher.cache": str(folder / "cache"),
+        **{key: value_of(Config(), key) for key in FREE},
     }
     for key, value in values.items():
         config = with_values(config, nested(key, value), "--dry-run", folder)
