@@ -127,7 +127,7 @@ def test_every_key_of_the_reference_can_be_set_by_an_override(key, tmp_path):
         "boolean": True,
         "integer": kind.get("minimum", kind.get("exclusiveMinimum", 0)) + 1,
         "number": max(kind.get("minimum", 0), kind.get("exclusiveMinimum", 0)) or 0.01,
-        "array": ["words"],
+        "array": ["words"] if kind.get("items", {}).get("type") == "string" else [3],
         "object": {},
     }[kind["type"]]
     loaded = load_config(write(tmp_path, ""), [f"{key}={json.dumps(value)}"])

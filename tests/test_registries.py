@@ -64,7 +64,7 @@ def test_a_server_optimizer(run, monkeypatch, tmp_path):
 
 
 def test_a_partitioner(run, monkeypatch, data_folder):
-    def halves(examples, num_clients, alpha, seed):
+    def halves(examples, data):
         middle = len(examples) // 2
         return [list(range(middle)), list(range(middle, len(examples)))]
 

@@ -61,6 +61,8 @@ _FOREIGN = {
     "data.max_length": "max_seq_length max_seq_len model_max_length cutoff_len",
     "data.source": "dataset dataset_name dataset_path train_file data_path",
     "data.alpha": "dirichlet_alpha", "data.num_clients": "num_partitions num_supernodes",
+    "data.per_client": "num_classes_per_partition num_shards_per_partition",
+    "data.sizes": "partition_sizes", "data.columns": "dataset_text_field partition_by",
     "model.name": "model_name_or_path base_model_name_or_path base_model model_name",
     "model.quantize": "load_in_4bit load_in_8bit", "lora.rank": "r lora_r lora_rank",
     "lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "algorithm.mu": "proximal_mu",
@@ -128,7 +130,7 @@ def to_toml(config: Config) -> str:
     teacher = replace(config.teacher, url=without_password(config.teacher.url))
     safe = replace(config, teacher=teacher)
     return tomli_w.dumps(
-        asdict(safe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+        asdict(safe, dict_factory=lambda pairs: {k: v for k, v in pairs if v not in (None, {})})
     )
 
 
@@ -187,6 +189,8 @@ def _merge(value: Any, table: Any, where: str, folder: Path, prefix: str = "") -
             changed[name] = {**old, **named}
         elif is_dataclass(old):
             changed[name] = _merge(old, new, where, folder, f"{key}.")
+        elif key == "data.columns" and isinstance(new, Mapping):
+            changed[name] = {**old, **new}
         else:
             changed[name] = _absolute(new, folder, key, where) if key in _PATHS else new
     try:

@@ -13,6 +13,9 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 UpdateDtype = Literal["fp32", "bf16", "int8"]
+Column = Literal[
+    "prompt", "response", "messages", "input", "system", "history", "tools", "category", "id"
+]
 EngineName = Literal["in-process", "flower"]
 
 _LARGEST = 10**12
@@ -22,6 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, le=0.99)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(ge=1, le=1e9)]
+Size = Annotated[float, Field(gt=0, le=_LARGEST)]
 Text = Annotated[str, Field(min_length=1)]
 
 # No coercion: "3" is not a number and 1 is not true, but an integer may stand for a float.
@@ -50,9 +54,14 @@ class DataConfig:
     include: list[str] = key([], "clients to use; empty: all")
     leave_out: list[str] = key([], "clients that take no part and are measured all the same")
     source: str | list[str] = key("", "files or hub:ORG/NAME to split between clients instead")
+    columns: dict[Column, Text] = key(
+        {}, '[data.columns] prompt = "query", response = "reply": names of columns, docs/data.md'
+    )
     partition: str = key("dirichlet", "how source is split")
     alpha: float = key(0.5, "dirichlet, quantity: the smaller, the more skewed", ge=1e-6, le=1e9)
     num_clients: Count = key(8, "number of clients that source is split between")
+    per_client: Count = key(2, "pathological: categories of each client; shard: shards of each")
+    sizes: list[Size] = key([], "size: a number per client, rows in this proportion")
     test_fraction: ShareBelowOne = key(0.1, "share of each client's rows held out for testing")
     validation_fraction: ShareBelowOne = key(0.0, "share of the other rows held out to choose by")
     max_examples: CountOrZero = key(0, "training rows per client; 0: all")

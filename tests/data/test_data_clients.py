@@ -274,12 +274,13 @@ def test_a_client_left_without_training_rows_is_named(folder):
 
 
 def test_columns_that_are_not_read_are_named_once_a_file(tmp_path):
-    one = write(tmp_path / "a.jsonl", 3, tools="[]", url="x")
+    one = write(tmp_path / "a.jsonl", 3, rejected="b", url="x")
     two = write(tmp_path / "b.jsonl", 4, category="c")
     with pytest.warns(UserWarning, match="not read") as said:
         load_clients(clients=[one, two])
     assert [str(warning.message) for warning in said] == [
-        f"{one}: columns that are not read: tools (3 rows), url (3 rows)"
+        f"{one}: columns that are not read: rejected (3 rows), url (3 rows)"
+        "; of preference data the chosen answers are trained"
     ]
 
 

@@ -148,3 +148,33 @@ def test_the_rows_that_are_written_out_are_read_back_as_the_same(fedsdr, config,
         for where in (clients, f"data.clients={tmp_path / 'sites'}")
     ]
     assert read[0] == read[1]
+
+
+def test_plot_draws_the_split_and_needs_no_model(fedsdr, config, tmp_path):
+    rows = [row(i, category="sums" if i % 4 else "talk") for i in range(40)]
+    rows_file(tmp_path / "own", "all", *rows)
+    source = f"data.source={tmp_path / 'own' / 'all.jsonl'}"
+    sets = ("data.clients=", source, "data.partition=natural", "data.test_fraction=0",
+            "model.name=nothing/there")  # fmt: skip
+    code, out, _ = fedsdr("data", config, "--plot", *(x for s in sets for x in ("--set", s)))
+    assert code == 0
+    assert out.splitlines() == [
+        "rows of each client; a full bar of 60 letters is 30 rows",
+        f"client-00  {'a' * 60}  30",
+        f"client-01  {'b' * 20}{' ' * 40}  10",
+        "a sums 30; b talk 10",
+    ]
+
+
+def test_columns_of_other_names_are_read_and_several_can_be_set_on_the_command_line(
+    fedsdr, config, tmp_path
+):
+    rows = [{"query": f"q {i}", "reply": f"a {i}", "topic": "t"} for i in range(4)]
+    clients = rows_file(tmp_path / "own", "bank", *rows)
+    columns = ("data.columns.prompt=query", "data.columns.response=reply")
+    sets = [x for s in (clients, *columns, "data.columns.category=topic") for x in ("--set", s)]
+    code, out, _ = fedsdr("data", config, "--plot", *sets)
+    assert (code, out.splitlines()[-1]) == (0, "a t 3")
+    code, _, err = fedsdr("data", config, "--plot", "--set", "data.columns.promt=query")
+    assert code == 2
+    assert "did you mean 'prompt'?" in err

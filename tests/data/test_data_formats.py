@@ -134,7 +134,7 @@ def test_the_id_of_a_row_without_one_is_a_hash_of_its_content_alone():
         ({"instruction": "a", "output": ["b"]}, "'output' must be text, not list"),
         ({"instruction": "a", "output": True}, "'output' must be text, not bool"),
         ({"instruction": "a", "output": "\ud83d"}, "surrogate"),
-        ({"question": "a", "answer": "b"}, "columns question, answer fit no format"),
+        ({"query": "a", "reply": "b"}, "columns query, reply fit no format"),
         ({"a\nb": "c"}, "columns a b fit no format"),
         (turns_of(("a\nb", "c")), "unknown role 'a b'"),
         ({}, "columns none fit no format"),
@@ -155,8 +155,8 @@ def test_a_row_that_cannot_be_used_is_refused_in_one_line_that_says_why(row, sai
 
 
 def test_an_unknown_format_lists_the_columns_found_and_the_formats_known():
-    message = problem({"question": "a", "answer": "b"})
-    for part in ("question, answer", "messages", "instruction, output", "prompt, completion"):
+    message = problem({"query": "a", "reply": "b"})
+    for part in ("query, reply", "messages", "instruction, output", "data.columns"):
         assert part in message
 
 
@@ -169,7 +169,7 @@ values = st.recursive(
 )
 columns = st.sampled_from(
     ["instruction", "input", "output", "prompt", "completion", "messages", "id", "category", "x",
-     "system", "history"]
+     "system", "history", "tools", "chosen", "conversations"]
 )  # fmt: skip
 
 
@@ -186,7 +186,11 @@ def test_any_row_gives_an_example_with_a_prompt_and_a_response_or_a_user_error(r
     assert parsed(row_from_example(example)) == example
     assert unread_columns(row) <= {
         *row,
-        *(f"messages[].{key}" for key in ["role", "content", "from", "value", "x"]),
+        *(
+            f"{name}[].{key}"
+            for key in ["role", "content", "from", "value", "x"]
+            for name in ["messages", "prompt", "completion", "chosen", "conversations", "output"]
+        ),
     }
 
 
@@ -271,7 +275,7 @@ def test_a_history_that_is_something_else_is_refused(history, said):
 
 def test_columns_with_content_that_are_not_read_are_named_with_the_keys_of_turns():
     row = talk(system="s", tools='[{"name": "f"}]', url="", score=0.5, extra=None, tags=[])
-    assert unread_columns(row) == {"tools", "score"}
+    assert unread_columns(row) == {"score"}
     turns = [
         {"role": "user", "content": "q", "name": "Ann"},
         {"role": "assistant", "content": "a", "reasoning_content": "r", "weight": 0, "x": None},
@@ -284,15 +288,6 @@ def test_columns_with_content_that_are_not_read_are_named_with_the_keys_of_turns
     assert unread_columns({**pair, "input": ""}) == set()
 
 
-@pytest.mark.parametrize("content", ["Let me look.", None])
-@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
-def test_a_call_beside_the_text_of_a_turn_is_refused(key, content):
-    call = {"role": "assistant", "content": content, key: [{"name": "weather"}]}
-    message = problem(talk({"role": "user", "content": "?"}, call))
-    assert f"'messages' turn 4: '{key}' is not read; write the call as text" in message
-    assert parsed(talk({"role": "user", "content": "?"}, {**call, key: []} | {"content": "b"}))
-
-
 @pytest.mark.parametrize("content", ["", " \n", None])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_turn_without_text_is_refused_and_never_joined_to_its_neighbour(place, content):
@@ -302,6 +297,65 @@ def test_a_turn_without_text_is_refused_and_never_joined_to_its_neighbour(place,
     # What is dropped anyway may be empty.
     kept = ("assistant", content), ("user", "a"), ("assistant", "c"), ("user", content)
     assert parsed(turns_of(*kept)).response == "c"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "a"},
+        {"prompt": [{"role": "user", "content": "q"}],
+         "completion": [{"role": "assistant", "content": "a"}]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+        {"prompt": [{"role": "user", "content": "q"}],
+         "chosen": [{"role": "assistant", "content": "a"}]},
+        {"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}]},
+        {"prompt": "q", "chosen": talk()["messages"], "rejected": talk()["messages"]},
+        {"chosen": talk()["messages"], "rejected": talk()["messages"]},
+        {"conversations": [{"from": "human", "value": "q"}],
+         "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+    ],
+)  # fmt: skip
+def test_each_layout_of_trl_and_llama_factory_gives_the_same_example(row):
+    assert parsed(row) == parsed({"instruction": "q", "output": "a"})
+    assert unread_columns(row) == {"rejected"} & row.keys()
+
+
+def test_turns_of_a_prompt_come_before_those_of_the_completion_and_places_are_named():
+    row = {"prompt": talk()["messages"] + [{"role": "user", "content": "r"}],
+           "completion": [{"role": "assistant", "content": "b"}], "system": "s"}  # fmt: skip
+    assert parsed(row).history == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"))
+    row["completion"][0]["content"] = ""
+    assert "'completion' turn 1 has no text" in problem(row)
+
+
+def test_columns_have_the_names_that_the_configuration_gives_them():
+    row = {"query": "q", "reply": "a", "rules": "s", "kind": "sums", "past": [["b", "c"]], "n": 1}
+    columns = {"prompt": "query", "response": "reply", "system": "rules", "category": "kind",
+               "history": "past"}  # fmt: skip
+    pairs = {"system": "s", "category": "sums", "history": [["b", "c"]]}
+    assert example_from_row(row, WHERE, columns) == parsed(
+        {"instruction": "q", "output": "a", **pairs}
+    )
+    assert unread_columns(row, columns) == {"n"}
+    said = {"dialogue": talk()["messages"]}
+    assert example_from_row(said, WHERE, {"messages": "dialogue"}) == parsed(talk())
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"prompt": "query", "response": "replies"}, "'replies' is missing or null"),
+        ({"prompt": "frage", "response": "antwort"}, "fit no format (known: frage, antwort"),
+        ({"prompt": "query"}, "data.columns: has prompt; name prompt and response"),
+        ({"prompt": "query", "response": "reply", "category": "n"}, "'n' must be text, not list"),
+    ],
+)
+def test_names_of_columns_that_do_not_fit_are_refused_in_one_line(columns, said):
+    row = {"query": "q", "n": [1], "reply": "a"}
+    with pytest.raises(UserError) as caught:
+        example_from_row(row, WHERE, columns)
+    assert said in str(caught.value)
 
 
 def test_text_parts_of_a_content_are_read_and_others_refused():

@@ -1,6 +1,7 @@
 """Every partitioner deals every example to exactly one client and leaves none empty."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,11 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsdr.data.partition import PARTITIONERS, category, dirichlet, iid, quantity
+from fedsdr.config import DataConfig
+from fedsdr.data.partition import PARTITIONERS
 from fedsdr.errors import UserError
 from fedsdr.types import Example
 
-everyone = pytest.mark.parametrize("name", PARTITIONERS)
+everyone = pytest.mark.parametrize("name", [name for name in PARTITIONERS if name != "natural"])
+
+
+def deal(name, examples, num_clients, alpha=0.5, seed=0, **keys):
+    data = DataConfig(num_clients=num_clients, alpha=alpha, seed=seed, **keys)
+    return PARTITIONERS[name](examples, data)
+
+
+iid, category, dirichlet, quantity = (
+    partial(deal, name) for name in ("iid", "category", "dirichlet", "quantity")
+)
 
 
 def examples_of(labels):
@@ -31,18 +43,23 @@ def test_each_example_is_in_one_client_no_client_is_empty_and_a_seed_repeats(nam
     alpha = data.draw(st.sampled_from([1e-6, 0.1, 0.5, 1.0, 100.0, 1e9]))
     seed = data.draw(st.integers(0, 2**40))
     examples = examples_of(labels)
-    parts = PARTITIONERS[name](examples, num_clients, alpha, seed)
+    per_client = data.draw(st.integers(1, 4))
+    if name == "pathological":
+        per_client = max(per_client, -(-len(set(labels)) // num_clients))
+    keys = {"per_client": per_client, "sizes": [*range(1, num_clients + 1)]}
+    parts = deal(name, examples, num_clients, alpha, seed, **keys)
     assert len(parts) == num_clients
     assert all(parts)
     assert sorted(i for part in parts for i in part) == list(range(len(labels)))
     assert all(part == sorted(part) for part in parts)
-    assert parts == PARTITIONERS[name](examples, num_clients, alpha, seed)
+    assert parts == deal(name, examples, num_clients, alpha, seed, **keys)
 
 
-@pytest.mark.parametrize("name", ["iid", "dirichlet", "quantity"])
+@everyone
 def test_another_seed_deals_otherwise(name):
-    examples = examples_of("abcd" * 25)
-    assert PARTITIONERS[name](examples, 4, 0.5, 0) != PARTITIONERS[name](examples, 4, 0.5, 1)
+    examples = examples_of("abcdefgh" * 12)
+    one, two = (deal(name, examples, 4, seed=seed, sizes=[1, 2, 3, 4]) for seed in (0, 1))
+    assert one != two
 
 
 def test_iid_sizes_differ_by_at_most_one():
@@ -106,11 +123,64 @@ def test_dirichlet_draws_each_category_by_itself():
 @everyone
 def test_fewer_examples_than_clients_are_refused(name):
     with pytest.raises(UserError, match=r"data\.num_clients: 3 clients but only 2 examples"):
-        PARTITIONERS[name](examples_of("ab"), 3, 0.5, 0)
+        deal(name, examples_of("ab"), 3, sizes=[1, 1, 1])
 
 
-@pytest.mark.parametrize("name", ["category", "dirichlet"])
+@pytest.mark.parametrize("name", ["category", "dirichlet", "pathological", "shard", "natural"])
 def test_rows_without_a_category_are_refused_where_it_is_needed(name):
     examples = [*examples_of("ab"), Example("x", "q", "", "a")]
     with pytest.raises(UserError, match="1 of 3 rows have no 'category'"):
-        PARTITIONERS[name](examples, 2, 0.5, 0)
+        deal(name, examples, 2)
+
+
+# The sizes of flwr-datasets 0.6.1: SizePartitioner, LinearPartitioner, SquarePartitioner and
+# ExponentialPartitioner, which add what rounding leaves to the largest part.
+@pytest.mark.parametrize(
+    ("name", "rows", "sizes"),
+    [
+        ("size", 60, [15, 5, 40]),
+        ("linear", 100, [10, 20, 30, 40]),
+        ("linear", 103, [10, 20, 30, 43]),
+        ("square", 100, [3, 13, 30, 54]),
+        ("exponential", 100, [3, 8, 23, 66]),
+    ],
+)
+def test_sizes_are_those_of_flwr_datasets(name, rows, sizes):
+    parts = deal(name, examples_of("a" * rows), len(sizes), sizes=sizes)
+    assert [len(part) for part in parts] == sizes
+
+
+def test_sizes_that_are_not_one_a_client_are_refused():
+    with pytest.raises(UserError, match=r"data\.sizes: has 2 numbers for data\.num_clients = 3"):
+        deal("size", examples_of("a" * 9), 3, sizes=[1, 2])
+
+
+@pytest.mark.parametrize(("clients", "per_client"), [(4, 2), (8, 2), (3, 5), (10, 3)])
+def test_pathological_gives_each_client_its_number_of_categories_and_uses_each_as_often(
+    clients, per_client
+):
+    examples = examples_of("abcdefgh" * 30)
+    held = [set(labels_of(examples, part))
+            for part in deal("pathological", examples, clients, per_client=per_client)]  # fmt: skip
+    assert [len(labels) for labels in held] == [per_client] * clients
+    uses = Counter(label for labels in held for label in labels)
+    assert len(uses) == 8
+    assert max(uses.values()) - min(uses.values()) <= 1
+
+
+def test_pathological_clients_that_cannot_hold_all_categories_are_refused():
+    with pytest.raises(UserError, match=r"data\.per_client: 2 clients with 2 categories each"):
+        deal("pathological", examples_of("abcde" * 4), 2)
+
+
+def test_shards_are_equal_runs_of_the_rows_sorted_by_category():
+    # McMahan's MNIST in small: 10 labels of 20 rows, 10 clients of 2 shards of 10 rows.
+    examples = examples_of("abcdefghij" * 20)
+    parts = [labels_of(examples, part) for part in deal("shard", examples, 10)]
+    assert {sum(part.values()) for part in parts} == {20}
+    assert all(count in (10, 20) for part in parts for count in part.values())
+    assert max(len(part) for part in parts) == 2
+
+
+def test_natural_clients_are_the_values_of_the_column_in_alphabetical_order():
+    assert deal("natural", examples_of("bacab"), 1) == [[1, 3], [0, 4], [2]]

@@ -43,8 +43,16 @@ MAX_CATEGORIES = 12  # columns of the table
     show_default=True,
     help="Rows of each client to preview.",
 )
+@click.option("--plot", is_flag=True, help="Draw who holds how much of each category, and end.")
 @json_option
-def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int, as_json: bool) -> None:
+def data(
+    config: Path,
+    set_: tuple[str, ...],
+    write: Path | None,
+    rows: int,
+    plot: bool,
+    as_json: bool,
+) -> None:
     """Show counts, lengths, skew, and rows as the model sees them with the loss mask."""
     from fedsdr.cli.table import print_json, print_next
     from fedsdr.data.chat_templates import render_for
@@ -55,6 +63,11 @@ def data(config: Path, set_: tuple[str, ...], write: Path | None, rows: int, as_
 
     settings = load_checked(config, set_)
     clients = _checked_clients(settings)
+    if plot:
+        _draw(clients)
+        if write:
+            _write_rows(clients, write, sys.stdout)
+        return
     tokenizer = load_tokenizer(settings.model)
     renderer = render_for(tokenizer, settings.model.template)
     limits = limits_of(checked_shape(settings.model), tokenizer)
@@ -187,6 +200,16 @@ def _category_tables(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str,
     title = "training rows by category" + (f" ({more} categories more)" if more > 0 else "")
     rows = [[name, *(str(count.get(c, 0)) for c in shown)] for name, count in counts.items()]
     return [(title, [["client", *map(printable, shown)], *rows])]
+
+
+def _draw(clients: Sequence["ClientData"]) -> None:
+    """Print the training rows of each client as bars."""
+    from fedsdr.cli.bars import client_bars
+    from fedsdr.errors import printable
+
+    counts = {client.client_id: Counter(e.category for e in client.raw) for client in clients}
+    for line in client_bars(counts):
+        print(printable(line))
 
 
 def _preview(client_id: str, example: "Example", renderer: "Renderer", max_length: int) -> None:

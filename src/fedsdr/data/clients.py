@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import DataConfig
-from fedsdr.data.formats import example_from_row, unread_columns
+from fedsdr.data.formats import REJECTED, Columns, example_from_row, unread_columns
 from fedsdr.data.hub import hub_name, read_hub_rows
 from fedsdr.data.partition import PARTITIONERS, Partitioner
 from fedsdr.data.readers import READERS, place, read_rows
@@ -41,10 +41,10 @@ def load_clients(data: DataConfig) -> list[ClientData]:
         which = "only one" if data.clients else "one"
         raise UserError(f"data: set {which} of 'clients' and 'source'")
     if data.clients:
-        reads = _reads(data.clients, "data.clients", data.seed)
+        reads = _reads(data.clients, "data.clients", data)
     else:
-        pooled = _pooled(_reads(data.source, "data.source", data.seed))
-        reads = _dealt(pooled, deal, data.num_clients, data.alpha, data.seed)
+        pooled = _pooled(_reads(data.source, "data.source", data))
+        reads = _dealt(pooled, deal, data)
     for name in data.include:
         if name not in reads:
             known = f"clients: {', '.join(sorted(reads))}"
@@ -65,7 +65,7 @@ def load_one_client(data: DataConfig, path: str, name: str) -> ClientData:
     `path` is one file or hub data set, whatever its own name; or a folder or embedded set, of which
     the part called `name` is taken.
     """
-    reads = _reads(path, "data.clients", data.seed)
+    reads = _reads(path, "data.clients", data)
     several = path.startswith(EMBEDDED) or Path(path).is_dir()
     if several and name not in reads:
         known = f"has {', '.join(sorted(reads))}"
@@ -123,12 +123,10 @@ def _pooled(reads: Mapping[str, Read]) -> list[Example]:
     ]
 
 
-def _dealt(
-    examples: Sequence[Example], deal: Partitioner, num_clients: int, alpha: float, seed: int
-) -> dict[str, Read]:
+def _dealt(examples: Sequence[Example], deal: Partitioner, data: DataConfig) -> dict[str, Read]:
     groups = prompt_groups(examples)
-    parts = deal([examples[group[0]] for group in groups], num_clients, alpha, seed)
-    width = max(2, len(str(num_clients - 1)))
+    parts = deal([examples[group[0]] for group in groups], data)
+    width = max(2, len(str(len(parts) - 1)))
     dealt: dict[str, Read] = {}
     for number, part in enumerate(parts):
         indices = sorted(index for group in part for index in groups[group])
@@ -136,12 +134,12 @@ def _dealt(
     return dealt
 
 
-def _reads(specs: str | Sequence[str], key: str, seed: int) -> dict[str, Read]:
+def _reads(specs: str | Sequence[str], key: str, data: DataConfig) -> dict[str, Read]:
     """Return name -> how to read it, for each file or set that `specs` name."""
     reads: dict[str, Read] = {}
     origins: dict[str, str] = {}
     for spec in [specs] if isinstance(specs, str) else specs:
-        for name, origin, read in _named(spec, key, seed):
+        for name, origin, read in _named(spec, key, data):
             if name in reads:
                 both = f"{origins[name]} and {origin}"
                 raise UserError(f"{key}: two are called '{name}': {both}; rename or drop one")
@@ -149,16 +147,17 @@ def _reads(specs: str | Sequence[str], key: str, seed: int) -> dict[str, Read]:
     return reads
 
 
-def _named(spec: str, key: str, seed: int) -> list[tuple[str, str, Read]]:
+def _named(spec: str, key: str, data: DataConfig) -> list[tuple[str, str, Read]]:
     """Return (name, where it comes from, how to read it) for what one entry stands for."""
     if spec.startswith(EMBEDDED):
         from fedsdr.data.embedded import EMBEDDED_SETS, embedded_rows
 
         name = spec.removeprefix(EMBEDDED)
         choose(name, EMBEDDED_SETS, key)
-        return [(c, spec, partial(list, rows)) for c, rows in embedded_rows(name, seed).items()]
+        embedded = embedded_rows(name, data.seed)
+        return [(c, spec, partial(list, rows)) for c, rows in embedded.items()]
     if spec.startswith("hub:"):
-        return [(hub_name(spec), spec, partial(_read_hub, spec))]
+        return [(hub_name(spec), spec, partial(_read_hub, spec, data.columns))]
     path = Path(spec)
     try:
         folder = path.is_dir()
@@ -172,28 +171,32 @@ def _named(spec: str, key: str, seed: int) -> list[tuple[str, str, Read]]:
         files = [p for p in files if p.suffix.lower() in READERS and not p.name.startswith(".")]
     if not files:
         raise UserError(f"{key}: no {', '.join(READERS)} file in the folder {path}")
-    return [(file.stem, str(file), partial(_read_file, file)) for file in files]
+    return [(file.stem, str(file), partial(_read_file, file, data.columns)) for file in files]
 
 
-def _read_file(path: Path) -> list[Example]:
+def _read_file(path: Path, columns: Columns) -> list[Example]:
     rows = ((place(path, number), row) for number, row in read_rows(path))
-    return _read_examples(rows, str(path))
+    return _read_examples(rows, str(path), columns)
 
 
-def _read_hub(spec: str) -> list[Example]:
-    return _read_examples(((f"{spec}, row {n}", row) for n, row in read_hub_rows(spec)), spec)
+def _read_hub(spec: str, columns: Columns) -> list[Example]:
+    rows = ((f"{spec}, row {number}", row) for number, row in read_hub_rows(spec))
+    return _read_examples(rows, spec, columns)
 
 
-def _read_examples(rows: Iterable[tuple[str, dict[str, Any]]], origin: str) -> list[Example]:
+def _read_examples(
+    rows: Iterable[tuple[str, dict[str, Any]]], origin: str, columns: Columns
+) -> list[Example]:
     """Read rows with their places, and warn of the columns that are not read."""
     examples: list[Example] = []
     unread: Counter[str] = Counter()
     for where, row in rows:
-        examples.append(example_from_row(row, where))
-        unread.update(unread_columns(row))
+        examples.append(example_from_row(row, where, columns))
+        unread.update(unread_columns(row, columns))
     if unread:
-        columns = ", ".join(f"{name} ({count} rows)" for name, count in sorted(unread.items()))
-        warnings.warn(f"{origin}: columns that are not read: {columns}", stacklevel=2)
+        named = ", ".join(f"{name} ({count} rows)" for name, count in sorted(unread.items()))
+        why = "; of preference data the chosen answers are trained" if REJECTED in unread else ""
+        warnings.warn(f"{origin}: columns that are not read: {named}{why}", stacklevel=2)
     return examples
 
 

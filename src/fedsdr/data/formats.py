@@ -2,119 +2,148 @@
 
 Formats, tried in the order of `FORMATS` (null and NaN count as missing):
 
+    conversations, chosen                preference data of LLaMA-Factory
     messages or conversations            turns of role/content (OpenAI) or from/value (ShareGPT)
     instruction, [input], output         Alpaca
     instruction, [context], response     Dolly
-    prompt, completion
+    prompt, completion                   TRL; each may be text or a list of turns
+    prompt or instruction, chosen        preference data: the chosen answer is read
+    chosen                               turns up to the chosen answer
+    question, answer
 
-Every format may have `id`, `category` and `system` (the first turn); those without turns may have
-`history`, the earlier turns as [user, assistant] pairs. `unread_columns` names the others.
-
-A conversation becomes alternating user and assistant turns after an optional system turn, which is
-what chat templates accept:
-- results of tools, and system turns after the first message, become user turns, since the model is
-  shown them; function calls become assistant turns;
-- neighbours of one role are joined by an empty line;
-- assistant turns before any user turn, and all turns after the last assistant turn, are dropped.
+Every format may have `id`, `category`, `system` (the first turn) and `tools` (which join the system
+turn, tool_calls.py); those without turns may have `history`, the earlier turns as [user, assistant]
+pairs. `[data.columns]` gives other names. `unread_columns` names what is not read. What becomes of
+turns: turns.py.
 """
 
 import hashlib
-import itertools
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Any
 
-from fedsdr.errors import UserError, nearest
+from fedsdr.data.tool_calls import tools_text
+from fedsdr.data.turns import (
+    CALLS,
+    Placed,
+    Row,
+    are_turns,
+    conversation,
+    history_turns,
+    placed_turns,
+    present,
+    text_of,
+    turn_keys,
+)
+from fedsdr.errors import UserError
 from fedsdr.types import Example, Turn
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Format:
-    """The columns that hold an example: a prompt and a response, or the turns of a conversation."""
+    """The columns that hold an example: a prompt and a response, or the turns of a conversation.
+
+    A prompt or response may be turns too; then both together are the conversation.
+    """
 
     prompt: str = ""
     response: str = ""
     turns: str = ""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.turns,) if self.turns else (self.prompt, self.response)
+
 
 FORMATS: dict[str, Format] = {
+    "ShareGPT preferences": Format("conversations", "chosen"),
     "OpenAI": Format(turns="messages"),
     "ShareGPT": Format(turns="conversations"),
     "Alpaca": Format("instruction", "output"),
     "Dolly": Format("instruction", "response"),
     "completion": Format("prompt", "completion"),
+    "preferences": Format("prompt", "chosen"),
+    "Alpaca preferences": Format("instruction", "chosen"),
+    "chosen turns": Format(turns="chosen"),
+    "question": Format("question", "answer"),
 }
 INPUTS = ("input", "context")  # the first that is not empty
-COMMON = ("id", "category", "system")
-TURN_KEYS = (("role", "content"), ("from", "value"))
-Role = Literal["system", "user", "assistant"]
-ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "tool", "function", "observation"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "function_call"), "assistant"),
-}
-CALLS = ("tool_calls", "function_call")  # keys of a turn: what the assistant says beside its text
+COMMON = ("id", "category", "system", "tools")
+REJECTED = "rejected"  # of preference data, which says nothing to a supervised loss
+Columns = Mapping[Any, str]  # [data.columns]: our name of a column -> the row's
+NO_COLUMNS: Columns = {}
 
 
-def example_from_row(row: Row, where: str) -> Example:
+@dataclass(frozen=True)
+class _Layout:
+    """Where a row has what: its format, and the columns beside it by our name."""
+
+    form: Format
+    names: Mapping[str, str]
+
+    def text(self, row: Row, name: str, where: str) -> str:
+        return text_of(row, self.names[name], where)
+
+
+def example_from_row(row: Row, where: str, columns: Columns = NO_COLUMNS) -> Example:
     """Return the example that a row holds. UserError, beginning with `where`, if it holds none.
 
     Text is kept as it is, white space included. A row without an id is named by its content: the
     first 16 hex digits of SHA-256 over its turns.
     """
-    present = _present(row)
-    form = _format_of(row, present, where)
-    system = _text(present, "system", where)
-    history = [Turn("system", system)] if system.strip() else []
-    if form.turns:
-        turns = _conversation(present[form.turns], f"{where}: '{form.turns}'")
-        if history and turns[0].role == "system":
+    values = present(row)
+    layout = _layout_of(row, values, columns, where)
+    form, tools = layout.form, values.get(layout.names["tools"])
+    if isinstance(tools, str) and not tools.strip():
+        tools = None
+    listing = tools_text(tools, f"{where}: '{layout.names['tools']}'")
+    system = layout.text(values, "system", where)
+    items = _turns_of(values, form, where)
+    if items is not None:
+        turns = conversation(items, f"{where}: '{form.columns[-1]}'", tools=bool(listing))
+        if system.strip() and turns[0].role == "system":
             raise UserError(
-                f"{where}: 'system' and a system turn in '{form.turns}'; drop one of them"
+                f"{where}: '{layout.names['system']}' and a system turn in '{form.columns[0]}'; "
+                "drop one of them"
             )
+        if turns[0].role == "system":
+            system = turns.pop(0).content
         *earlier, asked, answered = turns
         instruction, given, response = asked.content, "", answered.content
     else:
-        earlier = _history(present.get("history") or (), f"{where}: 'history'")
-        instruction, response = (_text(present, n, where) for n in (form.prompt, form.response))
-        given = _text(present, _input_column(present), where)
-        if not response.strip():
-            raise UserError(
-                f"{where}: the response in '{form.response}' is blank; fill it or drop the row"
-            )
-        if not (instruction + given).strip():
-            raise UserError(f"{where}: '{form.prompt}' is blank; fill it or drop the row")
-    before = (*history, *earlier)
+        history = layout.names["history"]
+        earlier = history_turns(values.get(history) or (), f"{where}: '{history}'")
+        instruction, given, response = _texts_of(values, layout, where)
+    system = "\n\n".join(part for part in (system, listing) if part.strip())
+    before = (*([Turn("system", system)] if system else []), *earlier)
     return Example(
-        id=_text(present, "id", where) or _content_id(before, instruction, given, response),
+        id=layout.text(values, "id", where) or _content_id(before, instruction, given, response),
         instruction=instruction,
         input=given,
         response=response,
-        category=_text(present, "category", where).strip(),
+        category=layout.text(values, "category", where).strip(),
         history=before,
     )
 
 
-def unread_columns(row: Row) -> set[str]:
+def unread_columns(row: Row, columns: Columns = NO_COLUMNS) -> set[str]:
     """Return the columns with content that `example_from_row` does not read from this row.
 
     Keys of turns are named as `messages[].weight`.
     """
-    present = _present(row)
-    form = _format_of(row, present, "")
-    read = {*COMMON, form.turns, form.prompt, form.response}
-    if not form.turns:
-        read |= {"history", _input_column(present)}
-    unread = {name for name in present.keys() - read if present[name] not in ("", [], {}, ())}
-    for item in present[form.turns] if isinstance(present.get(form.turns), list | tuple) else ():
+    values = present(row)
+    layout = _layout_of(row, values, columns, "")
+    form, names = layout.form, layout.names
+    items = _turns_of(values, form, "")
+    beside = (*COMMON, "history", "input") if items is None else COMMON
+    read = {*form.columns, *(names[name] for name in beside)}
+    unread = {name for name in values.keys() - read if values[name] not in ("", [], {}, ())}
+    for place, item in items or ():
         keys = {key for key, value in item.items() if value not in (None, "", [], {})}
-        unread |= {f"{form.turns}[].{key}" for key in keys - set(_turn_keys(item) or ())}
+        column = place.split("'")[1]
+        unread |= {f"{column}[].{key}" for key in keys - {*(turn_keys(item) or ()), *CALLS}}
     return unread
 
 
@@ -136,126 +165,83 @@ def row_from_example(example: Example) -> dict[str, Any]:
     return row | {"messages": messages}
 
 
-def _present(row: Row) -> dict[str, Any]:
-    # NaN, the only value that differs from itself, is how data frames write a missing text.
-    return {name: value for name, value in row.items() if value is not None and value == value}
-
-
-def _format_of(row: Row, present: Row, where: str) -> Format:
-    for form in FORMATS.values():
-        if all(name in present for name in _columns(form)):
-            return form
-    columns = shorten(", ".join(map(str, row)) or "none", 300)  # on one line
-    known = "; ".join(", ".join(_columns(form)) for form in FORMATS.values())
-    for form in FORMATS.values():
-        if form.prompt and form.prompt in present:
+def _layout_of(row: Row, values: Mapping[str, Any], columns: Columns, where: str) -> _Layout:
+    """Return the layout of a row; `values` are its columns that have a value."""
+    forms = _forms(columns)
+    same = {name: name for name in (*COMMON, "history")}
+    names = same | {"input": _input_column(values)} | dict(columns)
+    for form in forms:
+        if all(name in values for name in form.columns):
+            return _Layout(form, names)
+    found = shorten(", ".join(map(str, row)) or "none", 300)  # on one line
+    known = "; ".join(", ".join(form.columns) for form in forms)
+    for form in forms:
+        if form.prompt and form.prompt in values:
             raise UserError(
                 f"{where}: row without a response: '{form.response}' is missing or null "
-                f"(columns: {columns}; known formats: {known})"
+                f"(columns: {found}; known formats: {known})"
             )
-    raise UserError(f"{where}: columns {columns} fit no format (known: {known})")
+    raise UserError(
+        f"{where}: columns {found} fit no format (known: {known}; others: name them in "
+        "[data.columns])"
+    )
 
 
-def _columns(form: Format) -> tuple[str, ...]:
-    return (form.turns,) if form.turns else (form.prompt, form.response)
+def _forms(columns: Columns) -> list[Format]:
+    """Return the formats to try: the one that `[data.columns]` describes, else those known."""
+    given = [name for name in ("prompt", "response", "messages") if name in columns]
+    if not given:
+        return list(FORMATS.values())
+    if given == ["messages"]:
+        return [Format(turns=columns["messages"])]
+    if given == ["prompt", "response"]:
+        return [Format(columns["prompt"], columns["response"])]
+    raise UserError(
+        f"data.columns: has {' and '.join(given)}; name prompt and response, or messages alone"
+    )
 
 
-def _input_column(present: Row) -> str:
-    return next((name for name in INPUTS if present.get(name)), INPUTS[0])
+def _turns_of(values: Mapping[str, Any], form: Format, where: str) -> Placed | None:
+    """Return the turns of a row, None where prompt and response are texts."""
+    if form.turns:
+        return placed_turns(values[form.turns], f"{where}: '{form.turns}'")
+    prompt, response = values[form.prompt], values[form.response]
+    if not (are_turns(prompt) or are_turns(response)):
+        return None
+    at = [f"{where}: '{name}'" for name in form.columns]
+    response = [response] if isinstance(response, Mapping) else response
+    if are_turns(response):
+        after = placed_turns(response, at[1])
+    else:
+        after = [(at[1], {"role": "assistant", "content": response})]
+    if are_turns(prompt):
+        return [*placed_turns(prompt, at[0]), *after]
+    if any(_asks(item) for _, item in after):
+        return after  # the chosen conversation begins with the prompt
+    return [(at[0], {"role": "user", "content": prompt}), *after]
 
 
-def _text(row: Row, name: str, where: str) -> str:
-    """Return a column as text, '' if it is missing. Numbers are written out."""
-    value = row.get(name, "")
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        if not isinstance(value, int) and not math.isfinite(value):
-            raise UserError(f"{where}: '{name}' is {value}, not a finite number")
-        return str(value)
-    if isinstance(value, list) and value and name == "content":  # OpenAI's parts of a content
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in value]
-        if not all(isinstance(part, str) for part in parts):
-            raise UserError(f"{where}: '{name}' has a part that is not text; only text is read")
-        value = "".join(map(str, parts))
-    if not isinstance(value, str):
-        raise UserError(f"{where}: '{name}' must be text, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: '{name}' has half of a surrogate pair; fix the text") from None
-    return value
+def _asks(item: Any) -> bool:
+    keys = turn_keys(item) if isinstance(item, Mapping) else None
+    return keys is not None and item[keys[0]] in ("user", "human")
 
 
-def _listed(value: Any, where: str, what: str) -> Sequence[Any]:
-    """Return a list, which a csv file can hold only as JSON text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise UserError(f"{where} is text but not JSON; write a list of {what}") from None
-    if not isinstance(value, list | tuple):
-        raise UserError(f"{where} must be a list of {what}, not {type(value).__name__}")
-    return value
+def _texts_of(values: Mapping[str, Any], layout: _Layout, where: str) -> tuple[str, str, str]:
+    """Return instruction, input and response; UserError for those that are blank."""
+    form = layout.form
+    instruction, response = (text_of(values, name, where) for name in form.columns)
+    given = layout.text(values, "input", where)
+    if not response.strip():
+        raise UserError(
+            f"{where}: the response in '{form.response}' is blank; fill it or drop the row"
+        )
+    if not (instruction + given).strip():
+        raise UserError(f"{where}: '{form.prompt}' is blank; fill it or drop the row")
+    return instruction, given, response
 
 
-def _history(value: Any, where: str) -> list[Turn]:
-    """Read [[user, assistant], ...]."""
-    turns = []
-    for number, pair in enumerate(_listed(value, where, "[user, assistant] pairs"), 1):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise UserError(f"{where} entry {number}: expected a [user, assistant] pair")
-        said = dict(zip(("user", "assistant"), pair, strict=True))
-        texts = [_text(said, role, f"{where} entry {number}") for role in said]
-        if not all(text.strip() for text in texts):
-            raise UserError(f"{where} entry {number}: a turn without text; fill it or drop it")
-        turns += [Turn("user", texts[0]), Turn("assistant", texts[1])]
-    return turns
-
-
-def _conversation(value: Any, where: str) -> list[Turn]:
-    """Return an optional system turn, then alternating user and assistant turns."""
-    turns: list[tuple[str, Turn]] = []  # with the place of each
-    for number, item in enumerate(_listed(value, where, "turns"), 1):
-        place = f"{where} turn {number}"
-        turn = _turn(item, place)
-        if turn.role == "system":
-            if not turn.content.strip():
-                continue
-            turn = Turn("user", turn.content) if turns else turn
-        if turn.role == "assistant" and (not turns or turns[-1][1].role == "system"):
-            continue
-        turns.append((place, turn))
-    while turns and turns[-1][1].role != "assistant":
-        turns.pop()
-    if not turns:
-        raise UserError(f"{where} has no assistant turn that answers a user turn")
-    for place, turn in turns:
-        if not turn.content.strip():
-            raise UserError(f"{place} has no text; fill it or drop the row")
-    return list(_joined(turn for _, turn in turns))
-
-
-def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
-    """Join neighbours of one role by an empty line."""
-    for role, group in itertools.groupby(turns, lambda turn: turn.role):
-        yield Turn(role, "\n\n".join(turn.content for turn in group))
-
-
-def _turn_keys(item: Row) -> tuple[str, str] | None:
-    return next((keys for keys in TURN_KEYS if keys[0] in item), None)
-
-
-def _turn(item: Any, where: str) -> Turn:
-    keys = _turn_keys(item) if isinstance(item, Mapping) else None
-    if keys is None:
-        raise UserError(f"{where}: expected an object with role/content or from/value")
-    role = str(item[keys[0]])
-    if role not in ROLES:
-        known = f"unknown role '{shorten(role, 40)}' (known: {', '.join(ROLES)})"
-        raise UserError(f"{where}: {known}{nearest(role, ROLES)}")
-    for key in CALLS:
-        if item.get(key):
-            raise UserError(f"{where}: '{key}' is not read; write the call as text in '{keys[1]}'")
-    return Turn(ROLES[role], _text(_present(item), keys[1], where))
+def _input_column(values: Mapping[str, Any]) -> str:
+    return next((name for name in INPUTS if values.get(name)), INPUTS[0])
 
 
 def _content_id(history: Sequence[Turn], *texts: str) -> str:

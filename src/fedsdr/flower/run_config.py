@@ -25,9 +25,9 @@ OWN_KEYS: RunConfig = {"out": "", "experiment": "", "resume": False}  # and thei
 # Keys that a site never takes from the server: its data, its device and teacher, and whether code
 # from a model hub may run there.
 SITE_KEYS = (
-    "data.clients", "data.include", "data.source", "model.device", "model.trust_remote_code",
-    "teacher.engine", "teacher.model", "teacher.url", "teacher.api_key_env",
-    "teacher.allow_remote", "teacher.prompts", "teacher.cache",
+    "data.clients", "data.include", "data.source", "data.columns", "model.device",
+    "model.trust_remote_code", "teacher.engine", "teacher.model", "teacher.url",
+    "teacher.api_key_env", "teacher.allow_remote", "teacher.prompts", "teacher.cache",
 )  # fmt: skip
 
 
