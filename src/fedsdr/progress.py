@@ -1,23 +1,95 @@
-"""Progress of long steps: log lines and bars, shown as the caller decides."""
+"""Progress of long steps: where they stand and what is left, shown as the caller decides."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-Advance = Callable[[int], None]  # is given the number of units done since the last call
+
+class Advance(Protocol):
+    """Is given the units and the tokens done since the last call."""
+
+    def __call__(self, done: int, tokens: int = 0, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a long step stands."""
+
+    what: str
+    total: int
+    done: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    after: float | None = None  # seconds of what follows the step; None: unknown
+    until: str = "left"  # what the step and `after` lead to
+
+    @property
+    def left(self) -> float | None:
+        """The seconds left of the step; None before its first unit is done."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+    @property
+    def text(self) -> str:
+        """The step in one line: units, tokens a second, time left."""
+        parts = [f"{self.what} {self.done:,}/{self.total:,}"]
+        if self.tokens and self.seconds:
+            parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
+        if self.left is not None and self.after is not None:
+            parts.append(f"{duration(self.left + self.after)} {self.until}")
+        elif self.left is not None:
+            parts.append(f"{duration(self.left)} left of this step")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`log` writes a line; `bar(what, total)` opens a bar and yields what advances it."""
+    """`log` writes a line; `show` is given a step whenever it moves, None when it ends."""
 
     log: Callable[[str], None]
-    bar: Callable[[str, int], AbstractContextManager[Advance]]
+    show: Callable[[Step | None], None] = lambda step: None
+    after: float | None = None  # seconds of the command after all steps shown here; None: unknown
+
+    @contextmanager
+    def bar(
+        self, what: str, total: int, after: float | None = None, until: str = "left"
+    ) -> Iterator[Advance]:
+        """Show a step of `total` units and yield what advances it.
+
+        `after`: seconds of what is to come before `until`, if they are known.
+        """
+        if after is not None and self.after is not None:
+            after, until = after + self.after, "left"
+        began, done, tokens = time.monotonic(), 0, 0
+
+        def show() -> None:
+            seconds = time.monotonic() - began
+            self.show(Step(what, total, done, tokens, seconds, after, until))
+
+        def advance(units: int, of_tokens: int = 0, /) -> None:
+            nonlocal done, tokens
+            done, tokens = done + units, tokens + of_tokens
+            show()
+
+        show()
+        try:
+            yield advance
+        finally:
+            self.show(None)
 
 
-@contextmanager
-def _no_bar(what: str, total: int) -> Iterator[Advance]:
-    yield lambda done: None
+def duration(seconds: float) -> str:
+    """Return a time for people: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
-SILENT = Progress(log=lambda line: None, bar=_no_bar)
+SILENT = Progress(log=lambda line: None)

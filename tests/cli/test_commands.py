@@ -111,14 +111,15 @@ def test_doctor_names_what_is_missing_and_the_command_that_mends_it(fedsdr, monk
     assert embedded.INSTALL in out
 
 
-def test_ctrl_c_ends_with_130_and_one_line(fedsdr, monkeypatch, tmp_path):
+def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(fedsdr, monkeypatch, tmp_path):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedsdr.config.load_config", stopped)
-    code, _, err = fedsdr("run", tmp_path / "c.toml")
+    path = tmp_path / "my c.toml"
+    code, _, err = fedsdr("run", path, "--set", "seed=1")
     assert code == 130
-    assert "--resume" in err
+    assert err.endswith(f"go on with: fedsdr run '{path}' --set seed=1 --resume\n")
     assert "Traceback" not in err
 
 

@@ -43,7 +43,7 @@ def test_a_stopped_run_keeps_its_rounds_and_releases_its_folder(write_config, tm
     process.send_signal(signal.SIGHUP)  # SIGTERM: tests/flower/test_flower_running.py
     _, error = process.communicate(timeout=60)
     assert process.returncode == 129
-    assert "fedsdr: stopped; finished work is kept (continue: run --resume" in error
+    assert "fedsdr: stopped; finished work is kept; go on with: fedsdr run " in error
     assert "Traceback" not in error
     with alone(out):
         rounds = (out / "rounds.jsonl").read_text().splitlines()

@@ -29,6 +29,7 @@ from fedsdr.cli.evaluate import evaluate
 from fedsdr.cli.export import export
 from fedsdr.cli.init import init
 from fedsdr.cli.judge import judge
+from fedsdr.cli.options import command_line
 from fedsdr.cli.report import report
 from fedsdr.cli.run import run
 from fedsdr.cli.site import site
@@ -107,6 +108,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # What these libraries print while loading does not concern the user.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for quiet in (
+        "TQDM_DISABLE",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+    ):
+        os.environ.setdefault(quiet, "1")  # fedsdr shows its own progress
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.formatwarning = _one_line
@@ -121,15 +128,19 @@ def main() -> None:
         _stop(f"{shown(str(error.filename))}: {error.strerror}", 2)
     except (KeyboardInterrupt, click.Abort, _Terminated) as stop:
         number = stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT
-        _stop(
-            "stopped; finished work is kept (continue: run --resume, or compare again)",
-            128 + number,
-        )
+        _stop(f"stopped; finished work is kept; go on with: {_same_again()}", 128 + number)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)
     except click.ClickException as error:
         _stop(" ".join(error.format_message().split()), 2)
+
+
+def _same_again() -> str:
+    """Return the command that goes on with a stopped one: the same, and a run is resumed."""
+    given = sys.argv[1:]
+    resume = ["--resume"] if "run" in given[:1] and "--resume" not in given else []
+    return command_line(*given, *resume)
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:

@@ -1,69 +1,92 @@
-"""Bars with time left on a terminal, plain lines elsewhere."""
+"""A bar with the time left on a terminal, a plain line every 15 seconds elsewhere."""
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from fedsdr.errors import printable
-from fedsdr.progress import Advance, Progress
+from fedsdr.progress import Progress, Step
+
+PAUSE = 15.0  # seconds between two lines on one step
 
 
 def console_progress() -> Progress:
-    """Return the progress that fits standard error: bars on a terminal, else lines."""
-    return _on_terminal() if sys.stderr.isatty() else Progress(_line, _plain_bar)
+    """Return the progress that fits standard error: a bar on a terminal, else lines."""
+    if sys.stderr.isatty():
+        terminal = _terminal()
+        return Progress(log=terminal.log, show=terminal.show)
+    lines = Lines(_print_line)
+    return Progress(log=lines.log, show=lines.show)
 
 
-def _line(text: str) -> None:
+def _print_line(text: str) -> None:
     print(printable(f"{time.strftime('%H:%M:%S')} {text}"), file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _plain_bar(what: str, total: int) -> Iterator[Advance]:
-    """Say when a step starts, then where it is at most every 30 seconds, with the time left."""
-    began = last = time.monotonic()
-    done = 0
-    _line(what)
+@dataclass
+class Lines:
+    """Writes log lines at once, and where a step stands when `pause` seconds had no line.
 
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if 0 < done < total and now - last >= 30:
-            last = now
-            left = (now - began) / done * (total - done)
-            _line(f"{what}: {done} of {total}, {left:.0f} s left")
+    A thread looks at the clock meanwhile, so a step that does not move is seen to go on.
+    """
 
-    yield advance
+    write: Callable[[str], None]
+    pause: float = PAUSE
+    _step: Step | None = None
+    _last: float = -PAUSE
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def log(self, text: str) -> None:
+        self._last = time.monotonic()
+        self.write(text)
+
+    def show(self, step: Step | None) -> None:
+        opened, self._step = self._step is None and step is not None, step
+        if step is None:
+            self._ended.set()
+        elif opened:
+            self._ended = threading.Event()
+            threading.Thread(target=self._watch, args=(self._ended,), daemon=True).start()
+
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.is_set():
+            step = self._step
+            if step is not None and time.monotonic() - self._last >= self.pause:
+                self.log(step.text)
+            ended.wait(min(1.0, self.pause))
 
 
-def _on_terminal() -> Progress:
+@dataclass
+class _Terminal:
+    """Writes log lines above a bar that lasts as long as its step."""
+
+    console: Any
+    columns: tuple[Any, ...]
+    _bar: Any = None
+
+    def log(self, text: str) -> None:
+        self.console.print(printable(text), highlight=False, markup=False)
+
+    def show(self, step: Step | None) -> None:
+        from rich.progress import Progress as RichProgress
+
+        if step is None:
+            self._bar.stop()
+            self._bar = None
+        elif self._bar is None:
+            self._bar = RichProgress(*self.columns, console=self.console, transient=True)
+            self._bar.add_task(step.text, total=step.total)
+            self._bar.start()
+        else:
+            self._bar.update(0, description=step.text, completed=step.done)
+
+
+def _terminal() -> _Terminal:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as RichProgress
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
-
-    @contextmanager
-    def bar(what: str, total: int) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(*columns, console=console, transient=True) as rich_progress:
-            task = rich_progress.add_task(what, total=total)
-            yield lambda count: rich_progress.advance(task, count)
-
-    return Progress(
-        log=lambda text: console.print(printable(text), highlight=False, markup=False), bar=bar
-    )
+    text = TextColumn("{task.description}", markup=False)
+    return _Terminal(Console(stderr=True), (BarColumn(8), text, TimeElapsedColumn()))

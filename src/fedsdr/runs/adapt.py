@@ -69,7 +69,7 @@ def adapt_run(
     for title, forward in FORWARDS.items():
         runtime.model.set(runtime.model.initial(S, seed_for(config.seed, "start", name)))
         before = _scores(runtime, client, forward)
-        with progress.bar(f"S {title}, rows trained", epochs * len(client.raw)) as advance:
+        with progress.bar(f"S {title}, rows", epochs * len(client.raw)) as advance:
             curves[title] = _train(runtime, client, forward, epochs, points, advance)
         models[title] = {"before": before, "after": _scores(runtime, client, forward)}
         if title == BESIDE:
@@ -132,10 +132,10 @@ def _train(
     settings = dataclasses.replace(settings, pack_tokens=runtime.config.train.pack_tokens)
     total, seen = epochs * len(client.raw), 0
 
-    def after_step(rows: int) -> None:
+    def after_step(rows: int, tokens: int) -> None:
         nonlocal seen
         seen += rows
-        advance(rows)
+        advance(rows, tokens)
         if seen * points // total > (seen - rows) * points // total:
             with _without_dropout(model):
                 found[seen] = runtime.losses(client.test)

@@ -214,9 +214,9 @@ def train_at(
     runtime: ClientRuntime,
     client: ClientData,
     task: ClientTask,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> ClientUpdate:
-    """Do a client's work of one round. `after_step` is given the rows of each optimizer step."""
+    """Do a client's work of one round; `after_step` gets the rows and tokens of each step."""
     training = training_at(runtime, client, task, runtime.model, after_step)
     return run_alone(training, runtime.model.model)
 
@@ -226,7 +226,7 @@ def training_at(
     client: ClientData,
     task: ClientTask,
     model: BranchedModel,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> Training[ClientUpdate]:
     """Return the training of a client's work of one round, over branches of its own."""
     method = choose(task.settings.method, METHODS, "method.name")

@@ -68,7 +68,7 @@ def train_group(
     runtime: ClientRuntime,
     by_id: Mapping[str, ClientData],
     tasks: Sequence[ClientTask],
-    after_step: Callable[[int], None],
+    after_step: Callable[[int, int], None],
 ) -> list[ClientUpdate | Exception]:
     """Do the work of several clients in one round at once; return each one's update or fault."""
     models = runtime.side_by_side(len(tasks))

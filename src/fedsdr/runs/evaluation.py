@@ -81,7 +81,7 @@ def measure_models(
 
     With evaluation.transfer, those of the own models on the rows of all clients too.
     """
-    with progress.bar("evaluating", 3 * len(tested)) as advance:
+    with progress.bar("evaluating, models of clients", 3 * len(tested), 0.0) as advance:
         evaluate = partial(evaluate_model, runtime, infer=infer)
         base = evaluate(tested, ()) if infer else base_scores(runtime, tested)
         advance(len(tested))

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from fedsdr.distill.cache import RewriteCache
@@ -39,7 +40,9 @@ def distill_clients(
     folder = make_private(runtime.folder / "distilled")
     for client in clients:
         began = time.perf_counter()
-        with progress.bar(f"rewriting {client.client_id}", len(client.raw)) as advance:
+        ahead = fmean(seconds.values()) * (len(clients) - len(seconds) - 1) if seconds else None
+        what = f"rewriting {client.client_id}"
+        with progress.bar(what, len(client.raw), ahead, "until all are rewritten") as advance:
             done = 0
 
             def on_progress(now: int, total: int) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedsdr.config import Config
@@ -111,11 +112,16 @@ def run_rounds(
     """Run the remaining rounds, with a checkpoint after each and the folder locked."""
     by_id = {client.client_id: client for client in clients}
     rounds = runtime.config.federation.rounds
+    seconds: list[float] = []  # of each round here
 
     def run_clients(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
         total = sum(rows_to_train(task, len(by_id[task.client_id].raw)) for task in tasks)
-        what = f"round {tasks[0].round} of {rounds}, rows trained"
-        with progress.bar(what, total) as advance:
+        number = tasks[0].round
+        ahead = (rounds - number) * fmean(seconds) if seconds else None
+        if number == rounds:
+            ahead = 0.0
+        what = f"round {number} of {rounds}, rows"
+        with progress.bar(what, total, ahead, "until evaluation") as advance:
 
             def train(group: Sequence[ClientTask]) -> list[ClientUpdate | Exception]:
                 return _train(runtime, by_id, group, advance, progress.log)
@@ -134,7 +140,9 @@ def run_rounds(
         for client in state.accepted:  # a damaged S ends the run here, not in its client's round
             runtime.private_of(client, state)
         while state.round < rounds:
+            began = time.monotonic()
             state = next_round(runtime.folder, state, plan, run_clients, progress, measure)
+            seconds.append(time.monotonic() - began)
     return state
 
 
@@ -190,7 +198,7 @@ def personalize(
     began, done = time.perf_counter(), []
     starts = plan.starts(state.shared)
     rows = sum(len(client.raw) for client in clients) * settings.local_epochs
-    with progress.bar("after the last round, rows trained", rows) as advance:
+    with progress.bar("after the last round, rows", rows, 0.0, "until evaluation") as advance:
         by_id = {client.client_id: client for client in clients}
         seed = seed_for(plan.seed, "client")
         tasks = [

@@ -29,7 +29,7 @@ from fedsdr.training.shared_factors import (
 )
 from fedsdr.types import Branch, ClientTask, DataKind, LocalSettings, R, S, TokenRow
 
-AfterStep = Callable[[int], None]  # is given the number of rows of each optimizer step
+AfterStep = Callable[[int, int], None]  # is given the rows and tokens of each optimizer step
 
 
 @dataclass(frozen=True)

@@ -127,13 +127,13 @@ def phase_steps(
     pack_loss: PackLoss | None = None,
     adjust: Adjust | None = None,
     before_step: Callable[[], None] | None = None,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> Training[PhaseResult]:
     """Train `parameters` in place with a new AdamW optimizer; its state is discarded.
 
     `pack_loss` as in `accumulate_gradients`. `adjust` corrects each gradient (FedProx, SCAFFOLD)
     before the norm is clipped to `max_grad_norm`. `before_step` may change the forward;
-    `after_step` gets the number of rows.
+    `after_step` gets the numbers of rows and tokens.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -158,10 +158,11 @@ def phase_steps(
                 nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
             optimizer.step()
             steps += 1
-        tokens, supervised = tokens + sum(len(r.tokens) for r in batch), supervised + count
+        read = sum(len(row.tokens) for row in batch)
+        tokens, supervised = tokens + read, supervised + count
         if epoch == epochs - 1:
             last_sum, last_count = last_sum + loss_sum, last_count + count
         if after_step:
-            after_step(len(batch))
+            after_step(len(batch), read)
     loss = last_sum / last_count if last_count else float("nan")
     return PhaseResult(loss, tokens, supervised, steps, waited)

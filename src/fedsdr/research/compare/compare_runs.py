@@ -9,11 +9,13 @@ OUT/compare.json         all of it, and what became of each cell
 import csv
 import io
 import json
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedsdr.config import CompareConfig, Config, key_names, nested, value_of, with_values
@@ -95,14 +97,21 @@ def run_cells(
     distinct = {cell.name: cell for cell in cells}
     _check_current_data(distinct.values(), out)
     busy = []
+    seconds: list[float] = []  # of each cell that ran
     for number, (name, cell) in enumerate(distinct.items(), start=1):
         folder = cell.folder_in(out)
+        ahead = fmean(seconds) * (len(distinct) - number) if seconds else None
+        began = time.monotonic()
         progress.log(f"cell {number} of {len(distinct)}: {cell}, in {folder}")
         try:
             resume = (folder / "config.toml").exists()
-            results = finished(cell, out) or run_experiment(
-                cell.config, folder, progress, resume=resume, open_runtime=open_once
-            )
+            results = finished(cell, out)
+            if results is None:
+                within = replace(progress, after=ahead)
+                results = run_experiment(
+                    cell.config, folder, within, resume=resume, open_runtime=open_once
+                )
+                seconds.append(time.monotonic() - began)
             if not results["clients"]:
                 raise UserError("no test rows, so nothing was measured (data.test_fraction)")
             done[name] = results
