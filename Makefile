@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup run test check reliability bench clean
+.PHONY: setup run test check docs reliability bench clean
 
 $(VENV)/.user: pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup  ## the site, into build/site; a broken link is an error
+	$(PIP) -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 reliability: setup  ## the full counts of docs/reliability.md; ONLY=kills runs those of that name
 	$(BIN)/python -m pytest tests/reliability --full -n 0 -rP $(if $(ONLY),-k $(ONLY))

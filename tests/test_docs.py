@@ -1,5 +1,5 @@
+import importlib
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -17,15 +17,20 @@ ROOT = Path(__file__).parents[1]
 VALIDATOR = Draft202012Validator(config_schema())
 
 
-def test_the_reference_is_that_of_the_program():
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        from make_reference import reference
-    finally:
-        sys.path.pop(0)
-    assert (ROOT / "docs" / "reference.md").read_text() == reference(), (
-        "stale: run python docs/make_reference.py"
+@pytest.mark.parametrize(("script", "page"), [("reference", "reference"), ("errors", "page")])
+def test_the_generated_pages_are_those_of_the_program(script, page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    made = getattr(importlib.import_module(f"make_{script}"), page)()
+    assert (ROOT / "docs" / f"{script}.md").read_text() == made, (
+        f"stale: run python docs/make_{script}.py"
     )
+
+
+def test_the_page_of_errors_has_a_message_with_its_constants_filled_in(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    made = importlib.import_module("make_errors").page()
+    assert "- `--federation: needs --engine flower`" in made
+    assert "<INSTALL>" not in made
 
 
 def test_the_flower_app_declares_every_key_that_a_run_can_override(tmp_path):
