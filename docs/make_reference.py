@@ -76,4 +76,4 @@ def reference() -> str:
 if __name__ == "__main__":
     here = Path(__file__).parent
     (here / "reference.md").write_text(reference(), encoding="utf-8")
-    write_app(here.parent / "flower_app", to_run_config(Config()))
+    write_app(here.parent / "flower-app", to_run_config(Config()))

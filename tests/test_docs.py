@@ -1,6 +1,11 @@
 import importlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,13 +41,28 @@ def test_the_page_of_errors_has_a_message_with_its_constants_filled_in(monkeypat
 def test_the_flower_app_declares_every_key_that_a_run_can_override(tmp_path):
     write_app(tmp_path, to_run_config(Config()))
     made = (tmp_path / "pyproject.toml").read_text()
-    assert (ROOT / "flower_app/pyproject.toml").read_text() == made, (
+    assert (ROOT / "flower-app/pyproject.toml").read_text() == made, (
         "stale: run python docs/make_reference.py"
     )
     declared = tomllib.loads(made)["tool"]["flwr"]["app"]["config"]
     flat = {f"{s}.{k}" for s, keys in declared.items() if isinstance(keys, dict) for k in keys}
     assert flat | {"seed", "clients"} == set(key_names())
     assert {"out", "experiment", "resume", "seed", "clients"} <= declared.keys()
+
+
+def test_flower_builds_the_app(tmp_path):
+    """The name of the folder is part of what Flower checks."""
+    shutil.copytree(ROOT / "flower-app", tmp_path / "flower-app")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("flwr"), "build", "--app", "flower-app"],
+        cwd=tmp_path,
+        env={**os.environ, "FLWR_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [bundle] = tmp_path.glob("fedsdr.fedsdr-app.*.fab")
+    assert "pyproject.toml" in zipfile.ZipFile(bundle).namelist()
 
 
 EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
