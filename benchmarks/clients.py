@@ -153,6 +153,7 @@ def model_of_135m(quick: bool) -> Any:
 
 def change(quick: bool) -> dict[str, Any]:
     """Return the time of switching clients, of training one client, and their ratio."""
+    from fedsdr.config import LoraConfig
     from fedsdr.training.client_store import ClientState, ClientStore
     from fedsdr.training.client_update import client_update
     from fedsdr.training.local_training import ClientRows
@@ -166,7 +167,7 @@ def change(quick: bool) -> dict[str, Any]:
     rows = ClientRows(tuple(TokenRow(f"{i}", tokens, half) for i in range(examples)))
     settings = LocalSettings(method="dual-raw", local_epochs=1, batch_size=4)
     with tempfile.TemporaryDirectory() as folder:
-        store = ClientStore(Path(folder), 16, "random-135m")
+        store = ClientStore(Path(folder), LoraConfig(), "random-135m")
         store.save(1, ClientState(private=private), accepted=0)
 
         def once() -> None:

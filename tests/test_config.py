@@ -170,7 +170,7 @@ def test_the_bounds_are_those_of_the_rules_and_distributions_behind_them():
 
 
 @pytest.mark.parametrize("key", key_names())
-@pytest.mark.parametrize("value", ["nan", "inf", "1979-05-27", "[[1]]", "{a = 1}", "9" * 30])
+@pytest.mark.parametrize("value", ["nan", "inf", "1979-05-27", "[[1]]", "{a = 'b'}", "9" * 30])
 def test_a_value_that_no_key_takes_is_refused_in_one_line(key, value, tmp_path):
     with pytest.raises(UserError, match=key.replace(".", r"\.")) as error:
         load_config(write(tmp_path, ""), [f"{key}={value}"])
@@ -233,9 +233,9 @@ def test_a_bad_key_or_value_is_named_with_what_is_allowed(text, words, tmp_path)
         ("dirichlet_alpha", "'data.alpha'"),
         ("proximal_mu", "'algorithm.mu'"),
         ("output_dir", "--out"),
-        ("warmup_ratio", "no schedule"),
-        ("optim", "AdamW"),
-        ("use_dora", "plain LoRA"),
+        ("warmup_ratio", "'train.warmup_rounds'"),
+        ("optim", "'train.optimizer'"),
+        ("use_dora", "would not add up"),
     ],
 )
 def test_a_key_of_another_library_is_answered_with_ours(theirs, words, tmp_path):

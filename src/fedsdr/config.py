@@ -55,6 +55,8 @@ _REMOVED = {"lora.frozen_dropout": False, "compare.reference": ""}
 # Our key -> its names in transformers, PEFT, TRL and Flower.
 _FOREIGN = {
     "train.lr": "learning_rate client_lr", "train.local_epochs": "num_train_epochs num_epochs",
+    "train.optimizer": "optim optimizer", "train.schedule": "lr_scheduler_type lr_scheduler",
+    "train.warmup_rounds": "warmup_steps warmup_ratio",
     "train.batch_size": "per_device_train_batch_size train_batch_size gradient_accumulation_steps",
     "train.checkpointing": "gradient_checkpointing", "model.dtype": "torch_dtype bf16 fp16",
     "evaluation.batch_size": "per_device_eval_batch_size eval_batch_size",
@@ -65,7 +67,8 @@ _FOREIGN = {
     "data.sizes": "partition_sizes", "data.columns": "dataset_text_field partition_by",
     "model.name": "model_name_or_path base_model_name_or_path base_model model_name",
     "model.quantize": "load_in_4bit load_in_8bit", "lora.rank": "r lora_r lora_rank",
-    "lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "algorithm.mu": "proximal_mu",
+    "lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "lora.rslora": "use_rslora",
+    "lora.init": "init_lora_weights", "algorithm.mu": "proximal_mu",
     "lora.target_modules": "lora_target_modules", "algorithm.name": "strategy",
     "federation.rounds": "num_rounds num_server_rounds",
     "federation.clients_per_round": "fraction_fit fraction_train min_fit_clients",
@@ -75,11 +78,11 @@ _FOREIGN = {
 # Why we have none -> names there.
 _ABSENT = {
     "use the option --out DIR": "output_dir",
-    "there is no schedule, train.lr is constant": "warmup_steps warmup_ratio lr_scheduler_type",
-    "clients train with AdamW": "optim optimizer",
     "set train.local_epochs and federation.rounds": "max_steps",
     "every round is logged and saved": "logging_steps eval_steps save_steps eval_strategy",
-    "both branches are plain LoRA adapters": "use_rslora use_dora bias task_type",
+    "both branches are plain LoRA adapters": "bias task_type",
+    "DoRA normalises W0 + BA as a whole, so that two branches would not add up": "use_dora",
+    "a branch is low-rank: a head would be sent whole, and two cannot add up": "modules_to_save",
 }  # fmt: skip
 # What pydantic's types of errors want; those on bounds and choices say it in their own text.
 _WANTED = {

@@ -118,8 +118,11 @@ class TrainConfig:
     local_epochs: Count = key(3, "epochs per phase of a round")
     smooth_epochs: CountOrZero = key(0, "epochs of the phases that train S; 0: local_epochs")
     batch_size: Count = key(128, "examples per optimizer step")
-    lr: float = key(3e-4, "learning rate of the client's AdamW", gt=0, le=1e3)
-    weight_decay: float = key(0.0, "weight decay of the client's AdamW", ge=0, le=1e3)
+    optimizer: str = key("adamw", "the client's optimizer, PyTorch's with its defaults")
+    lr: float = key(3e-4, "learning rate of the client's optimizer", gt=0, le=1e3)
+    schedule: str = key("constant", "learning rate over the rounds, after the warm-up")
+    warmup_rounds: CountOrZero = key(0, "rounds in which the learning rate rises to lr")
+    weight_decay: float = key(0.0, "weight decay of the client's optimizer", ge=0, le=1e3)
     max_grad_norm: float = key(1.0, "gradient clipping; 0: none", ge=0, le=1e9)
     pack_tokens: CountOrZero = key(0, "tokens per forward pass; 0: as many as memory allows")
     checkpointing: bool = key(False, "gradient checkpointing: less memory, slower")
@@ -135,9 +138,13 @@ class LoraConfig:
     rank: int = key(8, "rank of each branch", ge=1, le=10**5)
     # An integer stays one, because PEFT declares lora_alpha as int.
     alpha: PositiveInt | PositiveFloat = key(16, "each branch is scaled by alpha / rank")
+    rslora: bool = key(False, "scale by alpha / sqrt(rank) instead")
+    rank_pattern: dict[Text, Count] = key({}, "ranks of layers by the end of their names, a regex")
+    alpha_pattern: dict[Text, PositiveInt | PositiveFloat] = key({}, "alphas by layer, likewise")
+    init: str = key("kaiming", "how A starts; B starts at zero")
     dropout: ShareBelowOne = key(0.05, "dropout on the input of the trained branch")
     target_modules: Text | Annotated[list[Text], Field(min_length=1)] = key(
-        ["q_proj", "v_proj"], 'names of linear layers, or "all-linear"'
+        ["q_proj", "v_proj"], 'names of linear layers, "all-linear", or one regex of full names'
     )
 
 

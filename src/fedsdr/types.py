@@ -79,7 +79,11 @@ class LocalSettings:
     local_epochs: int = 3  # passes over the data in each phase
     smooth_epochs: int = 0  # 0: as local_epochs; else the epochs of the phases that train S
     batch_size: int = 128  # examples an optimizer step
+    optimizer: str = "adamw"
     lr: float = 3e-4
+    schedule: str = "constant"  # of lr over the rounds
+    warmup_rounds: int = 0
+    rounds: int = 0  # in total, which the schedule needs
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
     pack_tokens: int = 1024  # tokens in one forward pass; 0: what fits on the client's machine

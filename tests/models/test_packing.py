@@ -61,7 +61,7 @@ def by_autograd(ours, layer, x):
     out = layer.base(x)
     for branch in ("R", "S"):
         a, b = (ours.factors[f"{branch}/{layer.name}.lora_{kind}"].to(x.dtype) for kind in "AB")
-        out = out + ours.scaling * (x @ a.t()) @ b.t()
+        out = out + ours.scales[layer.name] * (x @ a.t()) @ b.t()
     return out
 
 

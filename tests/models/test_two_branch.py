@@ -1,8 +1,10 @@
+import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from tiny import branched, rows, tiny_llama
 
+from fedsdr.config import LoraConfig
 from fedsdr.models.adapters import load_adapter, peft_tensors, save_adapter
 from fedsdr.models.packing import row_losses
 from fedsdr.models.two_branch import BranchedModel
@@ -11,7 +13,7 @@ from fedsdr.training.optimizer_step import accumulate_gradients
 
 def peft_twin(ours: BranchedModel, targets: object = ("q_proj", "v_proj")) -> PeftModel:
     """The same base and factors as a PEFT model with both adapters active."""
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=ours.rank, lora_alpha=ours.alpha, target_modules=targets, lora_dropout=0.0
     )
     twin = get_peft_model(tiny_llama(packed=False), config, adapter_name="R")
@@ -99,7 +101,9 @@ def test_a_fresh_branch_adds_nothing_and_does_not_depend_on_other_layers():
 
 def test_a_saved_branch_loads_in_plain_peft_with_the_same_losses(tmp_path):
     ours = branched(tiny_llama())
-    save_adapter(tmp_path / "R", ours.get("R"), ["R"], alpha=ours.alpha, base_name="tiny")
+    save_adapter(
+        tmp_path / "R", ours.get("R"), ["R"], lora=LoraConfig(alpha=ours.alpha), base_name="tiny"
+    )
     loaded = PeftModel.from_pretrained(tiny_llama(packed=False), tmp_path / "R").eval()
     with ours.using("R"), torch.no_grad():
         got = row_losses(ours.model, rows())

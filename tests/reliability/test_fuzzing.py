@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from tiny_tokenizers import tiny_tokenizer
 
-from fedsdr.config import DataConfig, load_study
+from fedsdr.config import DataConfig, LoraConfig, load_study
 from fedsdr.data.answer_parsing import code_of, kind_of, label_of, parse_call, parses
 from fedsdr.data.chat_templates import render_for
 from fedsdr.data.clients import load_clients
@@ -130,7 +130,9 @@ def reads_state(folder, draw):
 
 def reads_an_adapter(folder, draw):
     write_adapter_files(
-        folder, peft_tensors(STATE, "R"), peft_config(STATE, "R", alpha=2, base_name="base")
+        folder,
+        peft_tensors(STATE, "R"),
+        peft_config(STATE, "R", lora=LoraConfig(alpha=2), base_name="base"),
     )
     path = folder / "adapter_model.safetensors"
     path.write_bytes(draw(broken(path.read_bytes(), save(STATE))))

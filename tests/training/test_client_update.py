@@ -6,6 +6,7 @@ import torch
 from tiny import rows, tiny_llama
 
 from fedsdr.algorithms.compression import decode, encode
+from fedsdr.config import LoraConfig
 from fedsdr.errors import UserError
 from fedsdr.models.adapters import load_adapter
 from fedsdr.models.packing import row_losses
@@ -38,7 +39,7 @@ def task_for(model, method="fedsdr", round=1, accepted=0, **changes):
 
 
 def store_at(path):
-    return ClientStore(path / "bank", alpha=8, base_name="tiny")
+    return ClientStore(path / "bank", LoraConfig(alpha=8), base_name="tiny")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,6 +10,7 @@ from tiny import SIZES, branched, rows, tiny_llama
 from torch.nn import functional
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
+from fedsdr.config import LoraConfig
 from fedsdr.errors import UserError
 from fedsdr.models import chunked_losses
 from fedsdr.models.fast_path import prepare
@@ -28,7 +29,7 @@ SETTINGS = LocalSettings(pack_tokens=40)
 
 
 def store_at(path):
-    return ClientStore(path / "bank", alpha=8, base_name="tiny")
+    return ClientStore(path / "bank", LoraConfig(alpha=8), base_name="tiny")
 
 
 def logits_in_fp64(model, row, *branches):

@@ -7,6 +7,7 @@ import torch
 from tiny import rows, tiny_llama
 
 from fedsdr.algorithms.product_aggregation import leading_part
+from fedsdr.config import LoraConfig
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.tensors import Tensors
 from fedsdr.training.client_store import ClientStore
@@ -36,7 +37,7 @@ def some(model, ending):
 
 
 def store_at(path):
-    return ClientStore(path / "bank", alpha=8, base_name="tiny")
+    return ClientStore(path / "bank", LoraConfig(alpha=8), base_name="tiny")
 
 
 @pytest.mark.parametrize("method", ["plain", "fedsdr"])

@@ -7,6 +7,7 @@ import torch
 from tiny import branched, rows, tiny_llama
 
 from fedsdr.algorithms import ALGORITHMS
+from fedsdr.config import LoraConfig
 from fedsdr.errors import Refusal
 from fedsdr.models.checkpointing import checkpoint_layers
 from fedsdr.tensors import zeros_like
@@ -35,7 +36,7 @@ def task_for(model, client, **changes):
 def updates_of(path, at_once, model=None, **changes):
     """Train the three clients and return their updates or faults, and what each keeps."""
     model = model or branched(tiny_llama(), targets="all-linear")
-    stores = [ClientStore(path / name, 8, "tiny") for name in NAMES]
+    stores = [ClientStore(path / name, LoraConfig(alpha=8), "tiny") for name in NAMES]
     tasks = [task_for(model, name, **changes) for name in NAMES]
     if at_once:
         models = [model, *(model.beside() for _ in NAMES[1:])]
@@ -156,7 +157,7 @@ def test_a_client_that_diverges_is_refused_alone(tmp_path):
     model = branched(tiny_llama())
     spoilt = model.get("S")
     next(iter(spoilt.values()))[0, 0] = float("nan")
-    stores = [ClientStore(tmp_path / name, 8, "tiny") for name in NAMES]
+    stores = [ClientStore(tmp_path / name, LoraConfig(alpha=8), "tiny") for name in NAMES]
     from fedsdr.training.client_store import ClientState
 
     stores[1].save(1, ClientState(private=spoilt), accepted=0)

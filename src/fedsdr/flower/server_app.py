@@ -31,7 +31,7 @@ from fedsdr.flower.run_config import RUN_ID, Scalar, from_run_config
 from fedsdr.flower.wire import RewriteReport
 from fedsdr.models.adapters import save_adapter
 from fedsdr.models.base_model import load_shape
-from fedsdr.models.two_branch import BranchedModel
+from fedsdr.models.two_branch import with_branches
 from fedsdr.progress import SILENT, Progress
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, save_round
 from fedsdr.runs.run_folder import checked_config
@@ -71,8 +71,8 @@ def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
         rewriting = method.rewrites and not simulated
         state = serve(grid, config, out, progress, rewriting=rewriting)
         if method.global_model:
-            folder, alpha, base = out / "global", config.lora.alpha, config.model.name
-            save_adapter(folder, state.shared, method.global_model, alpha=alpha, base_name=base)
+            folder, lora, base = out / "global", config.lora, config.model.name
+            save_adapter(folder, state.shared, method.global_model, lora=lora, base_name=base)
     progress.log(f"{state.round} rounds are done; the global adapter is in {out / 'global'}")
 
 
@@ -112,12 +112,8 @@ def serve(
 def _initial_tensors(config: Config) -> Tensors:
     """Return the shared tensors before round 1. Only names and shapes of the model matter, so the
     study's device, dtype and weights are not needed."""
-    lora = config.lora
     light = dataclasses.replace(config.model, device="cpu", dtype="fp32", quantize="none")
-    model = BranchedModel(
-        load_shape(light, weights=False),
-        rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules,
-    )  # fmt: skip
+    model = with_branches(load_shape(light, weights=False), config.lora)
     return initial_shared(model, METHODS[config.method.name], config.seed)
 
 

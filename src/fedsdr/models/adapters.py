@@ -1,14 +1,17 @@
 """Read and write branches as PEFT LoRA adapters, which load without fedsdr."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from fedsdr.config import LoraConfig
 from fedsdr.file_reading import RESTORE, read_tensors
 from fedsdr.files import write_folder
+from fedsdr.models.lora_layers import of_layer
 from fedsdr.tensors import Tensors
 from fedsdr.types import Branch, R
 
@@ -31,45 +34,51 @@ def peft_tensors(values: Tensors, branch: Branch) -> Tensors:
 
 
 def peft_config(
-    values: Tensors, branch: Branch, *, alpha: float, base_name: str
+    values: Tensors, branch: Branch, *, lora: LoraConfig, base_name: str, joined: int = 1
 ) -> dict[str, object]:
     """Return the content of adapter_config.json for one branch, made by PEFT's LoraConfig.
 
-    Target modules are full names, so that no other module matches; they are sorted, because PEFT
-    holds them in a set.
+    `joined` branches in one have their rank times as large, and alpha keeps their scale. Layers of
+    another rank or alpha than the first one's are in the patterns. Target modules are full names,
+    so that no other module matches; they are sorted, because PEFT holds them in a set.
     """
-    from peft import LoraConfig
+    import peft
 
-    factors = {
-        name.removeprefix(f"{branch}/").removesuffix(".lora_A"): value
+    ranks = {
+        name.removeprefix(f"{branch}/").removesuffix(".lora_A"): value.shape[0]
         for name, value in values.items()
         if name.startswith(f"{branch}/") and name.endswith(".lora_A")
     }
-    config = LoraConfig(
+    factor = math.sqrt(joined) if lora.rslora and joined > 1 else joined
+    alphas = {name: factor * of_layer(lora.alpha_pattern, name, lora.alpha) for name in ranks}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
-        r=next(iter(factors.values())).shape[0],
+        r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT accepts floats
-        target_modules=list(factors),
+        use_rslora=lora.rslora,
+        rank_pattern={name: r for name, r in ranks.items() if r != rank},
+        alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
+        target_modules=list(ranks),
         inference_mode=True,
     )
-    return {**config.to_dict(), "target_modules": sorted(factors)}
+    return {**config.to_dict(), "target_modules": sorted(ranks)}
 
 
 def save_adapter(
-    folder: Path, values: Tensors, branches: Sequence[Branch], *, alpha: float, base_name: str
+    folder: Path, values: Tensors, branches: Sequence[Branch], *, lora: LoraConfig, base_name: str
 ) -> None:
     """Write the sum of branches as one PEFT adapter into `folder`, atomically."""
-    joined = join_branches(values, branches)
-    config = peft_config(joined, R, alpha=alpha * len(branches), base_name=base_name)
-    write_folder(folder, lambda new: write_adapter_files(new, peft_tensors(joined, R), config))
+    one, count = join_branches(values, branches), len(branches)
+    config = peft_config(one, R, lora=lora, base_name=base_name, joined=count)
+    write_folder(folder, lambda new: write_adapter_files(new, peft_tensors(one, R), config))
 
 
 def join_branches(values: Tensors, branches: Sequence[Branch]) -> Tensors:
     """Return one branch, named R, whose product BA is the sum of those of `branches`.
 
-    A = [A_R; A_S], B = [B_R | B_S], so BA = B_R A_R + B_S A_S with the sum of the ranks. Scaling
-    alpha with the number of branches keeps alpha / r.
+    A = [A_R; A_S], B = [B_R | B_S], so BA = B_R A_R + B_S A_S with the sum of the ranks.
     """
     names = [name[2:] for name in values if name.startswith(branches[0])]
     return {

@@ -20,7 +20,7 @@ from fedsdr.models.checkpointing import checkpoint_layers, decoder_layers
 from fedsdr.models.joint_packs import MOST_AT_ONCE
 from fedsdr.models.live_bytes import LiveBytes
 from fedsdr.models.packing import row_losses
-from fedsdr.models.two_branch import BranchedModel
+from fedsdr.models.two_branch import BranchedModel, with_branches
 from fedsdr.types import R, S, TokenRow
 
 # Largest automatic pack. Longer packs exceed a CPU's caches and slow down; GPUs need long ones.
@@ -76,10 +76,8 @@ def shape_of(config: Config) -> BranchedModel:
 
     UserError as in `load_base` and `BranchedModel`.
     """
-    model, lora = load_shape(config.model), config.lora
-    shape = BranchedModel(
-        model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
-    )
+    model = load_shape(config.model)
+    shape = with_branches(model, config.lora)
     if config.train.checkpointing:
         checkpoint_layers(model)
     return shape

@@ -1,5 +1,6 @@
 """Choose the layers that get branches, and say which ones do and do not."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -27,9 +28,9 @@ def is_quantised(module: nn.Module) -> bool:
 def target_layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     """Return the full names of the layers to wrap, in model order.
 
-    `wanted` are suffixes of module names, as in PEFT, or "all-linear": every linear layer except
-    the output head. UserError for a suffix that matches nothing, or a module that cannot be
-    wrapped.
+    As in PEFT, `wanted` are suffixes of module names, or a regular expression of full names, or
+    "all-linear": every linear layer except the output head. UserError for what matches nothing, or
+    a module that cannot be wrapped.
     """
     reasons = _unsupported(model)
     every = [
@@ -43,6 +44,8 @@ def target_layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     chosen: set[str] = set()
     for pattern in [wanted] if isinstance(wanted, str) else wanted:
         hits = [n for n, _ in model.named_modules() if n == pattern or n.endswith(f".{pattern}")]
+        if not hits and isinstance(wanted, str):
+            hits = _full_matches(model, wanted)
         if not hits:
             raise UserError(
                 f"lora.target_modules: '{pattern}' matches no layer of the model "
@@ -67,11 +70,23 @@ def describe_targets(model: nn.Module, targets: Iterable[str]) -> str:
     for name, module in model.named_modules():
         matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if matrices and name not in adapted and not isinstance(module, nn.Embedding):
-            other[_leaf(name)] = type(module).__name__
+            kind = type(module).__name__
+            experts = any(p.dim() == 3 for p in matrices) and not isinstance(module, nn.Conv1d)
+            other[_leaf(name)] = f"{kind}, experts in one block" if experts else kind
     rest = ", ".join(f"{leaf} ({kind})" for leaf, kind in sorted(other.items()))
     counts = Counter(map(_leaf, adapted))
     used = ", ".join(f"{leaf} {count}" for leaf, count in sorted(counts.items()))
     return f"adapting {len(adapted)} layers ({used}); not adapted: {rest or 'none'}"
+
+
+def _full_matches(model: nn.Module, pattern: str) -> list[str]:
+    try:
+        return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise UserError(
+            f"lora.target_modules: '{pattern}' is neither a layer nor a regular expression "
+            f"({error})"
+        ) from None
 
 
 def _leaf(name: str) -> str:

@@ -1,6 +1,6 @@
 """Two low-rank branches on one frozen linear layer (paper, Eq. 6).
 
-    h_out = W0 h + (alpha / r) B_R A_R h + (alpha / r) B_S A_S h
+    h_out = W0 h + (alpha / r) B_R A_R h + (alpha / r) B_S A_S h      (rsLoRA: alpha / sqrt(r))
 
 One switch says which branches are in the forward and which one is trained. Gradients flow through
 a frozen branch to the layers below; only its factors get none.
@@ -10,17 +10,18 @@ each client go through its own branches (`beside`, `running`), as in S-LoRA and 
 """
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from fedsdr.errors import UserError
+from fedsdr.config import LoraConfig
+from fedsdr.errors import UserError, choose
 from fedsdr.models.forward_plan import ForwardPlan, plan_of
 from fedsdr.models.fused_ops import LowRank, Part
+from fedsdr.models.lora_layers import INITS, check_patterns, of_layer, scale_of
 from fedsdr.models.target_modules import (
     describe_targets,
     is_conv1d,
@@ -32,6 +33,7 @@ from fedsdr.tensors import Tensors
 from fedsdr.types import Branch, R, S
 
 BRANCHES: tuple[Branch, ...] = (R, S)
+NO_PATTERN: Mapping[str, int] = {}
 
 
 @dataclass
@@ -103,15 +105,25 @@ class BranchedModel:
     """
 
     def __init__(
-        self, model: nn.Module, *, rank: int, alpha: float, target_modules: str | Sequence[str]
+        self,
+        model: nn.Module,
+        *,
+        rank: int,
+        alpha: float,
+        target_modules: str | Sequence[str],
+        rslora: bool = False,
+        rank_pattern: Mapping[str, int] = NO_PATTERN,
+        alpha_pattern: Mapping[str, float] = NO_PATTERN,
+        init: str = "kaiming",
     ) -> None:
         """Freeze `model` and wrap its target layers in place.
 
-        UserError as in `target_layers`. `description` says which layers are wrapped.
+        The keywords are those of `[lora]`. UserError as in `target_layers`, and for a pattern that
+        matches none of them. `description` says which layers are wrapped.
         """
         self.model = model
         self.switch = Switch()
-        self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
+        self.rank, self.alpha, self.init = rank, alpha, init
         self.segments: list[Segment] = [(self, None)]
         model.requires_grad_(False)
         self.layers: dict[str, TwoBranchLinear] = {}
@@ -121,6 +133,13 @@ class BranchedModel:
             base = model.get_submodule(name)
             self.layers[name] = TwoBranchLinear(name, base, self.segments)
             model.set_submodule(name, self.layers[name])
+        check_patterns(rank_pattern, self.layers, "lora.rank_pattern")
+        check_patterns(alpha_pattern, self.layers, "lora.alpha_pattern")
+        self.ranks = {name: of_layer(rank_pattern, name, rank) for name in self.layers}
+        self.scales = {
+            name: scale_of(of_layer(alpha_pattern, name, alpha), self.ranks[name], rslora)
+            for name in self.layers
+        }
         self.factors = self._zero_factors()
 
     def _zero_factors(self) -> dict[str, nn.Parameter]:
@@ -129,7 +148,8 @@ class BranchedModel:
         for branch in BRANCHES:
             for name, layer in self.layers.items():
                 device, (inputs, outputs) = layer.weight.device, layer.sizes
-                a, b = torch.zeros(self.rank, inputs), torch.zeros(outputs, self.rank)
+                rank = self.ranks[name]
+                a, b = torch.zeros(rank, inputs), torch.zeros(outputs, rank)
                 factors[f"{branch}/{name}.lora_A"] = nn.Parameter(a.to(device))
                 factors[f"{branch}/{name}.lora_B"] = nn.Parameter(b.to(device))
         return factors
@@ -166,7 +186,7 @@ class BranchedModel:
         trained = order[-1] == switch.trained
         part = Part(
             tokens=tokens,
-            scales=[self.scaling * weights.get(branch, 1.0) for branch in order],
+            scales=[self.scales[layer] * weights.get(branch, 1.0) for branch in order],
             trained=trained,
             dropout=switch.dropout if trained else 0.0,
             generator=switch.generator,
@@ -228,7 +248,7 @@ class BranchedModel:
         return {name: value.to(device) for name, value in values.items()}
 
     def initial(self, branch: Branch, seed: int) -> Tensors:
-        """Return initial factors: A uniform in ±1/sqrt(in), as in PEFT, and B zero.
+        """Return initial factors: A as `INITS` says, and B zero.
 
         Each factor has its own seed, so the values do not depend on the set of target layers.
         """
@@ -237,7 +257,7 @@ class BranchedModel:
             value = torch.zeros(p.shape)
             if name.endswith("lora_A"):
                 generator = torch.Generator().manual_seed(seed_for(seed, "init", name))
-                nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+                choose(self.init, INITS, "lora.init")(value, generator)
             fresh[name] = value
         return fresh
 
@@ -245,7 +265,7 @@ class BranchedModel:
     def merge(self, *branches: Branch) -> nn.Module:
         """Merge these branches into the base weights and return the plain model.
 
-        W = W0 + (alpha / r) sum B A, computed in fp32. Cannot be undone. UserError on a quantised
+        W = W0 + scale sum B A, computed in fp32. Cannot be undone. UserError on a quantised
         base.
         """
         for name, layer in self.layers.items():
@@ -254,7 +274,7 @@ class BranchedModel:
             merged = layer.weight.float()
             for branch in branches:
                 b, a = (self.factors[f"{branch}/{name}.lora_{kind}"] for kind in "BA")
-                change = self.scaling * (b @ a)
+                change = self.scales[name] * (b @ a)
                 merged = merged + (change.t() if is_conv1d(layer.base) else change)
             layer.weight.copy_(merged)
             self.model.set_submodule(name, layer.base)
@@ -262,3 +282,9 @@ class BranchedModel:
             self.model.set_attn_implementation(attention)  # type: ignore[operator]
         self.model.forward_plan = ForwardPlan(attention=attention)  # type: ignore[assignment]
         return self.model
+
+
+def with_branches(model: nn.Module, lora: LoraConfig) -> BranchedModel:
+    """Return a model with the branches of a configuration; UserErrors as of `BranchedModel`."""
+    keys = {f.name: getattr(lora, f.name) for f in fields(lora) if f.name != "dropout"}
+    return BranchedModel(model, **keys)

@@ -74,8 +74,8 @@ def adapt_run(
         models[title] = {"before": before, "after": _scores(runtime, client, forward)}
         if title == BESIDE:
             trained = runtime.model.get(S)
-    alpha, base = config.lora.alpha, runtime.base.name
-    save_adapter(out / "adapter", trained, (S,), alpha=alpha, base_name=base)
+    lora, base = config.lora, runtime.base.name
+    save_adapter(out / "adapter", trained, (S,), lora=lora, base_name=base)
     return {
         "client": name,
         "method": config.method.name,

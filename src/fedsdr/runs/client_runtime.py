@@ -27,7 +27,7 @@ from fedsdr.models.generation import transformers_generate
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.model_limits import ModelLimits, check_tokens, limits_of
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
-from fedsdr.models.two_branch import BranchedModel
+from fedsdr.models.two_branch import BranchedModel, with_branches
 from fedsdr.runs.client_scores import client_scores
 from fedsdr.runs.run_folder import BEST
 from fedsdr.tensors import Tensors
@@ -82,9 +82,9 @@ class ClientRuntime:
     def store(self, client_id: str, round: int = 0) -> ClientStore:
         """Return the store of a client's private state; for a `round` that only FOLDER/best still
         has, the store there."""
-        alpha, base = self.config.lora.alpha, self.base.name
+        lora, base = self.config.lora, self.base.name
         stores = [
-            ClientStore(folder / "clients" / client_id, alpha, base)
+            ClientStore(folder / "clients" / client_id, lora, base)
             for folder in (self.folder, self.folder / BEST)
         ]
         held = [store for store in stores if round and store.round_folder(round).is_dir()]
@@ -174,10 +174,8 @@ def open_runtime(config: Config, folder: Path) -> ClientRuntime:
     """
     if not config.train.pack_tokens:
         config = with_pack(config, choose_pack(config)[0])
-    base, lora = load_base(config.model), config.lora
-    model = BranchedModel(
-        base.model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules
-    )
+    base = load_base(config.model)
+    model = with_branches(base.model, config.lora)
     if config.train.checkpointing:
         checkpoint_layers(base.model, model.generators)
     return runtime_of(config, folder, base, model)

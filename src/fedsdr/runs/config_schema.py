@@ -14,23 +14,37 @@ from fedsdr.config import CompareConfig, Config, value_of
 from fedsdr.data.chat_templates import LAYOUTS
 from fedsdr.data.partition import PARTITIONERS
 from fedsdr.distill.filters import FILTERS
-from fedsdr.errors import choose
+from fedsdr.errors import UserError, choose
+from fedsdr.models.lora_layers import INITS
 from fedsdr.teachers.choice import ENGINES
 from fedsdr.training.methods import METHODS
+from fedsdr.training.optimizers import OPTIMIZERS, SCHEDULES
 
 REGISTRIES: dict[str, Mapping[str, object]] = {
     "model.template": {"auto": None, **LAYOUTS},
     "data.partition": PARTITIONERS,
     "method.name": METHODS,
     "algorithm.name": ALGORITHMS,
+    "train.optimizer": OPTIMIZERS,
+    "train.schedule": SCHEDULES,
+    "lora.init": INITS,
     "algorithm.aggregation": AGGREGATIONS,
     "teacher.engine": dict.fromkeys(("auto", *ENGINES)),
     "teacher.filter": FILTERS,
 }
+# PEFT's initialisations that two branches on one frozen base cannot have.
+_TAKES = "takes its factors out of the base, which both branches and the rewriting model share"
+_READS = "needs rows before round 1, and those of a client are private"
+NO_INIT = {
+    "pissa": _TAKES, "olora": _TAKES, "loftq": _TAKES, "corda": _TAKES, "eva": _READS,
+    "lora_ga": _READS,
+}  # fmt: skip
 
 
 def check_names(config: Config) -> None:
     """Raise UserError for a key whose name is not in its registry, listing the choices."""
+    if why := NO_INIT.get(config.lora.init):
+        raise UserError(f"lora.init: '{config.lora.init}' {why}; choose from: {', '.join(INITS)}")
     for key, registry in REGISTRIES.items():
         choose(value_of(config, key), registry, key)
 

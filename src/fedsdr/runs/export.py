@@ -53,5 +53,5 @@ def export_model(run: Path, to: Path, *, client_id: str = "", merge: bool = Fals
         write_folder(to, write)
         dtype = runtime.config.model.dtype
         return f"merged model ({dtype}) in {to}: AutoModelForCausalLM.from_pretrained('{to}')"
-    save_adapter(to, values, branches, alpha=runtime.config.lora.alpha, base_name=runtime.base.name)
+    save_adapter(to, values, branches, lora=runtime.config.lora, base_name=runtime.base.name)
     return f"adapter in {to}: PeftModel.from_pretrained(base, '{to}')"

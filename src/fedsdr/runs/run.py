@@ -222,10 +222,10 @@ def finish(
 ) -> dict[str, Any]:
     """Write the global adapter, measure all models, and write results.json."""
     state = served_state(runtime.folder, runtime.config, state)
-    branches, alpha = runtime.method.global_model, runtime.config.lora.alpha
+    branches, lora = runtime.method.global_model, runtime.config.lora
     if branches:
         folder = runtime.folder / "global"
-        save_adapter(folder, state.shared, branches, alpha=alpha, base_name=runtime.base.name)
+        save_adapter(folder, state.shared, branches, lora=lora, base_name=runtime.base.name)
     for client, last in state.accepted.items():  # a refused update may have left a later S
         if runtime.method.private:
             held = runtime.store(client, last).round_folder(last)

@@ -29,7 +29,11 @@ def client_settings(config: Config) -> LocalSettings:
         local_epochs=train.local_epochs,
         smooth_epochs=train.smooth_epochs,
         batch_size=train.batch_size,
+        optimizer=train.optimizer,
         lr=train.lr,
+        schedule=train.schedule,
+        warmup_rounds=train.warmup_rounds,
+        rounds=config.federation.rounds,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         pack_tokens=train.pack_tokens,
@@ -130,6 +134,8 @@ def _ranks_of(config: Config, announced: Mapping[str, int]) -> dict[str, int]:
                 f"{key}: cannot go with algorithm.aggregation = '{config.algorithm.aggregation}'; "
                 "use 'product'"
             )
+        if config.lora.rank_pattern:
+            raise UserError(f"{key}: cannot go with lora.rank_pattern; drop one of them")
         if announced and name not in announced:
             known = ", ".join(sorted(announced))
             raise UserError(

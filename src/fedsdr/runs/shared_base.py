@@ -22,8 +22,7 @@ def one_base() -> Callable[[Config, Path], ClientRuntime]:
     def model(of: Config) -> tuple[object, ...]:
         # Runs with different templates share a base.
         loaded = replace(of.model, dtype=dtype_of(of.model), template="auto")
-        lora = of.lora
-        return loaded, lora.rank, lora.alpha, lora.target_modules, of.train.checkpointing
+        return loaded, repr(replace(of.lora, dropout=0.0)), of.train.checkpointing
 
     def open_(config: Config, folder: Path) -> ClientRuntime:
         wanted = model(config)

@@ -21,6 +21,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedsdr.config import LoraConfig
 from fedsdr.errors import UserError
 from fedsdr.file_reading import RESTORE, read_tensors, stands
 from fedsdr.files import (
@@ -64,10 +65,10 @@ class ClientState:
 
 @dataclass(frozen=True)
 class ClientStore:
-    """The private folder of one client; `alpha` and `base_name` go into PEFT's configuration."""
+    """The private folder of one client; `lora` and `base_name` go into PEFT's configuration."""
 
     folder: Path
-    alpha: float
+    lora: LoraConfig
     base_name: str
 
     def round_folder(self, round: int) -> Path:
@@ -104,7 +105,7 @@ class ClientStore:
 
         def write(folder: Path) -> None:
             if state.private:
-                config = peft_config(state.private, S, alpha=self.alpha, base_name=self.base_name)
+                config = peft_config(state.private, S, lora=self.lora, base_name=self.base_name)
                 write_adapter_files(folder, peft_tensors(state.private, S), config)
             named = {CONTROL: state.control, RESIDUAL: state.residual}
             named |= {SENT: state.sent, UNSENT: state.unsent}

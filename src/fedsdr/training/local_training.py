@@ -7,7 +7,7 @@ Clipping, noise, compression and storage are around it, in client_update.py and 
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from fedsdr.tensors import Tensors, subtract, zeros_like
 from fedsdr.training.client_store import ClientState
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.optimizer_step import PackLoss, PhaseResult, Training, phase_steps
+from fedsdr.training.optimizers import with_rate_of
 from fedsdr.training.pack_losses import States, pack_loss
 from fedsdr.training.references import states_of
 from fedsdr.training.shared_factors import (
@@ -83,6 +84,7 @@ def train_locally(
     The order of the rows, dropout and the first S depend on `task.seed`, the client's name and the
     round alone: the same task and state give the same result on any engine.
     """
+    task = replace(task, settings=with_rate_of(task.settings, task.round))
     settings = task.settings
     method = choose(settings.method, METHODS, "method.name")
     start = starting_factors(task, method, model, state.unsent)

@@ -1,4 +1,4 @@
-"""Train a set of parameters on token rows: batches, gradient accumulation over packs, AdamW.
+"""Train a set of parameters on token rows: batches, gradient accumulation over packs, steps.
 
 The loss of a step is the mean over the supervised tokens of its batch, however its rows are packed:
 packing changes the speed, not the mathematics.
@@ -13,11 +13,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from fedsdr.algorithms.client_corrections import Adjust
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
+from fedsdr.training.optimizers import optimizer_of
 from fedsdr.types import LocalSettings, TokenRow
 
 PackLoss = Callable[[Sequence[TokenRow]], Tensor]  # rows of one forward pass -> their summed loss
@@ -129,15 +129,13 @@ def phase_steps(
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[int, int], None] | None = None,
 ) -> Training[PhaseResult]:
-    """Train `parameters` in place with a new AdamW optimizer; its state is discarded.
+    """Train `parameters` in place with a new optimizer; its state is discarded.
 
     `pack_loss` as in `accumulate_gradients`. `adjust` corrects each gradient (FedProx, SCAFFOLD)
     before the norm is clipped to `max_grad_norm`. `before_step` may change the forward;
     `after_step` gets the numbers of rows and tokens.
     """
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
+    optimizer = optimizer_of(parameters.values(), settings)
     tokens = supervised = steps = 0
     waited = 0.0
     last_sum, last_count = 0.0, 0
