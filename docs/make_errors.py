@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src/fedsdr"
 ERRORS = ("UserError", "BusyError")
 ROOMS = {
     "cli": "The command line",
+    "api": "From Python",
     "data": "Data and chat templates",
     "models": "Models",
     "teachers": "Rewriting engines",

@@ -12,8 +12,13 @@ _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\
 class UserError(Exception):
     """Something that the user can fix, in one line that names the place and the fix.
 
-    The command line prints it on standard error, without a traceback, and exits with code 2.
+    The command line prints it on standard error, without a traceback, and exits with code 2; a
+    notebook shows the line alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows these lines."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class DiskError(UserError):

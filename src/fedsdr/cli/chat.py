@@ -1,11 +1,17 @@
 """fedsdr chat: compare the answers of a run's models side by side."""
 
+import itertools
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedsdr.cli.options import run_folder
+
+if TYPE_CHECKING:
+    from fedsdr.types import Decoding
 
 
 @click.command()
@@ -20,10 +26,28 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
 
     Questions are independent of each other. An empty line or end of input quits.
     """
-    from fedsdr.errors import choose, printable
+    from fedsdr.errors import printable
+    from fedsdr.types import Decoding
+
+    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens)
+    ask = answering(run, client, decoding)
+    while question := _read_question():
+        for name, answer in ask(question):
+            click.secho(f"{name}:", bold=True)
+            click.echo(f"{printable(answer)}\n")
+
+
+def answering(
+    run: Path, client: str | None, decoding: "Decoding"
+) -> Callable[[str], Iterator[tuple[str, str]]]:
+    """Load a run's models; return a function that yields (model, answer) for a question.
+
+    `client`: whose model answers beside base and global; None: the first by name.
+    """
+    from fedsdr.errors import choose
     from fedsdr.runs.run_folder import open_run
     from fedsdr.runs.served_models import models_of
-    from fedsdr.types import Decoding, GenerationRequest, Turn
+    from fedsdr.types import GenerationRequest, Turn
 
     runtime, state = open_run(run)
     models = dict(models_of(runtime, state))
@@ -32,16 +56,16 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
         choose(client, clients, "--client")
     own = clients.get(client or min(clients, default=""))
     names = [name for name in ("base", "global", own) if name in models]
-    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens)
-    number = 0
-    while question := _read_question():
-        number += 1
-        request = GenerationRequest("question", (Turn("user", question),), seed=number)
+    numbers = itertools.count(1)  # a seed for each question
+
+    def ask(question: str) -> Iterator[tuple[str, str]]:
+        request = GenerationRequest("question", (Turn("user", question),), seed=next(numbers))
         for name in names:
             with models[name]():
                 (answer,) = runtime.generate(1)([request], decoding)
-            click.secho(f"{name}:", bold=True)
-            click.echo(f"{printable(answer.text.strip())}\n")
+            yield name, answer.text.strip()
+
+    return ask
 
 
 def _read_question() -> str:

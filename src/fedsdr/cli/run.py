@@ -19,6 +19,7 @@ from fedsdr.config_keys import EngineName
 if TYPE_CHECKING:
     from fedsdr.config import Config
     from fedsdr.progress import Progress
+    from fedsdr.runs.run import RunRounds
 
 
 @click.command()
@@ -80,18 +81,28 @@ def _run(
 ) -> dict[str, Any] | None:
     """Run with the engine of the configuration; None if the run was handed to a federation."""
     from fedsdr.errors import UserError
-    from fedsdr.runs.run import run_experiment, run_rounds
+    from fedsdr.runs.run import run_experiment
 
-    rounds = run_rounds
-    if settings.engine.name == "flower":
-        from fedsdr.flower import check_installed
-        from fedsdr.flower.launch import simulate, submit
-
-        check_installed()
-        rounds = simulate
-    if federation and rounds is run_rounds:
+    if federation and settings.engine.name != "flower":
         raise UserError("--federation: needs --engine flower")
+    rounds = rounds_of(settings)
     if federation:
+        from fedsdr.flower.launch import submit
+
         submit(settings, folder, federation, resume, progress)
         return None
     return run_experiment(settings, folder, progress, resume=resume, rounds=rounds)
+
+
+def rounds_of(settings: "Config") -> "RunRounds":
+    """Return what runs the rounds: the engine of the configuration. UserError if not installed."""
+    if settings.engine.name != "flower":
+        from fedsdr.runs.run import run_rounds
+
+        return run_rounds
+    from fedsdr.flower import check_installed
+
+    check_installed()
+    from fedsdr.flower.launch import simulate
+
+    return simulate

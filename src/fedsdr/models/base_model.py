@@ -91,7 +91,7 @@ def _times(config: ModelConfig) -> DtypeTimes | None:
     """Return the CPU's speed by dtype at the model's sizes, or None if there is no choice."""
     if config.dtype != "auto" or choose_device(config.device).type != "cpu":
         return None
-    source, _ = _source_of(config, weights=False)
+    source, _ = source_of(config, weights=False)
     from transformers import AutoConfig
 
     with library_errors(config.name):
@@ -104,7 +104,7 @@ def _times(config: ModelConfig) -> DtypeTimes | None:
 
 def stored_dtype(config: ModelConfig) -> Dtype:
     """Return the dtype of the base's files, or that of the configuration if it is another one."""
-    source, _ = _source_of(config)
+    source, _ = source_of(config)
     from transformers import AutoConfig
 
     with library_errors(config.name):
@@ -134,9 +134,9 @@ def load_base(config: ModelConfig) -> Base:
     hub id or architecture, or a quantisation that this machine does not support.
     """
     device = choose_device(config.device)
-    source, gguf = _source_of(config)
+    source, gguf = source_of(config)
     folder = Path(source)
-    model, tokenizer = _from_pretrained(source, config, device)
+    model, tokenizer = plain_model(source, config, device)
     model.requires_grad_(False).eval()
     times = _times(config)
     try:
@@ -157,7 +157,7 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
 
     UserError as in `load_base`; with `weights=False` a folder needs only its config.json.
     """
-    source, _ = _source_of(config, weights)
+    source, _ = source_of(config, weights)
     stored = _stored(source) if weights else None
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -179,7 +179,7 @@ def checked_shape(config: ModelConfig) -> nn.Module:
 
     UserError as in `load_base`.
     """
-    source, _ = _source_of(config)
+    source, _ = source_of(config)
     shape = load_shape(config)
     if Path(source).is_dir() and not hasattr(shape.config, "quantization_config"):
         from transformers import AutoModelForCausalLM
@@ -192,7 +192,7 @@ def checked_shape(config: ModelConfig) -> nn.Module:
     return shape
 
 
-def _source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | None]:
+def source_of(config: ModelConfig, weights: bool = True) -> tuple[str, Path | None]:
     """Return the hub id or folder that transformers loads, and its .gguf file if it has one."""
     gguf = gguf_of(config.name)
     if gguf:
@@ -211,7 +211,7 @@ def _stored(source: str) -> StoredWeights | None:
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load only the tokenizer. UserError as in `load_base`."""
-    source, _ = _source_of(config)
+    source, _ = source_of(config)
     from transformers import AutoTokenizer
 
     with library_errors(config.name):
@@ -222,7 +222,7 @@ def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
     return {"revision": config.revision or None, "trust_remote_code": config.trust_remote_code}
 
 
-def _from_pretrained(source: str, config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+def plain_model(source: str, config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     arguments: dict[str, Any] = {

@@ -83,7 +83,7 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     saved = out / "config.toml"
     if not saved.exists():
         # `fedsdr distill` leaves its rewrites there for the run that follows.
-        own = {"distilled", ".config.toml.tmp", ".lock"}
+        own = {"distilled", "data", ".config.toml.tmp", ".lock"}  # data: of the Python API
         if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - own):
             raise UserError(f"{out}: exists and is not a run folder; choose another --out")
         return config
