@@ -9,14 +9,16 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 .PHONY: setup run test check docs reliability bench clean
 
 $(VENV)/.user: pyproject.toml constraints.txt requirements-embedded.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[demo]'
-	$(PIP) --no-deps -r requirements-embedded.txt
+	@echo "installing into $(VENV), which takes some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -c constraints.txt torch
+	@$(PIP) -c constraints.txt -e '.[demo]'
+	@$(PIP) --no-deps -r requirements-embedded.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(PIP) -c constraints.txt -e '.[dev]'
+	@echo "installing the developers' tools into $(VENV)"
+	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.developer
