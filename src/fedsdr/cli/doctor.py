@@ -27,6 +27,7 @@ OPTIONAL = {
     "pyarrow": (".parquet files", "pip install 'fedsdr[parquet]'"),
     "gguf": (".gguf models, the embedded one too", "pip install 'fedsdr[gguf]'"),
     "scikit-learn": ("fedsdr diagnose", "pip install 'fedsdr[diagnose]'"),
+    "pandas": ("tables of fedsdr.run", "pip install 'fedsdr[pandas]'"),
     "datasets": ("hub data sets", "pip install 'fedsdr[hub]'"),
     "lm-eval": ("public benchmark suites", "pip install 'fedsdr[suites]'"),
     "flwr": ("federation over several machines", "pip install 'fedsdr[flower]'"),

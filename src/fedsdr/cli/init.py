@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 HEAD = """#:schema ./fedsdr.schema.json
-# A federated run. docs/reference.md has all keys; a key that is left out has its default.
+# A federated run. fedsdr.schema.json has all keys; a key that is left out has its default.
 """
 NO_KEYS: Mapping[str, Any] = {}
 # The keys that most users change; those after "#" are written as comments.
