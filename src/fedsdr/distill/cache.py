@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedsdr.file_reading import check_regular, stands
@@ -66,6 +67,10 @@ class GenerationFile:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __iter__(self) -> Iterator[Generation]:
+        """Yield the generations in the order of the file; each `id` is its key."""
+        return iter(self._rows.values())
 
     def get(self, key: str) -> Generation | None:
         """Return the generation under a key, whose `id` is the key, or None."""

@@ -1,70 +1,139 @@
-"""The report's sections of run folders: scores, losses, cost, rounds and rewriting, and no text.
+"""The report's sections of run folders: what came out, losses, cost, rewriting, and no text.
 
 Nothing raw and no rewrite is read, so a client's operator may pass the page on.
 """
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fedsdr.config import Config, key_names, load_config, value_of
 from fedsdr.distill.records import lost_audit, read_audit
 from fedsdr.evaluation.model_tables import tables_of
 from fedsdr.evaluation.results import Table
 from fedsdr.evaluation.results_file import Results
-from fedsdr.federation.round_records import read_records
-from fedsdr.file_reading import RESTORE, read_json, read_text
-from fedsdr.report.curves import Curve, curves_svg
-from fedsdr.report.page import Section
+from fedsdr.federation.round_records import RECORDS, read_records
+from fedsdr.file_reading import RESTORE, read_json, read_text, stands
+from fedsdr.report import run_charts as charts_of
+from fedsdr.report.charts import MOST_LABELS
+from fedsdr.report.findings import Records, findings, warnings
+from fedsdr.report.page import Group, Section
 
-HINT = "a report needs a finished run or comparison (fedsdr run, fedsdr compare)"
+HINT = "a report needs a run or a comparison (fedsdr run, fedsdr compare)"
+SECRET_KEYS = ("teacher.url",)  # may hold a password
 
 
-def run_section(folder: Path, more_tables: Sequence[Table] = ()) -> Section:
-    """Return the section of a finished run; `more_tables` follow its own.
+def run_section(folder: Path, more: Sequence[Group] = ()) -> Section:
+    """Return the section of a run, finished or not; the groups `more` follow its own.
 
-    UserError if results.json is missing or broken.
+    UserError if the folder holds no run, or a file of it is broken.
     """
-    results, records = read_json(folder / "results.json", Results, HINT), read_records(folder)
-    tables: list[Table] = []
-    if results["clients"]:
-        tables += tables_of(results)
-    tables += [_cost_table(results["cost"]), _round_table(records)]
-    if audit := read_audit(folder / "distilled"):
-        tables.append(rewriting_table(audit))
-    elif "rewrite" in results["cost"]["tokens"]:
+    results, records = read_run(folder)
+    audit = read_audit(folder / "distilled")
+    if not audit and results and "rewrite" in results["cost"]["tokens"]:
         raise lost_audit(folder)
-    curves = {f"training, {phase}": of for phase, of in _training_losses(records).items()}
-    curves |= _measured_losses(records)
+    config = load_config(folder / "config.toml")
+    groups = _result_groups(results) if results and results["clients"] else []
+    if records:
+        groups.insert(
+            1, Group("Training", charts_of.training_charts(records), [_round_table(records)])
+        )
+    if audit:
+        charts = charts_of.rewriting_charts(audit)
+        groups.append(Group("Rewriting", charts, [rewriting_table(audit)]))
+    if results:
+        cost = results["cost"]
+        groups.append(Group("Cost", [charts_of.cost_chart(cost)], [_cost_table(cost)]))
     return Section(
         title=folder.resolve().name,
-        tables=[*tables, *more_tables],
-        lines=[
-            f"{results['method']} with {results['algorithm']}, {results['rounds']} rounds, "
-            f"seed {results['seed']}, {len(results['clients'])} clients."
-        ],
-        svg=curves_svg(curves, "loss, nats per token", bold="mean") if curves else "",
+        groups=[*groups, *more],
+        findings=findings(results) if results else [_unfinished(folder, config, records)],
+        warnings=warnings(results, records, audit),
+        facts=_facts(folder, config, records),
         settings=_settings(folder),
     )
 
 
+def read_run(folder: Path) -> tuple[dict[str, Any] | None, Records]:
+    """Return results.json, None where the run is not finished, and the lines of rounds.jsonl."""
+    unfinished = stands(folder / "config.toml") and not stands(folder / "results.json")
+    results = None if unfinished else read_json(folder / "results.json", Results, HINT)
+    no_round = unfinished and not stands(folder / RECORDS)
+    return results, [] if no_round else read_records(folder)
+
+
 def side_by_side(folders: Sequence[Path]) -> Section:
-    """Return a section with one row per run and the curves of their mean training losses."""
+    """Return a section with one row per run, the curves of their mean losses and their gains."""
     models = ("base", "global", "client")
     rows = [["run", "method", "algorithm", "seed", "rounds", *models, "MB up"]]
-    curves: dict[str, Curve] = {}
-    for folder in folders:
-        name, results = folder.resolve().name, read_json(folder / "results.json", Results, HINT)
-        mean = results.get("mean", {})
-        facts = [str(results[key]) for key in ("method", "algorithm", "seed", "rounds")]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = list(map(str, folders))
+    runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    for folder, (name, (results, records)) in zip(folders, runs.items(), strict=True):
+        config = load_config(folder / "config.toml")
+        mean = (results or {}).get("mean", {})
+        facts = [config.method.name, config.algorithm.name, str(config.seed), str(len(records))]
+        if results:
+            facts = [str(results[key]) for key in ("method", "algorithm", "seed", "rounds")]
         losses = [f"{mean[m]['loss']:.3f}" if mean else "" for m in models]
-        rows.append([name, *facts, *losses, f"{results['cost']['bytes_up'] / 1e6:,.1f}"])
-        for phase, panel in _training_losses(read_records(folder)).items():
-            curves[f"{name}, {phase}"] = panel["mean"]
-    svg = curves_svg({"mean over clients": curves}, "training loss, nats per token")
+        sent = sum(record["bytes_up"] for record in records)
+        rows.append([name, *facts, *losses, f"{sent / 1e6:,.1f}"])
     title = "Loss on test rows, nats per token, mean over clients"
-    return Section("Side by side", [(title, rows)], svg=svg if curves else "")
+    group = Group("Runs", charts_of.several_runs(runs), [(title, rows)])
+    return Section("Side by side", [group])
+
+
+def _result_groups(results: Mapping[str, Any]) -> list[Group]:
+    """Return the groups of what results.json measures."""
+    homes: dict[str, list[Table]] = {"results": [], "transfer": [], "answers": []}
+    words = {"Transfer": "transfer", "Loss of each model": "transfer"}
+    words |= {"Answer audit": "answers", "Retention": "answers"}
+    for title, rows in tables_of(results):
+        if len(rows[0]) <= MOST_LABELS:  # a matrix of very many clients stays in results.json
+            home = next((home for word, home in words.items() if title.startswith(word)), "results")
+            homes[home].append((title, rows))
+    groups = [
+        Group("Scores and losses", charts_of.gain_charts(results), homes["results"]),
+        Group("Transfer between clients", charts_of.transfer_charts(results), homes["transfer"]),
+        Group("What the models say and forget", charts_of.answer_charts(results), homes["answers"]),
+    ]
+    return [group for group in groups if group.charts or group.tables]
+
+
+def _unfinished(folder: Path, config: Config, records: Records) -> str:
+    done, asked = len(records), config.federation.rounds
+    go_on = f"go on with: fedsdr run {folder}/config.toml --out {folder} --resume"
+    if done < asked:
+        return f"Not finished: {done} of {asked} rounds are done; {go_on}."
+    return f"Not finished: all {asked} rounds are done and nothing is measured yet; {go_on}."
+
+
+def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
+    """Return what was run. Dates are those of the files."""
+    first, last = (folder / "data.json", folder / RECORDS)
+    dates = [datetime.fromtimestamp(p.stat().st_mtime, UTC) for p in (first, last) if p.is_file()]
+    days = " to ".join(f"{date:%Y-%m-%d %H:%M}" for date in dates)
+    changed = [
+        f"{key} = {'(not shown)' if key in SECRET_KEYS else value_of(config, key)!r}"
+        for key in key_names()
+        if value_of(config, key) != value_of(Config(), key)
+    ]
+    data = sha256(first.read_bytes()).hexdigest()[:16] if first.is_file() else ""
+    facts = {
+        "Repeat it": f"fedsdr run {folder.name}/config.toml --out NEW",
+        "Began, last round (UTC)": days,
+        "Model": f"{config.model.name} {config.model.revision}".strip(),
+        "Device, dtype": f"{config.model.device}, {config.model.dtype}",
+        "Method, algorithm": f"{config.method.name}, {config.algorithm.name}",
+        "Rounds, seed": f"{len(records)} of {config.federation.rounds}, seed {config.seed}",
+        "Data (SHA-256 of data.json)": data,
+        "Settings that differ from the defaults": "; ".join(changed),
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _settings(folder: Path) -> str:
@@ -73,48 +142,17 @@ def _settings(folder: Path) -> str:
     return re.sub(r'(?m)^(url = )"[^"\n].*$', r'\1"(not shown)"', text)
 
 
-def _training_losses(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
-    """Return phase -> client (and "mean" over clients) -> its training loss by round."""
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for record in records:
-        by_phase: dict[str, list[float]] = {}
-        for client in record["clients"]:
-            for key, value in client.items():
-                phase, _, what = key.rpartition(".")
-                if what == "loss":
-                    curve = panels.setdefault(phase, {}).setdefault(client["id"], [])
-                    curve.append((record["round"], value))
-                    by_phase.setdefault(phase, []).append(value)
-        for phase, values in by_phase.items():
-            mean = panels[phase].setdefault("mean", [])
-            mean.append((record["round"], statistics.fmean(values)))
-    return {phase: dict(curves) for phase, curves in panels.items()}
-
-
-def _measured_losses(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
-    """Return the losses of global and own models between rounds, by client and their mean."""
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for record in records:
-        found = record.get("evaluation") or {"losses": {}}
-        for kind in ("global", "client") if found["losses"] else ():
-            losses = {client: of[kind] for client, of in found["losses"].items()}
-            losses["mean"] = statistics.fmean(losses.values())
-            curves = panels.setdefault(f"{found['of']} rows, {kind} model", {})
-            for name, loss in losses.items():
-                curves.setdefault(name, []).append((record["round"], loss))
-    return {panel: dict(curves) for panel, curves in panels.items()}
-
-
 def _cost_table(cost: Mapping[str, Any]) -> Table:
     kinds = ("tokens", "seconds")
     body = [
         [name, *(f"{cost[kind][name]:,.0f}" if name in cost[kind] else "" for kind in kinds)]
         for name in dict.fromkeys([*cost["tokens"], *cost["seconds"]])
     ]
-    return "Cost", [["", *kinds], *body]
+    sent = f"{cost['bytes_up'] / 1e6:,.1f} MB up, {cost['bytes_down'] / 1e6:,.1f} MB down"
+    return f"Cost ({sent})", [["", *kinds], *body]
 
 
-def _round_table(records: Sequence[Mapping[str, Any]]) -> Table:
+def _round_table(records: Records) -> Table:
     header = ["round", "updates", "refused", "step norm", "cosine of updates"]
     body = [
         [str(r["round"]), str(len(r["clients"])), str(len(r["refused"])), f"{r['step_norm']:.3f}"]

@@ -31,6 +31,7 @@ from fedsdr.research.compare.differences import (
     Sample,
     client_rows,
     comparison_rows,
+    run_rows,
 )
 from fedsdr.research.compare.front import front_of
 from fedsdr.research.compare.grid import Cell, cells_of, is_path
@@ -178,6 +179,7 @@ def comparison_of(
         "keys": [key for key, _ in cells[0].group.point],
         "rows": comparison_rows(groups, baseline),
         "by_client": client_rows(groups),
+        "runs": run_rows(groups),
         "variance": variance_rows(groups),
         "front": front_of(groups, records, baseline),
         "suite_settings": alike,

@@ -4,18 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsdr.evaluation.results import Table
-from fedsdr.report.page import Section
 from fedsdr.research.compare.differences import MEASURES
 from fedsdr.research.compare.front import front_tables
 from fedsdr.research.compare.model_values import MODEL_MEASURES
 from fedsdr.research.compare.tuning import tuning_table
 
 _ARROWS = {"loss": "↓"}  # scores and suites: ↑
-
-
-def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
-    """Return the report's section of a comparison."""
-    return Section(name, tables_of(comparison), notes_of(comparison))
 
 
 def tables_of(comparison: Mapping[str, Any]) -> list[Table]:

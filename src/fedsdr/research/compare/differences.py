@@ -95,6 +95,18 @@ def client_rows(groups: Groups) -> list[dict[str, Any]]:
     return rows
 
 
+def run_rows(groups: Groups) -> list[dict[str, Any]]:
+    """Return the loss and the score of each run and kind of model, mean over its clients."""
+    return [
+        group.place
+        | {"model": model, "data_seed": draw, "seed": seed}
+        | {m: mean_over_clients(values_of(run, model, m)) for m in MEASURES}
+        for group, runs in groups.items()
+        for (draw, seed), run in runs.items()
+        for model in ("global", "client")
+    ]
+
+
 def values_of(results: Results, model: str, measure: str) -> Values:
     """Return the values of one model's test rows: losses over supervised tokens, scores over 1.
 

@@ -48,6 +48,16 @@ SIGNS: dict[str, Sign] = {
 }
 
 
+def signs_seen(raw: str, rewrite: str) -> list[str]:
+    """Return what is wrong with one rewrite: what it loses, and the other signs that it shows."""
+    found = {name: sign(raw, rewrite) for name, sign in SIGNS.items()}
+    lost = [n for n, v in found.items() if n.endswith(" kept") and v is not None and v < 1]
+    shown = [n for n, v in found.items() if not n.endswith((" kept", ", raw")) and v]
+    return [n.replace(" kept", " lost") for n in lost] + [
+        n.removesuffix(", rewrite") for n in shown
+    ]
+
+
 def signs_of(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     """Return length ratios, filler words and the mean of every sign over the answers it applies to.
 

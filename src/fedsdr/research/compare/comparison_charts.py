@@ -1,0 +1,136 @@
+"""The report's section of a comparison: its charts, tables and sentences."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedsdr.report.charts import Chart, Dot, dot_chart
+from fedsdr.report.page import Group, Section
+from fedsdr.research.compare.comparison_table import notes_of, tables_of
+from fedsdr.research.compare.differences import MEASURES
+
+FEW_SEEDS = 3
+_UNITS = {"loss": ("loss, nats per token", "left"), "score": ("score", "right")}
+
+
+def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
+    """Return the report's section of a comparison."""
+    tables, charts = tables_of(comparison), []
+    models = [m for m in ("global", "client") if any(r["model"] == m for r in comparison["rows"])]
+    for model in models:
+        for measure in MEASURES:
+            charts += _difference_chart(comparison, model, measure)
+    for model in models:
+        charts += _run_chart(comparison, model)
+    cells = comparison["cells"]
+    done = sum(cell.get("finished", not cell["failed"]) for cell in cells)
+    return Section(
+        title=name,
+        groups=[Group("Differences to the baseline", charts, tables)],
+        findings=[*_findings(comparison, models)],
+        warnings=[*_warnings(comparison)],
+        facts={
+            "Runs": f"{done} of {len(cells)} finished",
+            "Baseline": comparison["baseline"],
+            "Variants": ", ".join(dict.fromkeys(cell["variant"] for cell in cells)),
+            "Swept keys": ", ".join(comparison["keys"]) or "none",
+        },
+        notes=notes_of(comparison),
+    )
+
+
+def place_of(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """Return a variant with what it shares with no other row: its algorithm and swept values."""
+    keys = [
+        key
+        for key in ("algorithm", *comparison["keys"])
+        if len({str(r.get(key)) for r in comparison["rows"] if r["model"] != "base"}) > 1
+    ]
+    return ", ".join([row["variant"], *(str(row[key]) for key in keys)])
+
+
+def _difference_chart(comparison: Mapping[str, Any], model: str, measure: str) -> list[Chart]:
+    """Return a dot a variant with its interval, ordered, and a dot a draw and seed beside it."""
+    unit, better = _UNITS[measure]
+    rows = [r for r in comparison["rows"] if r["model"] == model]
+    known = [r for r in rows if r[f"{measure}_difference"] is not None]
+    known.sort(key=lambda r: r[f"{measure}_difference"], reverse=measure == "score")
+    dots = [
+        Dot(
+            place_of(r, comparison),
+            "mean",
+            *(r[f"{measure}_difference{end}"] for end in ("", "_low", "_high")),
+        )
+        for r in known
+    ]
+    dots += _paired(comparison, model, measure, {dot.name for dot in dots})
+    title = f"{measure.title()} of the {'own' if model == 'client' else model} models"
+    axis = f"{unit}, minus that of {comparison['baseline']} ({better} is better)"
+    return [dot_chart(title, dots, axis)] if dots else []
+
+
+def _paired(
+    comparison: Mapping[str, Any], model: str, measure: str, places: set[str]
+) -> Iterable[Dot]:
+    """Yield the difference of each run to the baseline's run of the same draw and seed."""
+    runs = [r for r in comparison.get("runs", ()) if r["model"] == model]
+    matched = ("algorithm", *comparison["keys"], "data_seed", "seed")
+    baseline = {
+        tuple(str(r[key]) for key in matched): r[measure]
+        for r in runs
+        if r["variant"] == comparison["baseline"]
+    }
+    for run in runs:
+        place = place_of(run, comparison)
+        other = baseline.get(tuple(str(run[key]) for key in matched))
+        if place in places and other is not None:
+            note = f"{place}, draw {run['data_seed']}, seed {run['seed']}"
+            yield Dot(place, "one run", run[measure] - other, note=note)
+
+
+def _run_chart(comparison: Mapping[str, Any], model: str) -> list[Chart]:
+    """Return the loss of every run, a dot a run, ordered by the mean of its variant."""
+    runs = [r for r in comparison.get("runs", ()) if r["model"] == model]
+    means = {place_of(r, comparison): r["loss"] for r in comparison["rows"] if r["model"] == model}
+    dots = [
+        Dot(place, "one run", r["loss"], note=f"{place}, draw {r['data_seed']}, seed {r['seed']}")
+        for r in sorted(runs, key=lambda r: means[place_of(r, comparison)])
+        if (place := place_of(r, comparison))
+    ]
+    title = f"Loss of the {'own' if model == 'client' else model} models, every run"
+    base = [r["loss"] for r in comparison["rows"] if r["model"] == "base"]
+    reference = base[0] if len(base) == 1 else None
+    unit = "loss, nats per token (left is better)" + ("; line: base" if reference else "")
+    return [dot_chart(title, dots, unit, reference)] if dots else []
+
+
+def _findings(comparison: Mapping[str, Any], models: Iterable[str]) -> Iterable[str]:
+    """Yield, for each kind of model, what its interval tells apart from the baseline in loss."""
+    for model in models:
+        said: dict[str, list[str]] = {}
+        for row in comparison["rows"]:
+            value = row["loss_difference"]
+            if row["model"] != model or value is None:
+                continue
+            low, high = row["loss_difference_low"], row["loss_difference_high"]
+            text = f"{place_of(row, comparison)} ({value:+.3f}"
+            text += ")" if low is None else f" [{low:+.3f}, {high:+.3f}])"
+            clear = low is not None and low * high > 0
+            how = "not clearly different" if not clear else "lower" if value < 0 else "higher"
+            said.setdefault(how, []).append(text)
+        whose = "the clients' own models" if model == "client" else "the global model"
+        if said:
+            parts = [f"{how}: {', '.join(which)}" for how, which in said.items()]
+            yield f"Loss of {whose} against {comparison['baseline']}: {'; '.join(parts)}."
+
+
+def _warnings(comparison: Mapping[str, Any]) -> Iterable[str]:
+    cells, rows = comparison["cells"], comparison["rows"]
+    if not any(row["variant"] == comparison["baseline"] for row in rows):
+        yield f"The baseline '{comparison['baseline']}' has no finished run: nothing to compare to."
+    failed = sum(bool(cell["failed"]) for cell in cells)
+    todo = sum(not cell.get("finished", True) and not cell["failed"] for cell in cells)
+    if failed or todo:
+        yield f"Of {len(cells)} runs, {failed} failed and {todo} are not finished."
+    samples = min(row["seeds"] * row.get("draws", 1) for row in rows if row["model"] != "base")
+    if samples < FEW_SEEDS:
+        yield f"A variant has {samples} run{'s' * (samples != 1)}: little is known of its spread."
