@@ -12,8 +12,9 @@ from fedsdr.cli.options import run_folder
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--client", default="", help="A client's model (R+S) instead of the global one.")
 @click.option("--merge", is_flag=True, help="Whole weights instead of an adapter.")
-def export(run: Path, out: Path, client: str, merge: bool) -> None:
-    """Write a model that plain PEFT (or, with --merge, plain transformers) loads."""
+@click.option("--gguf", is_flag=True, help="Also write adapter.gguf, which llama.cpp loads.")
+def export(run: Path, out: Path, client: str, merge: bool, gguf: bool) -> None:
+    """Write a model that plain PEFT or transformers loads, with tokenizer and model card."""
     from fedsdr.runs.export import export_model
 
-    print(export_model(run, out, client_id=client, merge=merge))
+    print(export_model(run, out, client_id=client, merge=merge, gguf=gguf))

@@ -66,13 +66,21 @@ def peft_config(
     return {**config.to_dict(), "target_modules": sorted(ranks)}
 
 
+def adapter_parts(
+    values: Tensors, branches: Sequence[Branch], *, lora: LoraConfig, base_name: str
+) -> tuple[Tensors, dict[str, object]]:
+    """Return the tensors and the configuration of one PEFT adapter, the sum of branches."""
+    one = join_branches(values, branches)
+    config = peft_config(one, R, lora=lora, base_name=base_name, joined=len(branches))
+    return peft_tensors(one, R), config
+
+
 def save_adapter(
     folder: Path, values: Tensors, branches: Sequence[Branch], *, lora: LoraConfig, base_name: str
 ) -> None:
     """Write the sum of branches as one PEFT adapter into `folder`, atomically."""
-    one, count = join_branches(values, branches), len(branches)
-    config = peft_config(one, R, lora=lora, base_name=base_name, joined=count)
-    write_folder(folder, lambda new: write_adapter_files(new, peft_tensors(one, R), config))
+    parts = adapter_parts(values, branches, lora=lora, base_name=base_name)
+    write_folder(folder, lambda new: write_adapter_files(new, *parts))
 
 
 def join_branches(values: Tensors, branches: Sequence[Branch]) -> Tensors:
