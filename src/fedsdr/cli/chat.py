@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy."
 )
-def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float) -> None:
+@click.option("--web", is_flag=True, help="Talk in a browser on this machine, at a secret address.")
+def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float, web: bool) -> None:
     """Ask the base, global and a client's model the same questions, one per line.
 
     Questions are independent of each other. An empty line or end of input quits.
@@ -31,6 +32,11 @@ def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float)
 
     decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens)
     ask = answering(run, client, decoding)
+    if web:
+        from fedsdr.cli.chat_web import serve_chat
+
+        serve_chat(run.resolve().name, ask)
+        return
     while question := _read_question():
         for name, answer in ask(question):
             click.secho(f"{name}:", bold=True)
