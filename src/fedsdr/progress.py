@@ -24,6 +24,7 @@ class Step:
     seconds: float = 0.0
     after: float | None = None  # seconds of what follows the step; None: unknown
     until: str = "left"  # what the step and `after` lead to
+    within: str = ""  # the longer work that the step is part of
 
     @property
     def left(self) -> float | None:
@@ -33,7 +34,8 @@ class Step:
     @property
     def text(self) -> str:
         """The step in one line: units, tokens a second, time left."""
-        parts = [f"{self.what} {self.done:,}/{self.total:,}"]
+        parts = [self.within] if self.within else []
+        parts.append(f"{self.what} {self.done:,}/{self.total:,}")
         if self.tokens and self.seconds:
             parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
         if self.left is not None and self.after is not None:
@@ -50,6 +52,7 @@ class Progress:
     log: Callable[[str], None]
     show: Callable[[Step | None], None] = lambda step: None
     after: float | None = None  # seconds of the command after all steps shown here; None: unknown
+    within: str = ""  # what all steps shown here are part of
 
     @contextmanager
     def bar(
@@ -65,7 +68,7 @@ class Progress:
 
         def show() -> None:
             seconds = time.monotonic() - began
-            self.show(Step(what, total, done, tokens, seconds, after, until))
+            self.show(Step(what, total, done, tokens, seconds, after, until, self.within))
 
         def advance(units: int, of_tokens: int = 0, /) -> None:
             nonlocal done, tokens

@@ -33,6 +33,7 @@ from fedsdr.cli.options import command_line
 from fedsdr.cli.report import report
 from fedsdr.cli.run import run
 from fedsdr.cli.site import site
+from fedsdr.cli.watch import watch
 from fedsdr.errors import UserError, printable
 from fedsdr.files import REFUSALS
 from fedsdr.toml_yaml import shown
@@ -40,7 +41,7 @@ from fedsdr.toml_yaml import shown
 # In the order of `fedsdr --help`.
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Start": (demo, init, doctor),
-    "Run": (data, distill, run, evaluate, report),
+    "Run": (data, distill, run, watch, evaluate, report),
     "Use the models": (chat, export, adapt),
     "Research": (compare, diagnose, judge),
     "Set up": (site, completion),

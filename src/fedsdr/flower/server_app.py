@@ -7,7 +7,7 @@ shapes of the shared branch. Its folder is a run folder without what stays at th
 import dataclasses
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsdr.config import Config, save_config
 from fedsdr.errors import UserError
-from fedsdr.federation.round import run_round
+from fedsdr.federation.round import RunClients, run_round
 from fedsdr.files import alone, write_atomically
 from fedsdr.flower.flwr_command import LOG_PREFIX, STOP_PREFIX
 from fedsdr.flower.nodes import (
@@ -36,9 +36,10 @@ from fedsdr.progress import SILENT, Progress
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, save_round
 from fedsdr.runs.run_folder import checked_config
 from fedsdr.runs.run_plan import plan_of
+from fedsdr.runs.run_status import noted_in
 from fedsdr.tensors import Tensors
 from fedsdr.training.methods import METHODS
-from fedsdr.types import ServerState
+from fedsdr.types import ClientFault, ClientTask, ClientUpdate, ServerState
 
 app = ServerApp()
 
@@ -69,7 +70,8 @@ def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
                 f"method.name: '{method.name}' trains after the last round; deploy another"
             )
         rewriting = method.rewrites and not simulated
-        state = serve(grid, config, out, progress, rewriting=rewriting)
+        with noted_in(out, progress) as noted:
+            state = serve(grid, config, out, noted, rewriting=rewriting)
         if method.global_model:
             folder, lora, base = out / "global", config.lora, config.model.name
             save_adapter(folder, state.shared, method.global_model, lora=lora, base_name=base)
@@ -102,11 +104,24 @@ def serve(
         known |= connected.keys()
         clients, announced = tuple(sorted(known)), dict(nodes.announced)
         plan = dataclasses.replace(plan, clients=clients, announced=announced)
-        run_clients = over_grid(grid, connected, config.engine.round_seconds)
+        ask = over_grid(grid, connected, config.engine.round_seconds)
+        run_clients = _shown(ask, rounds, progress)
         state, record = run_round(state, plan, run_clients)
         refused = (*record.refused, *nodes.take_refusals())
         save_round(out, state, dataclasses.replace(record, refused=refused), progress)
     return state
+
+
+def _shown(run_clients: RunClients, rounds: int, progress: Progress) -> RunClients:
+    """Return the engine with a step that shows how many clients of the round have answered."""
+
+    def run(tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFault]:
+        with progress.bar(f"round {tasks[0].round} of {rounds}, clients", len(tasks)) as advance:
+            for answer in run_clients(tasks):
+                advance(1)
+                yield answer
+
+    return run
 
 
 def _initial_tensors(config: Config) -> Tensors:

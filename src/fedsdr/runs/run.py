@@ -34,6 +34,7 @@ from fedsdr.runs.run_folder import (
     start_folder,
 )
 from fedsdr.runs.run_plan import announced_by, plan_of
+from fedsdr.runs.run_status import noted_in
 from fedsdr.runs.teacher_setup import prepare_rewriting
 from fedsdr.seeds import seed_for
 from fedsdr.training.local_training import rows_to_train
@@ -96,14 +97,16 @@ def run_experiment(
     with alone(out):
         checked_config(config, out, resume)  # again: another run may have started there meanwhile
         start_folder(runtime, everyone)
+    with noted_in(out, progress) as progress:
         if rewriting and not (resumed and has_rewrites(runtime, clients)):
-            distill_clients(runtime, rewriting, clients, progress)
+            with alone(out):
+                distill_clients(runtime, rewriting, clients, progress)
         rewriting = None  # frees another model
-    run = rounds or run_rounds  # takes the lock itself: a simulation's server is another process
-    state = run(runtime, clients, plan, progress)
-    with alone(out):
-        state = personalize(runtime, clients, state, plan, progress)
-        return finish(runtime, everyone, state, progress)
+        run = rounds or run_rounds  # locks itself: a simulation's server is another process
+        state = run(runtime, clients, plan, progress)
+        with alone(out):
+            state = personalize(runtime, clients, state, plan, progress)
+            return finish(runtime, everyone, state, progress)
 
 
 def run_rounds(

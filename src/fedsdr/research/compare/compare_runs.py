@@ -46,6 +46,7 @@ from fedsdr.runs.run_folder import (
     load_run_config,
     save_run_config,
 )
+from fedsdr.runs.run_status import noted_in
 from fedsdr.runs.shared_base import one_base
 
 Results = dict[str, Any]
@@ -68,7 +69,10 @@ def run_study(
     """
 
     def results_of(cells: Sequence[Cell]) -> tuple[dict[str, Results], dict[str, Failure]]:
-        return run_cells(cells, out, progress) if run else (finished_cells(cells, out), {})
+        if not run:
+            return finished_cells(cells, out), {}
+        with noted_in(out, progress) as noted:
+            return run_cells(cells, out, noted)
 
     trials = tuning_cells(config, study, folder, out) if study.tune else {}
     tried, failed = results_of([cell for points in trials.values() for cell in points.values()])
@@ -108,7 +112,7 @@ def run_cells(
             resume = (folder / "config.toml").exists()
             results = finished(cell, out)
             if results is None:
-                within = replace(progress, after=ahead)
+                within = replace(progress, after=ahead, within=f"cell {number}/{len(distinct)}")
                 results = run_experiment(
                     cell.config, folder, within, resume=resume, open_runtime=open_once
                 )
