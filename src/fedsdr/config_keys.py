@@ -194,6 +194,11 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class LogConfig:
+    to: list[str] = key([], "trackers of the rounds: tensorboard, trackio, wandb, mlflow")
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ClientConfig:
     """The [clients.NAME] section of one client."""
 
@@ -214,6 +219,7 @@ class Config:
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
     clients: dict[str, ClientConfig] = key(
         {}, "[clients.NAME] rank = 4: a smaller rank of R at this client; needs product"
     )

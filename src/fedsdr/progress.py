@@ -1,10 +1,10 @@
 """Progress of long steps: where they stand and what is left, shown as the caller decides."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Advance(Protocol):
@@ -47,10 +47,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """`log` writes a line; `show` is given a step whenever it moves, None when it ends."""
+    """`log` writes a line; `show` is given a step whenever it moves, None when it ends;
+    `round_done` is given the record of each round."""
 
     log: Callable[[str], None]
     show: Callable[[Step | None], None] = lambda step: None
+    round_done: Callable[[Mapping[str, Any]], None] = lambda record: None
     after: float | None = None  # seconds of the command after all steps shown here; None: unknown
     within: str = ""  # what all steps shown here are part of
 

@@ -37,6 +37,7 @@ from fedsdr.runs.rounds import initial_shared, load_or_init_state, save_round
 from fedsdr.runs.run_folder import checked_config
 from fedsdr.runs.run_plan import plan_of
 from fedsdr.runs.run_status import noted_in
+from fedsdr.runs.trackers import check_trackers, tracked
 from fedsdr.tensors import Tensors
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate, ServerState
@@ -62,6 +63,7 @@ def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
     config, out = from_run_config(run), Path(str(run["out"])).expanduser()
     progress = dataclasses.replace(SILENT, log=lambda line: _print(f"{LOG_PREFIX}{line}"))
     simulated = not run["experiment"]  # then `fedsdr run` does all but the rounds
+    check_trackers(config)
     with alone(out):
         config = checked_config(config, out, resume=bool(run["resume"]))
         method = METHODS[plan_of(config, {}).settings.method]
@@ -70,8 +72,8 @@ def _main(grid: Grid, run: Mapping[str, Scalar]) -> None:
                 f"method.name: '{method.name}' trains after the last round; deploy another"
             )
         rewriting = method.rewrites and not simulated
-        with noted_in(out, progress) as noted:
-            state = serve(grid, config, out, noted, rewriting=rewriting)
+        with noted_in(out, progress) as noted, tracked(config, out, noted) as watched:
+            state = serve(grid, config, out, watched, rewriting=rewriting)
         if method.global_model:
             folder, lora, base = out / "global", config.lora, config.model.name
             save_adapter(folder, state.shared, method.global_model, lora=lora, base_name=base)

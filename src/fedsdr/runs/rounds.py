@@ -96,6 +96,7 @@ def save_round(folder: Path, state: ServerState, record: RoundRecord, progress: 
     digest = digest_without_seconds(parse_records(record_lines(folder), path))
     save_state(folder / "checkpoint", state, digest)
     progress.log(round_line(dataclasses.asdict(record)))
+    progress.round_done(dataclasses.asdict(record))
 
 
 def _drop_records_after(folder: Path, count: int) -> None:

@@ -36,6 +36,7 @@ from fedsdr.runs.run_folder import (
 from fedsdr.runs.run_plan import announced_by, plan_of
 from fedsdr.runs.run_status import noted_in
 from fedsdr.runs.teacher_setup import prepare_rewriting
+from fedsdr.runs.trackers import check_trackers, tracked
 from fedsdr.seeds import seed_for
 from fedsdr.training.local_training import rows_to_train
 from fedsdr.types import (
@@ -74,6 +75,7 @@ def run_experiment(
     config = checked_config(config, out, resume)
     plan_of(config, {})  # names are checked before anything slow happens
     check_names(config)
+    check_trackers(config)
     if resume and not resumed:
         progress.log(f"{out}: no run there yet, so this one starts from round 1")
     everyone = load_clients(config.data)
@@ -97,7 +99,7 @@ def run_experiment(
     with alone(out):
         checked_config(config, out, resume)  # again: another run may have started there meanwhile
         start_folder(runtime, everyone)
-    with noted_in(out, progress) as progress:
+    with noted_in(out, progress) as noted, tracked(config, out, noted) as progress:
         if rewriting and not (resumed and has_rewrites(runtime, clients)):
             with alone(out):
                 distill_clients(runtime, rewriting, clients, progress)

@@ -28,8 +28,9 @@ MEASURING = (
     "evaluation.retention", "model.device", "train.pack_tokens",
 )  # fmt: skip
 
-# Keys that may differ when a run is resumed, beside those of [engine]. Activation checkpointing
-# changes no bit of the result and lets a run continue that was too large for its machine.
+# Keys that may differ when a run is resumed, beside those of [engine] and [log]. Activation
+# checkpointing changes no bit of the result and lets a run continue that was too large for its
+# machine.
 _RESUMABLE = ("federation.rounds", "train.checkpointing")
 _CHECKSUM = "# SHA-256 of the lines above: "
 NOTHING_TO_DO = "finished already, nothing to do (measure again: fedsdr evaluate)"
@@ -97,7 +98,7 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
         if key == "teacher.url":  # the saved one is without its password
             now = without_password(now)
         automatic = now == _AUTOMATIC.get(key, "auto")
-        may_differ = key in _RESUMABLE or key.startswith("engine.")
+        may_differ = key in _RESUMABLE or key.startswith(("engine.", "log."))
         if not may_differ and not automatic and value_of(before, key) != now:
             raise UserError(
                 f"{saved}: '{key}' was {value_of(before, key)!r} and is now {now!r}; "
@@ -107,7 +108,12 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     train = dataclasses.replace(before.train, checkpointing=config.train.checkpointing)
     teacher = dataclasses.replace(before.teacher, url=config.teacher.url)
     return dataclasses.replace(
-        before, federation=federation, train=train, teacher=teacher, engine=config.engine
+        before,
+        federation=federation,
+        train=train,
+        teacher=teacher,
+        engine=config.engine,
+        log=config.log,
     )
 
 

@@ -43,9 +43,9 @@ class Cell:
         return old if old.exists() else out / "cells" / self.name
 
     def _values(self) -> dict[str, Any]:
-        """Without [engine], which changes no number, and without defaults, so that a key added by a
-        later version does not rename every folder."""
-        keys = [key for key in key_names() if not key.startswith("engine.")]
+        """Without [engine] and [log], which change no number, and without defaults, so that a key
+        added by a later version does not rename every folder."""
+        keys = [key for key in key_names() if not key.startswith(("engine.", "log."))]
         values = {key: value_of(self.config, key) for key in keys}
         return {key: value for key, value in values.items() if value != value_of(Config(), key)}
 
