@@ -28,8 +28,8 @@ RECORD = {
 def test_a_round_is_numbers_by_phase_and_client_alone():
     assert metrics_of(RECORD) == {
         "loss R.raw/bank": 1.0, "loss R.raw/clinic": 2.0, "loss R.raw/mean": 1.5,
-        "loss test global model/bank": 4.0, "loss test global model/mean": 4.0,
-        "loss test client model/bank": 3.0, "loss test client model/mean": 3.0,
+        "loss test rows global model/bank": 4.0, "loss test rows global model/mean": 4.0,
+        "loss test rows own model/bank": 3.0, "loss test rows own model/mean": 3.0,
         "tokens R.raw/bank": 7.0, "tokens R.raw/clinic": 9.0,
         "update norm/bank": 0.5, "update norm/clinic": 1.5,
         "round/clients": 2.0, "round/refused": 1.0, "round/left_out": 0.0, "round/seconds": 2.0,

@@ -36,7 +36,17 @@ def test_a_run_is_followed_while_it_runs_and_until_its_end(write_config, tmp_pat
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     words = [line.split() for line in printed.splitlines()]
     bars = "█▁" if first > last else "▁█"
-    assert ["loss", "test,", "global", "model", bars, f"{first:.3f}", "->", f"{last:.3f}"] in words
+    assert [
+        "loss",
+        "test",
+        "rows,",
+        "global",
+        "model",
+        bars,
+        f"{first:.3f}",
+        "->",
+        f"{last:.3f}",
+    ] in words
     assert {"bank", "clinic", "school"} <= {line[0] for line in words}
     assert printed.splitlines()[-1] == f"next: fedsdr report {out} (the page of the run)"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 Curve = list[tuple[int, float]]  # (round, loss)
 Curves = dict[str, dict[str, Curve]]  # what is measured -> client, or "mean" over clients
+_KINDS = {"global": "global", "client": "own"}  # in rounds.jsonl -> in names
 Record = Mapping[str, Any]  # a line of rounds.jsonl
 
 
@@ -30,13 +31,13 @@ def measured_losses(records: Iterable[Record]) -> Curves:
     for record in records:
         measured = record.get("evaluation") or {"losses": {}}
         if measured["losses"]:
-            kinds = {
-                f"{measured['of']}, {kind} model": {
-                    c: of[kind] for c, of in measured["losses"].items()
+            of_rows = {
+                f"{measured['of']} rows, {name} model": {
+                    client: of[kind] for client, of in measured["losses"].items()
                 }
-                for kind in ("global", "client")
+                for kind, name in _KINDS.items()
             }
-            _append(found, record["round"], kinds)
+            _append(found, record["round"], of_rows)
     return found
 
 

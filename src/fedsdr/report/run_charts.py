@@ -1,13 +1,12 @@
 """The charts of one run, from results.json, rounds.jsonl and the audit of its rewriting."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedsdr.federation.loss_curves import measured_losses, training_losses
 from fedsdr.report.charts import (
     MOST_LABELS,
     Chart,
-    Curve,
     Dot,
     dot_chart,
     heat_map,
@@ -20,24 +19,6 @@ MODEL_NAMES = {"base": "base", "global": "global", "client": "own"}
 LOSS = "loss, nats per token"
 
 
-def training_losses(records: Records) -> dict[str, dict[str, Curve]]:
-    """Return phase -> client (and "mean" over clients) -> its training loss by round."""
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for record in records:
-        by_phase: dict[str, list[float]] = {}
-        for client in record["clients"]:
-            for key, value in client.items():
-                phase, _, what = key.rpartition(".")
-                if what == "loss":
-                    curve = panels.setdefault(phase, {}).setdefault(client["id"], [])
-                    curve.append((record["round"], value))
-                    by_phase.setdefault(phase, []).append(value)
-        for phase, values in by_phase.items():
-            mean = panels[phase].setdefault("mean", [])
-            mean.append((record["round"], statistics.fmean(values)))
-    return {phase: dict(curves) for phase, curves in panels.items()}
-
-
 def training_charts(records: Records) -> list[Chart]:
     """Return the losses by round and phase, a line a client, and heat maps of clients by rounds."""
     losses = training_losses(records)
@@ -47,7 +28,7 @@ def training_charts(records: Records) -> list[Chart]:
     ]
     charts += [
         line_chart(f"Loss on {title}", curves, LOSS, bold="mean")
-        for title, curves in _measured_losses(records).items()
+        for title, curves in measured_losses(records).items()
     ]
     labels = ("client", "round")
     for phase, curves in losses.items() if len(records) > 1 else ():
@@ -75,20 +56,6 @@ def _norm_map(records: Records) -> Iterator[Chart]:
             crossed=refused,
             crosses="refused",
         )
-
-
-def _measured_losses(records: Records) -> dict[str, dict[str, Curve]]:
-    """Return the losses of global and own models between rounds, by client and their mean."""
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for record in records:
-        found = record.get("evaluation") or {"losses": {}}
-        for kind in ("global", "client") if found["losses"] else ():
-            losses = {client: of[kind] for client, of in found["losses"].items()}
-            losses["mean"] = statistics.fmean(losses.values())
-            curves = panels.setdefault(f"{found['of']} rows, {MODEL_NAMES[kind]} model", {})
-            for name, loss in losses.items():
-                curves.setdefault(name, []).append((record["round"], loss))
-    return {panel: dict(curves) for panel, curves in panels.items()}
 
 
 def gain_charts(results: Mapping[str, Any]) -> list[Chart]:
