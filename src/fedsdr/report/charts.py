@@ -168,8 +168,7 @@ def dot_chart(title: str, dots: Sequence[Dot], unit: str, reference: float | Non
     rows = [
         (d.name, d.series, *map(_short, (d.value, d.low, d.high)), d.note or d.name) for d in dots
     ]
-    colours = {"domain": series, "range": [COLOURS[i % len(COLOURS)] for i in range(len(series))]}
-    shapes = {"domain": series, "range": [SHAPES[i % len(SHAPES)] for i in range(len(series))]}
+    colours, shapes = _scales(series)
     legend = {} if len(series) > 1 else {"legend": None}
     by = {"field": "series", "type": "nominal", "title": None}
     several = len(series) > 1 and len(names) <= MOST_LABELS
@@ -222,14 +221,14 @@ def scatter_chart(
     series = list(dict.fromkeys(point[1] for point in points))
     rows = [(name, of, _short(x), _short(y)) for name, of, x, y in points]
     by = {"field": "series", "type": "nominal", "title": None}
-    scales = [{"domain": series, "range": r[: len(series)]} for r in (COLOURS, SHAPES)]
+    colours, shapes = _scales(series)
     marks = {
         "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.9},
         "encoding": {
             "x": {"field": "x", "type": "quantitative", "title": x_unit, "scale": {"zero": False}},
             "y": {"field": "y", "type": "quantitative", "title": y_unit},
-            "color": by | {"scale": scales[0]},
-            "shape": by | {"scale": scales[1]},
+            "color": by | {"scale": colours},
+            "shape": by | {"scale": shapes},
             "tooltip": _tooltip(name="", series="", x=".4f", y=".4f"),
         },
     }
@@ -244,6 +243,13 @@ def scatter_chart(
         {"height": 260, "layer": [marks, zero]},
         (title, _shortened(text)),
     )
+
+
+def _scales(series: Sequence[str]) -> tuple[Spec, Spec]:
+    """Return the scales of colours and of shapes, no pair of which repeats for 36 series."""
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(series))]
+    shapes = [SHAPES[(i + i // len(COLOURS)) % len(SHAPES)] for i in range(len(series))]
+    return {"domain": series, "range": colours}, {"domain": series, "range": shapes}
 
 
 def _tooltip(**formats: str) -> list[Spec]:

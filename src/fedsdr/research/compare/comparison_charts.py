@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedsdr.report.charts import Chart, Dot, dot_chart
+from fedsdr.report.charts import Chart, Dot, dot_chart, scatter_chart
 from fedsdr.report.page import Group, Section
 from fedsdr.research.compare.comparison_table import notes_of, tables_of
 from fedsdr.research.compare.differences import MEASURES
 
 FEW_SEEDS = 3
+MOST_NAMED = 4  # variants in a sentence
+_HOW = ("lower", "higher", "not clearly different")
 _UNITS = {"loss": ("loss, nats per token", "left"), "score": ("score", "right")}
 
 
@@ -20,12 +22,12 @@ def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
         for measure in MEASURES:
             charts += _difference_chart(comparison, model, measure)
     for model in models:
-        charts += _run_chart(comparison, model)
+        charts += [*_run_chart(comparison, model), *_front_chart(comparison, model)]
     cells = comparison["cells"]
     done = sum(cell.get("finished", not cell["failed"]) for cell in cells)
     return Section(
         title=name,
-        groups=[Group("Differences to the baseline", charts, tables)],
+        groups=[Group("Differences to the baseline", charts), Group("Tables", (), tables)],
         findings=[*_findings(comparison, models)],
         warnings=[*_warnings(comparison)],
         facts={
@@ -103,6 +105,19 @@ def _run_chart(comparison: Mapping[str, Any], model: str) -> list[Chart]:
     return [dot_chart(title, dots, unit, reference)] if dots else []
 
 
+def _front_chart(comparison: Mapping[str, Any], model: str) -> list[Chart]:
+    """Return the gain of each variant after each round against its drift from the base."""
+    curves = (comparison.get("front") or {"curves": []})["curves"]
+    points = [
+        (f"round {r['round']}", place_of(r, comparison), r["drift"], r["gain"])
+        for r in curves
+        if r["model"] == model and r["round"] and r["drift"] is not None
+    ]
+    title = f"Gain against forgetting, {'own' if model == 'client' else model} models"
+    axes = ("drift, KL from the base (left is better)", "fall of the loss (up is better)")
+    return [scatter_chart(title, points, *axes)] if points else []
+
+
 def _findings(comparison: Mapping[str, Any], models: Iterable[str]) -> Iterable[str]:
     """Yield, for each kind of model, what its interval tells apart from the baseline in loss."""
     for model in models:
@@ -115,12 +130,17 @@ def _findings(comparison: Mapping[str, Any], models: Iterable[str]) -> Iterable[
             text = f"{place_of(row, comparison)} ({value:+.3f}"
             text += ")" if low is None else f" [{low:+.3f}, {high:+.3f}])"
             clear = low is not None and low * high > 0
-            how = "not clearly different" if not clear else "lower" if value < 0 else "higher"
+            how = _HOW[2] if not clear else _HOW[0] if value < 0 else _HOW[1]
             said.setdefault(how, []).append(text)
         whose = "the clients' own models" if model == "client" else "the global model"
         if said:
-            parts = [f"{how}: {', '.join(which)}" for how, which in said.items()]
+            parts = [f"{how}: {_some(said[how])}" for how in _HOW if how in said]
             yield f"Loss of {whose} against {comparison['baseline']}: {'; '.join(parts)}."
+
+
+def _some(variants: list[str]) -> str:
+    more = len(variants) - MOST_NAMED
+    return ", ".join(variants[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _warnings(comparison: Mapping[str, Any]) -> Iterable[str]:

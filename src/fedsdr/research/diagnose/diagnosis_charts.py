@@ -7,7 +7,11 @@ from fedsdr.report.charts import MOST_LABELS, Chart, Dot, dot_chart, heat_map
 from fedsdr.report.page import Group
 from fedsdr.research.diagnose.summary import OVERALL, tables_of
 
-_KEPT = ("final number kept", "numbers kept", "capitalised names kept")
+_KEPT = {
+    "final number kept": "final number",
+    "numbers kept": "numbers",
+    "capitalised names kept": "names",
+}
 
 
 def groups_of(found: Mapping[str, Any]) -> list[Group]:
@@ -45,7 +49,7 @@ def _rewrite_dots(rewrites: Mapping[str, Any]) -> Iterable[Chart]:
     groups = {name: signs for name, signs in rewrites.items() if isinstance(signs, Mapping)}
     by_client = {n: signs for n, signs in groups.items() if n not in OVERALL[:1]}
     lengths = _dots(by_client, {"length ratio, mean": "length"})
-    kept = _dots(by_client, {name: name.removesuffix(" kept") for name in _KEPT})
+    kept = _dots(by_client, _KEPT)
     if lengths:
         unit = "words of the rewrite / of the raw answer (1 is best)"
         yield dot_chart("Rewrite Paradox: length", lengths, unit, reference=1.0)
