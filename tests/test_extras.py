@@ -1,11 +1,27 @@
 """What only some users need is an extra, and its absence is one line with the command."""
 
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from fedsdr.errors import UserError
 from fedsdr.models.gguf_header import stored_in_gguf
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_extra_that_a_message_names_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"install 'fedsdr\[([\w-]+)\]'", text)}
+    named |= {
+        name for text in texts for name in re.findall(r'import_extra\("[^"]*", "([^"]*)"', text)
+    }
+    assert named >= {"dp", "gguf", "pandas", "suites"}
+    assert named - project["optional-dependencies"].keys() == set()
 
 
 def test_diagnose_without_scikit_learn_says_what_to_install(fedsdr, monkeypatch, tmp_path):
