@@ -141,7 +141,8 @@ def _pair(row: Mapping[str, Any], model: str, measure: str) -> tuple[float, floa
     of, base = row[model], row["base"]
     if measure == "loss":
         return of["loss_sum"] - base["loss_sum"], float(of["tokens"])
-    return of["score"] - base["score"], 1.0
+    # With denominators of 1 the interval would be Wilson's, which is of shares, not of differences.
+    return 2 * (of["score"] - base["score"]), 2.0
 
 
 def _moved(change: Change) -> str:
