@@ -102,6 +102,9 @@ class FederationConfig:
     max_norm_ratio: float = key(
         10.0, "reject updates this many times above the round's median norm; 0: none", ge=0, le=1e9
     )
+    max_weight_ratio: float = key(
+        0.0, "a client weighs at most this many times the median client; 0: no limit", ge=0, le=1e9
+    )
     max_update_norm: float = key(0.0, "reject updates with a larger norm; 0: none", ge=0, le=1e30)
 
 

@@ -3,7 +3,8 @@
 The temporary name is fixed, so that the next write replaces what a kill left there. Two processes
 must not write the same file at once; where they could, one of them holds the folder `alone`.
 
-Files of state have a manifest beside them, with the SHA-256 of each, so that damage is found.
+Files of state have a manifest beside them, with the SHA-256 of each, so that damage is found, and a
+seal with that of the manifest, so that its loss is found too (`sha256sum -c manifest.sha256`).
 Private files have mode 0600 in folders of mode 0700; all others have the user's ordinary mode.
 """
 
@@ -21,9 +22,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedsdr.errors import BusyError, DiskError, UserError
-from fedsdr.file_reading import check_regular, read_json, stands
+from fedsdr.file_reading import check_regular, parse_json, read_json, read_text, stands
 
-MANIFEST = "manifest.json"
+MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+_FORMAT = 2  # of manifests; those of format 1 have no seal
 # What the operating system refuses because of a path, a permission or a full disk.
 REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -36,6 +38,7 @@ class Manifest(BaseModel, strict=True):
     """manifest.json: file name -> digest."""
 
     sha256: dict[str, str]
+    format: int = 1
 
 
 class Kept(BaseModel, strict=True):
@@ -168,25 +171,37 @@ def write_folder(
 
 
 def write_manifest(folder: Path, files: Iterable[Path], *, private: bool = False) -> None:
-    """Write the SHA-256 of these files of the folder; write them before."""
+    """Write the SHA-256 of these files of the folder, and the seal; write the files before."""
     digests = {file.name: sha256_of(file) for file in sorted(files)}
-    text = json.dumps({"sha256": digests}, indent=2) + "\n"
+    text = json.dumps({"format": _FORMAT, "sha256": digests}, indent=2) + "\n"
     write_atomically(folder / MANIFEST, text, private=private)
+    write_atomically(folder / SEAL, _seal(text), private=private)
 
 
 def check_manifest(folder: Path, fix: str) -> None:
-    """UserError, which ends with `fix`, when a file of the manifest is missing or has changed.
+    """UserError, which ends with `fix`, when a file of the manifest, or one of the two that make it
+    up, is missing or has changed.
 
-    A folder without a manifest was written by an older version and passes.
+    A folder with neither of the two was written by an older version and passes.
     """
-    path = folder / MANIFEST
-    if not stands(path):
+    path, seal = folder / MANIFEST, folder / SEAL
+    if not (stands(path) or stands(seal)):
         return
-    for name, digest in read_json(path, Manifest, fix)["sha256"].items():
+    text = read_text(path, fix)
+    manifest = parse_json(text, Manifest, str(path), fix)
+    sealed = stands(seal) or manifest.get("format", 1) > 1
+    if sealed and read_text(seal, fix) != _seal(text):
+        raise UserError(f"{path}: damaged (its checksum is not that of {SEAL}); {fix}")
+    for name, digest in manifest["sha256"].items():
         file = folder / Path(name).name
         check_regular(file, fix)
         if sha256_of(file) != digest:
             raise UserError(f"{file}: damaged (its checksum is not that of {MANIFEST}); {fix}")
+
+
+def _seal(manifest: str) -> str:
+    """Return the content of the seal, in the format of the command sha256sum."""
+    return f"{hashlib.sha256(manifest.encode()).hexdigest()}  {MANIFEST}\n"
 
 
 def digest_without_seconds(value: Any) -> str:

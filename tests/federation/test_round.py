@@ -154,6 +154,15 @@ def test_a_client_weighs_what_it_announced_and_cannot_count_more():
     torch.testing.assert_close(after.shared["R/a.lora_A"], torch.full((2,), 3.0))
 
 
+def test_a_client_that_announces_far_more_rows_than_the_others_weighs_as_much_as_is_allowed():
+    plan = plan_for(announced={"a": 10, "b": 10, "c": 10**9}, max_weight_ratio=2.0)
+    after, _ = run_round(
+        first_state(SHARED, plan), plan, engine(a=(1.0, 9), b=(1.0, 9), c=(4.0, 9))
+    )
+    # (10 * 1 + 10 * 1 + 20 * 4) / 40
+    torch.testing.assert_close(after.shared["R/a.lora_A"], torch.full((2,), 2.5))
+
+
 def test_clients_that_announced_nothing_weigh_equally_whatever_they_count():
     plan = plan_for()
     after, _ = run_round(

@@ -193,6 +193,23 @@ def test_a_client_announces_its_rows_and_counts_as_one_row_if_it_may_not(joined)
     assert log == ["client 'bank' joined"]
 
 
+def test_a_client_that_comes_back_with_another_number_of_rows_cannot_join():
+    rows = iter([9, 900, 9])
+
+    def answer(grid, m, context):
+        return Message(report(client="bank", rows=next(rows)), reply_to=m)
+
+    grid, log = FakeGrid(None, {7: {}}, {}, answer), []
+    found = Nodes(grid, log.append, "x")
+    assert found.poll() == {"bank": 7}
+    grid.nodes = {8: {}}
+    assert found.poll() == {}
+    assert log[-1] == "node 8 cannot join: client 'bank' reports 900 training rows, 9 before"
+    grid.nodes = {9: {}}
+    assert found.poll() == {"bank": 9}
+    assert found.announced == {"bank": 9}
+
+
 def test_a_node_whose_reply_was_lost_is_asked_again_and_less_and_less_often(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(nodes.time, "monotonic", lambda: now[0])

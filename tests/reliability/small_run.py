@@ -61,6 +61,19 @@ class Trial(NamedTuple):
         run_experiment(config, out, SILENT, resume=resume, open_runtime=self.open_runtime)
 
 
+def to_older_version(run: Path) -> None:
+    """Take from a run folder all that finds damage: what the first version wrote is left."""
+    for seal in run.rglob("manifest.*"):
+        seal.unlink()
+    marks = ("chain", "records", "run", "check", "manifest")
+    audits = run.glob("distilled/**/audit.json")
+    for path in (*run.rglob("state.json"), *audits, *run.glob("results.json")):
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in facts.items() if k not in marks}))
+    lines = (run / "config.toml").read_text().splitlines(keepends=True)
+    (run / "config.toml").write_text("".join(lines[1:]))
+
+
 def facts_of(folder: Path) -> dict[str, object]:
     """Return the content of every file of a run folder, without seconds."""
     return {

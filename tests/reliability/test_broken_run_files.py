@@ -10,6 +10,7 @@ import shutil
 import signal
 
 import pytest
+from small_run import to_older_version
 
 from fedsdr.cli.report import page_of
 from fedsdr.distill.records import read_records
@@ -95,14 +96,7 @@ def old_run(tmp_path_factory, model_folder, data_folder):
         """
     )
     run_experiment(load_config(config), run, SILENT)
-    for manifest in run.rglob("manifest.json"):
-        manifest.unlink()
-    for name, key in ((STATE, "records"), ("distilled/audit.json", "check")):
-        facts = json.loads((run / name).read_text())
-        del facts[key]
-        (run / name).write_text(json.dumps(facts))
-    saved = (run / "config.toml").read_text().splitlines(keepends=True)
-    (run / "config.toml").write_text("".join(saved[:-1]))
+    to_older_version(run)
     assert page_of([run])  # it is a run that can be read
     return run, config
 

@@ -16,13 +16,16 @@ STATE = (
     "checkpoint/round-0001/memory.m.safetensors",
     "checkpoint/round-0001/state.json",
     "checkpoint/round-0001/manifest.json",
+    "checkpoint/round-0001/manifest.sha256",
     "clients/bank/round-0001/adapter_model.safetensors",
     "clients/bank/round-0001/adapter_config.json",
     "clients/bank/round-0001/residual.safetensors",
     "clients/bank/round-0001/manifest.json",
+    "clients/bank/round-0001/manifest.sha256",
     "distilled/bank.jsonl",
     "distilled/audit.json",
     "distilled/manifest.json",
+    "distilled/manifest.sha256",
     "rounds.jsonl",
     "data.json",
     "config.toml",
@@ -93,7 +96,7 @@ def test_a_damaged_file_of_state_ends_the_resumed_run_with_its_name(half, file, 
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("file", [f for f in STATE if "manifest" not in f and f != "config.toml"])
+@pytest.mark.parametrize("file", [f for f in STATE if f != "config.toml"])
 def test_a_file_of_state_that_is_gone_is_named(half, file, tmp_path):
     folder, more = half
     shutil.copytree(folder, tmp_path / "run")
@@ -106,7 +109,8 @@ def test_a_lost_private_adapter_never_scores_as_the_global_model(half, tmp_path)
     folder, _ = half
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run/clients/bank/round-0001/adapter_model.safetensors").unlink()
-    (tmp_path / "run/clients/bank/round-0001/manifest.json").unlink()  # as an older version
+    for seal in (tmp_path / "run/clients/bank/round-0001").glob("manifest.*"):
+        seal.unlink()  # as an older version
     runtime, state = open_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"bank/round-0001.*lacks"):
         evaluate_clients(runtime, load_clients(runtime.config.data), state, SILENT)

@@ -1,6 +1,7 @@
 """What is measured between rounds, and the best round."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from fedsdr.federation.checkpoint import load_state
 from fedsdr.models.adapters import load_adapter
 from fedsdr.progress import SILENT
 from fedsdr.report.run_section import run_section
-from fedsdr.runs import round_measures
+from fedsdr.runs import round_measures, rounds
 from fedsdr.runs.export import export_model
 from fedsdr.runs.run import run_experiment
 from fedsdr.runs.run_folder import finished_results, open_run, read_run
@@ -90,26 +91,41 @@ def test_the_round_with_the_lowest_validation_loss_is_served(write_config, tmp_p
         assert path.stat().st_mode & 0o077 == 0
 
 
-def test_a_run_with_its_best_round_is_resumed_to_the_same_bytes(
-    write_config, tmp_path, monkeypatch
+@pytest.mark.parametrize(("losses", "best"), [([1.0, 2.0, 3.0], 1), ([2.0, 1.0, 3.0], 2)])
+def test_a_run_killed_after_measuring_a_round_is_resumed_to_the_same_bytes(
+    losses, best, write_config, tmp_path, monkeypatch
 ):
-    with_losses(monkeypatch, [1.0, 2.0, 3.0])
+    with_losses(monkeypatch, losses)
     config = write_config(*VALIDATION, "evaluation.keep=best")
     whole = run_experiment(config, tmp_path / "whole", SILENT)
-    real = round_measures._keep_if_best
+    real = rounds.save_round
 
-    def killed_after(runtime, state, found):
-        real(runtime, state, found)
+    def killed(folder, state, record, progress):
         if state.round == 2:
             raise KeyboardInterrupt
+        real(folder, state, record, progress)
 
-    monkeypatch.setattr(round_measures, "_keep_if_best", killed_after)
+    monkeypatch.setattr(rounds, "save_round", killed)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config, tmp_path / "run", SILENT)
-    monkeypatch.setattr(round_measures, "_keep_if_best", real)
+    assert read_run(tmp_path / "run")[1].round == best  # it can be evaluated as it is
+    monkeypatch.setattr(rounds, "save_round", real)
     again = run_experiment(config, tmp_path / "run", SILENT, resume=True)
     assert again["mean"] == whole["mean"]
-    assert again["served_round"] == whole["served_round"] == 1
+    assert again["served_round"] == whole["served_round"] == best
+
+
+@pytest.mark.parametrize("lost", ["best", "best/checkpoint", "best/clients/bank"])
+def test_a_lost_best_round_is_never_served_as_the_last(lost, write_config, tmp_path, monkeypatch):
+    with_losses(monkeypatch, [2.0, 1.0, 3.0, 4.0, 5.0])
+    config = write_config(*VALIDATION, "evaluation.keep=best")
+    out = tmp_path / "run"
+    run_experiment(config, out, SILENT)
+    more = replace(config, federation=replace(config.federation, rounds=5))
+    run_experiment(more, out, SILENT, resume=True)  # the S of round 2 is in best/ alone
+    shutil.rmtree(out / lost)
+    with pytest.raises(UserError, match=r"best: does not hold|bank/round-0002: missing"):
+        export_model(out, tmp_path / "export", client_id="bank")
 
 
 @pytest.mark.parametrize(

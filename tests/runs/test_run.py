@@ -12,6 +12,7 @@ from fedsdr.algorithms import ALGORITHMS
 from fedsdr.config import load_config
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import UserError
+from fedsdr.evaluation.results_file import read_results
 from fedsdr.federation.checkpoint import load_state
 from fedsdr.progress import SILENT
 from fedsdr.research.diagnose.measurements import extra_round
@@ -51,7 +52,7 @@ def test_a_run_leaves_every_file_that_the_design_names(write_config, tmp_path):
     bank = records[0]["clients"][0]
     assert bank["num_examples"] == 9
     assert {"S.rewritten.loss", "R.raw.loss", "S.rewritten.tokens", "R.raw.seconds"} <= bank.keys()
-    read = json.loads((out / "results.json").read_text())
+    read = read_results(out, "")
     assert read == json.loads(json.dumps(results))
     assert read["clients"]["bank"]["models"].keys() == {"base", "global", "client"}
     assert read["cost"]["bytes_up"] == sum(r["bytes_up"] for r in records) > 0
@@ -104,11 +105,11 @@ def kill_in_round_2(moment, patch):
             raise Killed
         return answer
 
-    def save(folder, state, digest):
+    def save(folder, state, **more):
         calls["save"] += 1
         if moment == "before the checkpoint" and calls["save"] == 2:
             raise Killed
-        real_save(folder, state, digest)
+        real_save(folder, state, **more)
         if moment == "after the checkpoint" and calls["save"] == 2:
             raise Killed
 

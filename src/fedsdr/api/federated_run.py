@@ -159,11 +159,9 @@ class Run:
         return load_run_config(self.folder / "config.toml")
 
     def _results(self) -> dict[str, Any]:
-        from fedsdr.evaluation.results_file import Results
-        from fedsdr.file_reading import read_json
+        from fedsdr.evaluation.results_file import read_results
 
-        results: dict[str, Any] = read_json(self.folder / "results.json", Results, FIX)
-        return results
+        return read_results(self.folder, FIX)
 
     def _repr_html_(self) -> str:
         """The tables that `fedsdr run` prints."""

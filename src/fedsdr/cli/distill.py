@@ -21,6 +21,7 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.data.clients import load_clients, taking_part
     from fedsdr.distill.records import read_audit
     from fedsdr.errors import UserError
+    from fedsdr.file_reading import stands
     from fedsdr.files import alone
     from fedsdr.report.run_section import rewriting_table
     from fedsdr.runs.client_runtime import open_runtime
@@ -28,12 +29,14 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     from fedsdr.runs.row_checks import check_clients
     from fedsdr.runs.run_folder import checked_config
     from fedsdr.runs.teacher_setup import prepare_rewriting
+    from fedsdr.training.methods import METHODS
 
     folder = folder_of(config, out)
     settings = load_checked(config, set_)
-    if (folder / "config.toml").exists():
-        settings = checked_config(settings, folder, resume=True)
-        if read_audit(folder / "distilled"):
+    settings = checked_config(settings, folder, resume=True)
+    if stands(folder / "config.toml"):
+        lost = METHODS[settings.method.name].rewrites and stands(folder / "checkpoint")
+        if read_audit(folder / "distilled") or lost:
             raise UserError(
                 f"{folder}: holds a run, whose rewrites must not change; choose another --out"
             )

@@ -1,6 +1,5 @@
 """fedsdr evaluate: measure the models of a finished or stopped run again, or on public suites."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -58,7 +57,8 @@ def evaluate(
     from fedsdr.cli.progress import console_progress
     from fedsdr.cli.table import print_next, print_results
     from fedsdr.data.clients import load_clients
-    from fedsdr.files import alone, write_atomically
+    from fedsdr.evaluation.results_file import write_results
+    from fedsdr.files import alone
     from fedsdr.models.nli import load_nli
     from fedsdr.models.packing import device_of
     from fedsdr.runs.evaluation import evaluate_clients
@@ -70,7 +70,7 @@ def evaluate(
     infer = load_nli(nli, device_of(runtime.base.model)) if nli else None
     with alone(run):
         results = evaluate_clients(runtime, clients, state, console_progress(), infer)
-        write_atomically(run / "results.json", json.dumps(results, indent=2) + "\n")
+        write_results(run, results)
     print_results(results, as_json=as_json)
     if not as_json:
         print_next(the_page_of_the_run=command_line("report", run))

@@ -12,7 +12,13 @@ from pydantic import BaseModel
 from fedsdr.data.chat_templates import responses_of, with_responses
 from fedsdr.errors import UserError
 from fedsdr.file_reading import RESTORE, parse_json, read_json, read_text, stands
-from fedsdr.files import check_manifest, digest_without_seconds, write_atomically
+from fedsdr.files import (
+    MANIFEST,
+    check_manifest,
+    digest_without_seconds,
+    sha256_of,
+    write_atomically,
+)
 from fedsdr.types import Example, Generation
 
 MAKE_THEM = "make them with: fedsdr distill"
@@ -170,22 +176,34 @@ def read_records(path: str | Path) -> tuple[RewriteRecord, ...]:
     )
 
 
-def lost_audit(run: Path) -> UserError:
-    """Return the error of a run whose rewrites have no audit.json any more."""
-    return UserError(f"{run / 'distilled' / 'audit.json'}: missing; {RESTORE}")
+def lost_audit(folder: Path) -> UserError:
+    """Return the error of a folder of rewrites that has no audit.json any more."""
+    return UserError(f"{folder / 'audit.json'}: missing; {RESTORE}")
+
+
+def write_audit(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write audit.json of a folder of rewrites whose manifest is written."""
+    audit = {**facts, "manifest": sha256_of(folder / MANIFEST)}
+    audit["check"] = digest_without_seconds(audit)
+    text = json.dumps(audit, indent=2) + "\n"
+    write_atomically(folder / "audit.json", text, private=True)
 
 
 def read_audit(folder: Path) -> dict[str, Any]:
-    """Return audit.json of a folder of rewrites; empty where it does not exist.
+    """Return audit.json of a folder of rewrites; empty where it does not exist, since rewriting is
+    not complete then.
 
     UserError when it, or a file of rewrites, is damaged.
     """
     path = folder / "audit.json"
-    check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
     if not stands(path):
         return {}
+    check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
     audit: dict[str, Any] = read_json(path, SavedAudit, RESTORE)
     check = audit.pop("check", None)  # older versions wrote none
     if check is not None and check != digest_without_seconds(audit):
         raise UserError(f"{path}: damaged (its checksum is wrong); {RESTORE}")
+    manifest = audit.pop("manifest", None)
+    if manifest is not None and manifest != sha256_of(folder / MANIFEST):
+        raise UserError(f"{path}: is not that of the rewrites beside it; {RESTORE}")
     return audit

@@ -1,8 +1,18 @@
-"""What must be in results.json, whichever version wrote it."""
+"""results.json on disk: written with a checksum; what must be in it, whichever version wrote it."""
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
+
+from fedsdr.errors import UserError
+from fedsdr.file_reading import read_json, stands
+from fedsdr.files import digest_without_seconds, write_atomically
+from fedsdr.saved_config import read_saved
+
+RESULTS = "results.json"
 
 
 class _Part(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
@@ -135,3 +145,31 @@ class Results(_Part):
         if self.clients and not all(part.keys() == {"base", "global", "client"} for part in parts):
             raise ValueError("a mean is missing")
         return self
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json of a run folder, with a checksum over it and the name of the run."""
+    written = {**results, "check": _check(folder, json.loads(json.dumps(results)))}
+    write_atomically(folder / RESULTS, json.dumps(written, indent=2) + "\n")
+
+
+def read_results(folder: Path, fix: str) -> dict[str, Any]:
+    """Return what `write_results` was given.
+
+    UserError, which ends with `fix`, when it is missing, damaged or of another run.
+    """
+    path = folder / RESULTS
+    results: dict[str, Any] = read_json(path, Results, fix)
+    check = results.pop("check", None)  # older versions wrote none
+    if check is not None and check != _check(folder, results):
+        raise UserError(
+            f"{path}: damaged, or not of the run of {folder / 'config.toml'}; restore both, or "
+            f"measure again: fedsdr evaluate {folder}"
+        )
+    return results
+
+
+def _check(folder: Path, results: Mapping[str, Any]) -> str:
+    config = folder / "config.toml"
+    run = read_saved(config)[1] if stands(config) else ""
+    return digest_without_seconds({"run": run, "results": results})

@@ -8,13 +8,16 @@ the newer one is in place, so a full disk or a kill leaves the last complete one
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, PositiveInt
 
-from fedsdr.file_reading import read_json, read_tensors
+from fedsdr.errors import UserError
+from fedsdr.file_reading import RESTORE, read_json, read_tensors, stands
 from fedsdr.files import check_manifest, numbered_folders, write_folder
+from fedsdr.saved_config import read_saved
 from fedsdr.types import ServerState
 
 if TYPE_CHECKING:  # imports torch, which a finished run does not need
@@ -32,12 +35,23 @@ class Facts(BaseModel, strict=True):
     memory: list[str]
     draws: list[tuple[PositiveInt, PositiveInt]] = []
     records: str = ""
+    chain: str = ""
+    run: str = ""
 
 
-def save_state(folder: Path, state: ServerState, records_digest: str = "") -> None:
+class RecordsMark(NamedTuple):
+    """What a checkpoint says of rounds.jsonl."""
+
+    lines: int
+    chain: str  # see round_records.py
+    whole: str  # the digest that older versions wrote
+
+
+def save_state(folder: Path, state: ServerState, *, chain: str = "", run: str = "") -> None:
     """Write the state of `state.round`, then remove older rounds. UserError on a full disk.
 
-    `records_digest` is the SHA-256 of rounds.jsonl at this round, kept beside the state.
+    Beside the state stand `chain`, the digest of rounds.jsonl at this round, and `run`, the name of
+    the run in config.toml.
     """
 
     from safetensors.torch import save_file
@@ -51,7 +65,8 @@ def save_state(folder: Path, state: ServerState, records_digest: str = "") -> No
             "parts": sorted(_parts(state)),
             "memory": sorted(state.optimizer_state),  # a moment without tensors has no file
             "draws": state.draws,
-            "records": records_digest,
+            "chain": chain,
+            "run": run,
         }
         (target / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -94,17 +109,36 @@ def load_progress(folder: Path) -> tuple[int, dict[str, int]]:
     return facts["round"], facts["accepted"]
 
 
-def records_digest(folder: Path) -> str:
-    """Return the SHA-256 of rounds.jsonl at the newest round; '' where none was written."""
-    newest = _newest(folder)
-    return "" if newest is None else str(_read_facts(newest).get("records", ""))
+def last_line(round: int, accepted: Mapping[str, int]) -> int:
+    """Return the number of lines of rounds.jsonl; phases after the last round have one more."""
+    return max([round, *accepted.values()])
 
 
-def _newest(folder: Path) -> Path | None:
+def records_mark(folder: Path, *, check: bool = True) -> RecordsMark | None:
+    """Return what the newest state says of rounds.jsonl, None without a state; without `check` its
+    files are not hashed."""
+    newest = _newest(folder, check=check)
+    if newest is None:
+        return None
+    facts = _read_facts(newest)
+    lines = last_line(facts["round"], facts["accepted"])
+    return RecordsMark(lines, facts.get("chain", ""), facts.get("records", ""))
+
+
+def check_run(run: Path) -> None:
+    """UserError when config.toml of a run folder is damaged, or not that of its checkpoint."""
+    path, newest = run / "config.toml", _newest(run / "checkpoint")
+    saved = newest and _read_facts(newest).get("run", "")
+    if stands(path) and read_saved(path)[1] != saved and saved:
+        raise UserError(f"{path}: is not that of the run in checkpoint/; {RESTORE}")
+
+
+def _newest(folder: Path, *, check: bool = True) -> Path | None:
     rounds = list(numbered_folders(folder, "round-").values())
     if not rounds:
         return None
-    check_manifest(rounds[-1], FIX)
+    if check:
+        check_manifest(rounds[-1], FIX)
     return rounds[-1]
 
 

@@ -1,7 +1,10 @@
 """The plan of a run, which is the same in every round, and the server's state before round 1."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
 
 from torch import Tensor
 
@@ -31,6 +34,7 @@ class Plan:
     privacy: Privacy = NO_PRIVACY
     max_update_norm: float = 0.0  # 0: no limit
     max_norm_ratio: float = 10.0  # see norm_bound.py; 0: no limit
+    max_weight_ratio: float = 0.0  # of the median announced number; 0: no limit
     run_id: str = ""  # see ClientTask
     aggregation: Aggregation = AGGREGATIONS["mean"]
     malicious_share: float = 0.0  # see RoundContext
@@ -46,9 +50,17 @@ class Plan:
         """Whether noise is added, by the server or by the clients."""
         return self.privacy.mode != "none"
 
-    def weight(self, client_id: str) -> int:
-        """Return the weight of a client's update in the mean."""
-        return 1 if self.is_private else self.announced.get(client_id, 1)
+    def weight(self, client_id: str) -> float:
+        """Return the weight of a client's update in the mean.
+
+        The announced number cannot be checked, so `max_weight_ratio` can bound it.
+        """
+        return 1 if self.is_private else min(self.announced.get(client_id, 1), self._most_weight)
+
+    @cached_property
+    def _most_weight(self) -> float:
+        limited = self.max_weight_ratio and self.announced
+        return self.max_weight_ratio * median(self.announced.values()) if limited else math.inf
 
     def sent(self, shared: Mapping[str, Tensor]) -> Tensors:
         """Return the factors of R that cross an engine."""

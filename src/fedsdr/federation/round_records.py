@@ -1,15 +1,24 @@
-"""rounds.jsonl: one line a round, read back and checked."""
+"""rounds.jsonl: one line a round, read back and checked.
 
-from collections.abc import Mapping, Sequence
+The checkpoint has the digest of all lines. It is a chain, each link the SHA-256 of the one before
+and of one record without its seconds, so that a new line needs none of the earlier ones.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import records_digest
+from fedsdr.federation.checkpoint import records_mark
 from fedsdr.file_reading import RESTORE, parse_json, read_text
-from fedsdr.files import digest_without_seconds
+from fedsdr.files import digest_without_seconds, disk_errors_named
+from fedsdr.types import RoundRecord
 
 RECORDS = "rounds.jsonl"
 
@@ -57,10 +66,54 @@ class Record(BaseModel, strict=True, allow_inf_nan=False):
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of rounds.jsonl. UserError when it is missing or damaged."""
-    records = parse_records(record_lines(folder), folder / RECORDS)
+    """Return the records up to the checkpoint; a run killed between its two writes left one more.
+
+    UserError when rounds.jsonl is missing or damaged.
+    """
+    mark = records_mark(folder / "checkpoint")
+    lines = record_lines(folder)
+    records = parse_records(lines[: mark.lines] if mark else lines, folder / RECORDS)
     check_digest(folder, records)
     return records
+
+
+def append_record(folder: Path, record: RoundRecord) -> str:
+    """Append a line to rounds.jsonl; return the digest of all lines.
+
+    Earlier lines were checked when the run began, and are not read again.
+    """
+    path = folder / RECORDS
+    line = json.dumps(dataclasses.asdict(record), allow_nan=False)
+    (added,) = parse_records([line], path)
+    mark = records_mark(folder / "checkpoint", check=False)
+    before = mark.chain if mark else ""
+    if mark and not before:  # the checkpoint of an older version
+        before = chain_of(read_records(folder))
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return _link(before, added)
+
+
+def chain_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return the digest of all records; '' without any."""
+    return functools.reduce(_link, records, "")
+
+
+def _link(before: str, record: Mapping[str, Any]) -> str:
+    return sha256((before + digest_without_seconds(record)).encode()).hexdigest()
+
+
+def best_round(records: Iterable[Mapping[str, Any]]) -> tuple[int, float] | None:
+    """Return the first round whose own models had the lowest mean loss between rounds, and that
+    loss; None where none was measured."""
+    measured = [
+        (record["round"], record["evaluation"]["mean"]["client"]["loss"])
+        for record in records
+        if record.get("evaluation")
+    ]
+    return min(measured, key=lambda found: found[1], default=None)
 
 
 def record_lines(folder: Path) -> list[str]:
@@ -78,8 +131,11 @@ def parse_records(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
 
 def check_digest(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """UserError when the records are not those of the newest checkpoint."""
-    digest = records_digest(folder / "checkpoint")
-    if digest and digest != digest_without_seconds(records):
+    mark = records_mark(folder / "checkpoint")
+    if mark is None or not (mark.chain or mark.whole):
+        return
+    digest = chain_of(records) if mark.chain else digest_without_seconds(records)
+    if digest != (mark.chain or mark.whole):
         raise UserError(
             f"{folder / RECORDS}: damaged (it is not the file of the checkpoint); restore it from "
             "a copy, or choose another --out"

@@ -184,7 +184,7 @@ class Nodes:
 
     def _join(self, node: int, report: JoinReport | str) -> None:
         if isinstance(report, JoinReport):
-            report = _checked(report)
+            report = _checked(report, self.announced.get(report.client))
         if isinstance(report, str):
             self._refused.add(node)
             self._unrecorded.append({"id": f"node {node}", "reason": f"cannot join: {report}"})
@@ -196,10 +196,16 @@ class Nodes:
         self._log(f"client '{report.client}' joined{rows}")
 
 
-def _checked(report: JoinReport) -> JoinReport | str:
-    """Return the report, or in one line why its node cannot join."""
+def _checked(report: JoinReport, before: int | None) -> JoinReport | str:
+    """Return the report, or in one line why its node cannot join.
+
+    `before` is the number that the client announced when it joined first: the weight of a client,
+    whose data stay the same during a run, is not for it to change.
+    """
     if not is_name(report.client):
         return f"{report.client[:60]!r} cannot be the name of a client"
     if not 0 <= report.rows <= MAX_ROWS:
         return f"client '{report.client}' reports {report.rows} training rows"
+    if before not in (None, report.rows or 1):
+        return f"client '{report.client}' reports {report.rows} training rows, {before} before"
     return report

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsdr.config import Config, save_config
+from fedsdr.config import Config
 from fedsdr.errors import UserError
 from fedsdr.federation.round import RunClients, run_round
 from fedsdr.files import alone, write_atomically
@@ -34,7 +34,7 @@ from fedsdr.models.base_model import load_shape
 from fedsdr.models.two_branch import with_branches
 from fedsdr.progress import SILENT, Progress
 from fedsdr.runs.rounds import initial_shared, load_or_init_state, save_round
-from fedsdr.runs.run_folder import checked_config
+from fedsdr.runs.run_folder import checked_config, save_run_config
 from fedsdr.runs.run_plan import plan_of
 from fedsdr.runs.run_status import noted_in
 from fedsdr.runs.trackers import check_trackers, tracked
@@ -94,7 +94,7 @@ def serve(
     rounds, seconds = config.federation.rounds, config.engine.join_seconds
     plan = plan_of(config, {})
     state = load_or_init_state(out, plan, rounds, lambda: _initial_tensors(config))
-    save_config(config, out / "config.toml")
+    save_run_config(config, out / "config.toml")
     plan = dataclasses.replace(plan, run_id=_run_id(out))
     nodes = Nodes(grid, progress.log, plan.run_id)
     connected = _wait(nodes, config.engine.sites or plan.min_updates, seconds)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
 from fedsdr.config import load_config
 from fedsdr.data.clients import load_clients
@@ -13,8 +12,8 @@ from fedsdr.distill.cache import GenerationFile
 from fedsdr.distill.records import MAKE_THEM, RewriteRecord, read_records
 from fedsdr.errors import UserError
 from fedsdr.evaluation.answer_audit import SIGNS, sign_pair
-from fedsdr.evaluation.results_file import Results
-from fedsdr.file_reading import RESTORE, read_json, stands
+from fedsdr.evaluation.results_file import read_results
+from fedsdr.file_reading import RESTORE, stands
 from fedsdr.report.page import framed, render
 
 SignsOf = Callable[[str, str], Iterable[str]]  # raw, rewrite -> what to look at
@@ -159,7 +158,7 @@ def _signs_of_answers(folder: Path) -> dict[tuple[str, str], list[str]]:
     """Return (client, row) -> what the answer audit saw in which model's answer."""
     if not stands(folder / "results.json"):
         return {}
-    results: dict[str, Any] = read_json(folder / "results.json", Results, RESTORE)
+    results = read_results(folder, RESTORE)
     return {
         (client, row["id"]): [
             f"{name}: {SIGNS[sign].title}"

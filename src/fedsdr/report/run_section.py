@@ -14,13 +14,15 @@ from fedsdr.config import Config, key_names, load_config, value_of
 from fedsdr.distill.records import lost_audit, read_audit
 from fedsdr.evaluation.model_tables import tables_of
 from fedsdr.evaluation.results import Table
-from fedsdr.evaluation.results_file import Results
+from fedsdr.evaluation.results_file import read_results
+from fedsdr.federation.checkpoint import check_run
 from fedsdr.federation.round_records import RECORDS, read_records
-from fedsdr.file_reading import RESTORE, read_json, read_text, stands
+from fedsdr.file_reading import stands
 from fedsdr.report import run_charts as charts_of
 from fedsdr.report.charts import MOST_LABELS
 from fedsdr.report.findings import Records, findings, warnings
 from fedsdr.report.page import Group, Section
+from fedsdr.saved_config import read_saved
 
 HINT = "a report needs a run or a comparison (fedsdr run, fedsdr compare)"
 SECRET_KEYS = ("teacher.url",)  # may hold a password
@@ -34,7 +36,7 @@ def run_section(folder: Path, more: Sequence[Group] = ()) -> Section:
     results, records = read_run(folder)
     audit = read_audit(folder / "distilled")
     if not audit and results and "rewrite" in results["cost"]["tokens"]:
-        raise lost_audit(folder)
+        raise lost_audit(folder / "distilled")
     config = load_config(folder / "config.toml")
     groups = _result_groups(results) if results and results["clients"] else []
     if records:
@@ -59,8 +61,9 @@ def run_section(folder: Path, more: Sequence[Group] = ()) -> Section:
 
 def read_run(folder: Path) -> tuple[dict[str, Any] | None, Records]:
     """Return results.json, None where the run is not finished, and the lines of rounds.jsonl."""
+    check_run(folder)
     unfinished = stands(folder / "config.toml") and not stands(folder / "results.json")
-    results = None if unfinished else read_json(folder / "results.json", Results, HINT)
+    results = None if unfinished else read_results(folder, HINT)
     no_round = unfinished and not stands(folder / RECORDS)
     return results, [] if no_round else read_records(folder)
 
@@ -138,7 +141,7 @@ def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
 
 def _settings(folder: Path) -> str:
     """The configuration, without the address of an endpoint, which may hold a password."""
-    text = read_text(folder / "config.toml", RESTORE)
+    text, _ = read_saved(folder / "config.toml")
     return re.sub(r'(?m)^(url = )"[^"\n].*$', r'\1"(not shown)"', text)
 
 

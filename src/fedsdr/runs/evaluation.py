@@ -5,11 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fedsdr.config import PrivacyConfig
-from fedsdr.distill.records import lost_audit, read_audit
 from fedsdr.evaluation.answer_audit import VERSION
 from fedsdr.evaluation.held_out import ClientScores, Infer, scores_of
 from fedsdr.evaluation.results import ClientResult, build_results
@@ -19,7 +17,7 @@ from fedsdr.progress import Advance, Progress
 from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
 from fedsdr.runs.clients_at_once import client_groups, evaluate_group
-from fedsdr.runs.refresh import refresh_audits
+from fedsdr.runs.refresh import rewriting_audits
 from fedsdr.runs.rounds import rounds_done
 from fedsdr.runs.seed_drift import retention_of
 from fedsdr.runs.served_models import serving_of
@@ -56,7 +54,7 @@ def evaluate_clients(
         "algorithm": config.algorithm.name,
         "seed": config.seed,
         "rounds": rounds_done(runtime.folder, state),
-        "cost": cost_of(runtime.folder, records, measured, time.perf_counter() - began),
+        "cost": cost_of(runtime, records, measured, time.perf_counter() - began),
     }
     results = build_results(**facts, clients=trained) if trained else facts | {"clients": {}}
     if left_out:
@@ -168,7 +166,7 @@ def base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[s
 
 
 def cost_of(
-    folder: Path,
+    runtime: ClientRuntime,
     records: Records,
     measured: Mapping[str, ClientResult],
     evaluation_seconds: float,
@@ -191,15 +189,9 @@ def cost_of(
                 tokens[f"forward {phase}"] = tokens.get(f"forward {phase}", 0) + value
             elif what == "seconds":
                 seconds[f"train {phase}"] = seconds.get(f"train {phase}", 0.0) + value
-    if audit := read_audit(folder / "distilled"):
-        rewriting = audit["clients"].values()
-        tokens["rewrite"] = sum(c["all_new_tokens"] for c in rewriting)
-        seconds["rewrite"] = sum(c.get("seconds", 0.0) for c in rewriting)
-    elif any((folder / "distilled").glob("*.jsonl")):
-        raise lost_audit(folder)
-    for anew in refresh_audits(folder):
-        tokens["rewrite"] += anew["all_new_tokens"]
-        seconds["rewrite"] += anew.get("seconds", 0.0)
+    for of_client in rewriting_audits(runtime, records):
+        tokens["rewrite"] = tokens.get("rewrite", 0) + of_client["all_new_tokens"]
+        seconds["rewrite"] = seconds.get("rewrite", 0.0) + of_client.get("seconds", 0.0)
     # A model is measured once: the client model of plain is its global one.
     distinct = {
         id(scores): scores

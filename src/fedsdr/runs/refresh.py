@@ -6,14 +6,16 @@ FOLDER/distilled/round-0003/CLIENT/    the rewrites that the model after round 3
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from fedsdr.distill.records import read_audit, write_distilled
+from fedsdr.distill.records import lost_audit, read_audit, write_distilled
+from fedsdr.errors import UserError
+from fedsdr.file_reading import RESTORE, stands
 from fedsdr.files import check_manifest, write_folder
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.rewriting import audit_line, facts_of, rewrite_answers
@@ -34,9 +36,11 @@ def refresh_rewrites(
     folder = path.parent
     if not runtime.method.rewrites or folder == runtime.folder / "distilled":
         return
-    if folder.exists():
-        check_manifest(folder, "restore it, or remove the folder to make the rewrites again")
+    if stands(folder):
+        check_manifest(folder, RESTORE)
         return
+    if runtime.distilled(client.client_id, task.accepted_round) == path:
+        raise UserError(f"{folder}: missing; this client was trained on it: {RESTORE}")
     began = time.perf_counter()
     runtime.model.set(starting_factors(task, runtime.method, runtime.model, {}))
     with runtime.model.using(*runtime.method.global_model):
@@ -53,7 +57,22 @@ def refresh_rewrites(
     log(f"  {client.client_id}: {audit_line(rewritten.audit)}")
 
 
-def refresh_audits(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the audit of each client and refresh of a run."""
-    for path in sorted((folder / "distilled").glob("round-*/*/audit.json")):
-        yield from read_audit(path.parent)["clients"].values()
+def rewriting_audits(
+    runtime: ClientRuntime, records: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the audit of each client, before round 1 and of each refresh.
+
+    UserError when the audit of rewrites is lost that a client of `records` was trained on.
+    """
+    first = runtime.folder / "distilled"
+    trained = {
+        runtime.distilled(client["id"], record["round"]).parent
+        for record in records
+        for client in record["clients"]
+        if runtime.method.rewrites
+    }
+    for folder in sorted({first, *first.glob("round-*/*"), *trained}):
+        if audit := read_audit(folder):
+            yield from audit["clients"].values()
+        elif folder in trained:
+            raise lost_audit(folder)

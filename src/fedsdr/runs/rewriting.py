@@ -1,7 +1,6 @@
 """Make the rewrites of clients with the teacher, and keep their audit."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -9,10 +8,16 @@ from statistics import fmean
 from typing import Any
 
 from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.records import Audit, read_audit, read_distilled, write_distilled
+from fedsdr.distill.records import (
+    Audit,
+    read_audit,
+    read_distilled,
+    write_audit,
+    write_distilled,
+)
 from fedsdr.distill.self_distillation import Rewritten, rewrite_client
 from fedsdr.errors import UserError
-from fedsdr.files import digest_without_seconds, make_private, write_atomically, write_manifest
+from fedsdr.files import make_private, write_manifest
 from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.teacher_setup import Rewriting
@@ -34,10 +39,11 @@ def distill_clients(
     depend on the cache goes into FOLDER/distilled/audit.json, with the seconds taken.
     """
     settings, teacher = runtime.config.teacher, rewriting.teacher
+    folder = make_private(runtime.folder / "distilled")
+    (folder / "audit.json").unlink(missing_ok=True)  # it says that rewriting is complete
     progress.log(f"rewriting with {teacher.engine} ({rewriting.why}), teacher {teacher.model}")
     audits: dict[str, Audit] = {}
     seconds: dict[str, float] = {}
-    folder = make_private(runtime.folder / "distilled")
     for client in clients:
         began = time.perf_counter()
         ahead = fmean(seconds.values()) * (len(clients) - len(seconds) - 1) if seconds else None
@@ -63,11 +69,9 @@ def distill_clients(
             name: facts_of(audit) | {"seconds": seconds[name]} for name, audit in audits.items()
         },
     }
-    facts["check"] = digest_without_seconds(facts)
     files = (runtime.distilled(client.client_id) for client in clients)
     write_manifest(folder, files, private=True)
-    text = json.dumps(facts, indent=2) + "\n"
-    write_atomically(folder / "audit.json", text, private=True)  # last: rewriting is complete
+    write_audit(folder, facts)  # last: rewriting is complete
     return audits
 
 

@@ -1,6 +1,6 @@
 """The models measured between rounds, and the round that served them best.
 
-FOLDER/best/best.json           {round, loss, of}
+FOLDER/best/best.json           {round, loss, of}, for the reader: rounds.jsonl decides
 FOLDER/best/checkpoint/         the state after that round
 FOLDER/best/clients/CLIENT/     the S of each client after it
 """
@@ -15,14 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel
-
 from fedsdr.errors import UserError
 from fedsdr.evaluation.results import build_results
 from fedsdr.federation.checkpoint import save_state
-from fedsdr.file_reading import read_json
+from fedsdr.federation.round_records import best_round, read_records
 from fedsdr.files import (
     MANIFEST,
+    SEAL,
     make_private,
     numbered_folders,
     write_atomically,
@@ -31,20 +30,13 @@ from fedsdr.files import (
 from fedsdr.progress import SILENT
 from fedsdr.runs.client_runtime import ClientRuntime, forward_of
 from fedsdr.runs.evaluation import measure_models
-from fedsdr.runs.run_folder import BEST
+from fedsdr.runs.run_folder import BEST, run_name
 from fedsdr.runs.seed_drift import retention_of
 from fedsdr.runs.served_models import Kind, Serving, serving_of
 from fedsdr.types import ClientData, ServerState
 
 Measures = dict[str, Any]  # `evaluation` of a line of rounds.jsonl
 MeasureRound = Callable[[ServerState], Measures | None]
-
-
-class Best(BaseModel, extra="allow", strict=True):
-    """What must be in best.json."""
-
-    round: int
-    loss: float
 
 
 def round_measures(
@@ -62,16 +54,23 @@ def round_measures(
     which = "validation" if any(client.validation for client in clients) else "test"
     rows = [client.validation if which == "validation" else client.test for client in clients]
     held_out = [dataclasses.replace(c, test=of) for c, of in zip(clients, rows, strict=True) if of]
+    best: tuple[int, float] | None = None  # round and loss
 
     def measure(state: ServerState) -> Measures | None:
         asked = evaluation.every and (state.round % evaluation.every == 0 or state.round == rounds)
         if not (asked and held_out):
             return None
         of_round = _everything if evaluation.by_round == "all" else _losses
-        found = {"of": which, "rows": sum(len(c.test) for c in held_out)}
+        found: Measures = {"of": which, "rows": sum(len(c.test) for c in held_out)}
         found |= of_round(runtime, held_out, state)
         if evaluation.keep == "best":
-            _keep_if_best(runtime, state, found)
+            nonlocal best
+            if best is None and state.round > 1:  # resumed
+                best = best_round(read_records(runtime.folder))
+            loss = found["mean"]["client"]["loss"]
+            if best is None or loss < best[1]:
+                best = state.round, loss
+                _keep(runtime, state, loss, which)
         return found
 
     return measure
@@ -130,17 +129,12 @@ def _everything(
     return found
 
 
-def _keep_if_best(runtime: ClientRuntime, state: ServerState, found: Measures) -> None:
-    """Copy the state and every client's S into FOLDER/best if no round had a lower loss.
+def _keep(runtime: ClientRuntime, state: ServerState, loss: float, which: str) -> None:
+    """Copy the state, whose loss is the lowest so far, and every client's S into FOLDER/best.
 
     A run that was killed here measures the same round again, and copies the same.
     """
-    best, loss = runtime.folder / BEST, found["mean"]["client"]["loss"]
-    path = best / "best.json"
-    if path.exists():
-        before = read_json(path, Best, "remove the folder and run again")
-        if before["round"] != state.round and before["loss"] <= loss:
-            return
+    best = runtime.folder / BEST
     for client, last in state.accepted.items():
         source = runtime.store(client).round_folder(last)
         if not source.is_dir():  # the client keeps nothing
@@ -148,16 +142,16 @@ def _keep_if_best(runtime: ClientRuntime, state: ServerState, found: Measures) -
         folder = make_private(best / "clients" / client)
         write = functools.partial(_copy, source)
         write_folder(folder / source.name, write, private=True, manifest=True)
-    save_state(best / "checkpoint", state)
+    save_state(best / "checkpoint", state, run=run_name(runtime.folder))
     for client, last in state.accepted.items():
         for number, older in numbered_folders(best / "clients" / client, "round-").items():
             if number != last:
                 shutil.rmtree(older)
-    text = json.dumps({"round": state.round, "loss": loss, "of": found["of"]}, indent=2)
-    write_atomically(path, text + "\n")
+    text = json.dumps({"round": state.round, "loss": loss, "of": which}, indent=2)
+    write_atomically(best / "best.json", text + "\n")
 
 
 def _copy(source: Path, to: Path) -> None:
     for file in source.iterdir():
-        if file.name != MANIFEST:
+        if file.name not in (MANIFEST, SEAL):
             shutil.copyfile(file, to / file.name)

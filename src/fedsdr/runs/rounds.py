@@ -5,19 +5,26 @@ FOLDER/rounds.jsonl     one line a round
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import load_progress, load_state, save_state
+from fedsdr.federation.checkpoint import FIX, last_line, load_progress, load_state, save_state
 from fedsdr.federation.plan import Plan, first_state
 from fedsdr.federation.round import RunClients, run_round
-from fedsdr.federation.round_records import RECORDS, check_digest, parse_records, record_lines
-from fedsdr.files import digest_without_seconds, disk_errors_named, write_atomically
+from fedsdr.federation.round_records import (
+    RECORDS,
+    append_record,
+    check_digest,
+    parse_records,
+    record_lines,
+)
+from fedsdr.file_reading import stands
+from fedsdr.files import write_atomically
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.progress import Progress
+from fedsdr.runs.run_folder import run_name
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors
 from fedsdr.training.methods import Method
@@ -47,7 +54,7 @@ def load_or_init_state(
             f"{folder}: {state.round} rounds are done; raise federation.rounds = {rounds} or "
             "choose another --out"
         )
-    last = last_line(state)
+    last = last_line(state.round, state.accepted)
     _drop_records_after(folder, last)
     if state.round < min(rounds, last):
         raise UserError(
@@ -55,11 +62,6 @@ def load_or_init_state(
             f"set federation.rounds = {state.round}, or choose another --out for more rounds"
         )
     return state
-
-
-def last_line(state: ServerState) -> int:
-    """Return the number of lines of rounds.jsonl; phases after the last round have one more."""
-    return max([state.round, *state.accepted.values()])
 
 
 def rounds_done(folder: Path, state: ServerState) -> int:
@@ -87,25 +89,26 @@ def next_round(
 
 def save_round(folder: Path, state: ServerState, record: RoundRecord, progress: Progress) -> None:
     """Append the record of a round, then write the checkpoint and log a line."""
-    path = folder / RECORDS
-    line = json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    digest = digest_without_seconds(parse_records(record_lines(folder), path))
-    save_state(folder / "checkpoint", state, digest)
+    chain = append_record(folder, record)
+    save_state(folder / "checkpoint", state, chain=chain, run=run_name(folder))
     progress.log(round_line(dataclasses.asdict(record)))
     progress.round_done(dataclasses.asdict(record))
 
 
 def _drop_records_after(folder: Path, count: int) -> None:
-    """Keep the first `count` lines: a killed round leaves a line without a checkpoint."""
+    """Keep the first `count` lines: a killed round leaves one line without a checkpoint.
+
+    UserError where there is more without one: a lost checkpoint must not start the run anew.
+    """
     path = folder / RECORDS
+    lines = record_lines(folder) if count or stands(path) else []
+    if len(lines) > count + 1 or (not count and stands(folder / "results.json")):
+        done = f"ends at round {count}" if count else "missing"
+        raise UserError(f"{folder / 'checkpoint'}: {done}, though {len(lines)} are done; {FIX}")
     if not count:
         path.unlink(missing_ok=True)
         return
-    lines = record_lines(folder)[:count]
+    lines = lines[:count]
     check_digest(folder, parse_records(lines, path))
     write_atomically(path, "".join(line + "\n" for line in lines))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 from fedsdr.config import Config
 from fedsdr.data.clients import load_clients, taking_part
+from fedsdr.evaluation.results_file import write_results
 from fedsdr.federation.plan import Plan
-from fedsdr.files import alone, write_atomically
+from fedsdr.files import alone
 from fedsdr.models.adapters import save_adapter
 from fedsdr.progress import Advance, Progress
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, train_at
@@ -236,5 +236,5 @@ def finish(
             held = runtime.store(client, last).round_folder(last)
             runtime.store(client).publish(held)
     results = evaluate_clients(runtime, clients, state, progress)
-    write_atomically(runtime.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_results(runtime.folder, results)
     return results

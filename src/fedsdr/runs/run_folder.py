@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fedsdr.config import Config, key_names, load_config, to_toml, value_of, without_password
 from fedsdr.data.clients import load_clients
 from fedsdr.errors import UserError
-from fedsdr.evaluation.results_file import Results
-from fedsdr.federation.checkpoint import load_progress, load_state
-from fedsdr.file_reading import RESTORE, read_json, read_text
+from fedsdr.evaluation.results_file import read_results
+from fedsdr.federation.checkpoint import check_run, load_progress, load_state
+from fedsdr.federation.round_records import best_round, read_records
+from fedsdr.file_reading import RESTORE, read_json, stands
 from fedsdr.files import write_atomically
+from fedsdr.saved_config import read_saved, write_saved
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientData, ServerState
 
@@ -32,7 +34,6 @@ MEASURING = (
 # checkpointing changes no bit of the result and lets a run continue that was too large for its
 # machine.
 _RESUMABLE = ("federation.rounds", "train.checkpointing")
-_CHECKSUM = "# SHA-256 of the lines above: "
 NOTHING_TO_DO = "finished already, nothing to do (measure again: fedsdr evaluate)"
 _AUTOMATIC = {"train.pack_tokens": 0}  # "auto" elsewhere
 
@@ -69,9 +70,16 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Config, ServerSt
 
 def served_state(run: Path, config: Config, last: ServerState) -> ServerState:
     """Return the state that is served: `last`, or with evaluation.keep = "best" that of the round
-    with the lowest loss on validation rows."""
-    best = load_state(run / BEST / "checkpoint") if config.evaluation.keep == "best" else None
-    return best or last
+    with the lowest loss on validation rows. UserError if that one is lost."""
+    if config.evaluation.keep != "best":
+        return last
+    found, best = best_round(read_records(run)), load_state(run / BEST / "checkpoint")
+    if found is None:
+        return last
+    # A run that is killed between its writes leaves the best state of a round not yet counted.
+    if best is None or best.round not in (found[0], last.round + 1):
+        raise UserError(f"{run / BEST}: does not hold the best round, {found[0]}; {RESTORE}")
+    return best
 
 
 def checked_config(config: Config, out: Path, resume: bool) -> Config:
@@ -83,8 +91,8 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     """
     saved = out / "config.toml"
     if not saved.exists():
-        # `fedsdr distill` leaves its rewrites there for the run that follows.
-        own = {"distilled", "data", ".config.toml.tmp", ".lock"}  # data: of the Python API
+        # What `fedsdr distill`, the Python API and a killed start leave.
+        own = {"distilled", "data", "data.json", ".data.json.tmp", ".config.toml.tmp", ".lock"}
         if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - own):
             raise UserError(f"{out}: exists and is not a run folder; choose another --out")
         return config
@@ -98,8 +106,7 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
         if key == "teacher.url":  # the saved one is without its password
             now = without_password(now)
         automatic = now == _AUTOMATIC.get(key, "auto")
-        may_differ = key in _RESUMABLE or key.startswith(("engine.", "log."))
-        if not may_differ and not automatic and value_of(before, key) != now:
+        if not (automatic or _may_differ(key)) and value_of(before, key) != now:
             raise UserError(
                 f"{saved}: '{key}' was {value_of(before, key)!r} and is now {now!r}; "
                 "resume with the same value or choose another --out"
@@ -118,28 +125,39 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
 
 
 def save_run_config(config: Config, path: Path) -> None:
-    """Write config.toml of a run; its last line is a checksum."""
-    text = to_toml(config)
-    write_atomically(path, f"{text}{_CHECKSUM}{sha256(text.encode()).hexdigest()}\n")
+    """Write config.toml of a run, which keeps its name from the first time on."""
+    write_saved(path, to_toml(config), run_name(path.parent) or _new_name(config))
+
+
+def run_name(folder: Path) -> str:
+    """Return the name of the run in a folder; '' where there is none, or from an older version."""
+    path = folder / "config.toml"
+    return read_saved(path)[1] if stands(path) else ""
+
+
+def _new_name(config: Config) -> str:
+    """Return 16 hex digits that differ for runs that cannot resume each other."""
+    keys = [key for key in key_names() if key != "teacher.url" and not _may_differ(key)]
+    values = [(key, value_of(config, key)) for key in keys]
+    return sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def _may_differ(key: str) -> bool:
+    """Return whether a resumed run may have another value of this key."""
+    return key in _RESUMABLE or key.startswith(("engine.", "log."))
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Load config.toml of a run. UserError when its checksum, the last line, does not fit."""
-    config = load_config(path, overrides)
-    text, found, digest = read_text(path, RESTORE).partition(_CHECKSUM)
-    if found and digest.strip() != sha256(text.encode()).hexdigest():
-        raise UserError(
-            f"{path}: was changed after the run began; restore it, or start a new run with it in "
-            "another --out"
-        )
-    return config
+    """Load config.toml of a run. UserError when it is damaged, or not that of the checkpoint."""
+    check_run(path.parent)
+    return load_config(path, overrides)
 
 
 def finished_results(config: Config, out: Path) -> dict[str, Any] | None:
     """Return results.json when the run in `out` is finished and was measured as `config` asks, else
     None. Results without a complete run behind them do not count."""
     try:
-        results: dict[str, Any] = read_json(out / "results.json", Results, "")
+        results = read_results(out, "")
     except UserError:  # it is measured again
         return None
     wanted = {
@@ -171,8 +189,8 @@ def finished_run(config: Config, out: Path) -> dict[str, Any] | None:
 def check_data(out: Path, clients: Sequence[ClientData]) -> None:
     """UserError when the rows of a run have changed: training rows could now be test rows."""
     path = out / "data.json"
-    if not path.exists():
-        if (out / "checkpoint").exists():
+    if not stands(path):
+        if stands(out / "config.toml"):
             raise UserError(f"{path}: missing; it says with which rows this run began: restore it")
         return
     before = read_json(path, dict[str, str], RESTORE)
@@ -196,7 +214,7 @@ def _digests(clients: Sequence[ClientData]) -> dict[str, str]:
 
 
 def start_folder(runtime: "ClientRuntime", clients: Sequence[ClientData]) -> None:
-    """Write the configuration, with every "auto" resolved, and a hash of each client's rows."""
-    save_run_config(runtime.config, runtime.folder / "config.toml")
+    """Write a hash of each client's rows, then the configuration, with every "auto" resolved."""
     digests = json.dumps(_digests(clients), indent=2) + "\n"
     write_atomically(runtime.folder / "data.json", digests)
+    save_run_config(runtime.config, runtime.folder / "config.toml")

@@ -82,6 +82,7 @@ def plan_of(config: Config, announced: Mapping[str, int]) -> Plan:
         privacy=_privacy_of(config),
         max_update_norm=federation.max_update_norm,
         max_norm_ratio=federation.max_norm_ratio,
+        max_weight_ratio=federation.max_weight_ratio,
         aggregation=_aggregation_of(config),
         malicious_share=algorithm.malicious_share,
         announced=announced,

@@ -1,0 +1,48 @@
+"""config.toml of a run folder: its first line names the run and has a checksum of what follows.
+
+    # fedsdr run 3f2a09c1d4e5b678, SHA-256 of this name and the lines below: 9c1e...
+
+A file that is cut off still has its checksum, and one without this line is not the file that the
+checkpoint names. Older versions wrote the checksum as the last line, or none.
+"""
+
+import re
+from hashlib import sha256
+from pathlib import Path
+
+from fedsdr.errors import UserError
+from fedsdr.file_reading import RESTORE, read_text
+from fedsdr.files import write_atomically
+
+_FIRST = "# fedsdr run {}, SHA-256 of this name and the lines below: {}\n"
+_LAST = "# SHA-256 of the lines above: "  # of older versions
+
+
+def write_saved(path: Path, text: str, run: str) -> None:
+    """Write the text below a first line with the name of its run and a checksum."""
+    write_atomically(path, _FIRST.format(run, _digest(run, text)) + text)
+
+
+def read_saved(path: Path) -> tuple[str, str]:
+    """Return the text of a run's config.toml, and the name of the run; '' from older versions.
+
+    UserError when it is missing, or its checksum does not fit.
+    """
+    text, run = read_text(path, RESTORE), ""
+    if found := re.match(_FIRST.format("([0-9a-f]+)", "([0-9a-f]*)"), text):
+        run, digest = found.groups()
+        text = text[found.end() :]
+        fits = digest == _digest(run, text)
+    else:
+        text, last, digest = text.partition(_LAST)
+        fits = not last or digest.strip() == _digest("", text)
+    if not fits:
+        raise UserError(
+            f"{path}: was changed after the run began; restore it, or start a new run with it in "
+            "another --out"
+        )
+    return text, run
+
+
+def _digest(run: str, text: str) -> str:
+    return sha256((run + text).encode()).hexdigest()
