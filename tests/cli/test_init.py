@@ -35,7 +35,7 @@ def test_the_example_has_three_clients_of_24_rows_in_different_layouts(fedsdr, t
     rows = {row.instruction: row.response for c in clients for row in (*c.raw, *c.test)}
     assert len(rows) == 72
     assert rows["What is the capital of Peru?"] == "It is Lima."
-    assert rows["A lamp costs 24 euros. What do 3 cost?"] == "3 x 24 = 72, so it costs 72 euros."
+    assert rows["One lamp costs 24 euros. What do 3 cost?"] == "3 x 24 = 72, so it costs 72 euros."
     assert clients[1].raw[0].history[0].content == "Answer with one word."
 
 

@@ -43,7 +43,7 @@ def example_files() -> dict[str, str]:
     for thing, price in PRICES.items():
         for count in (2, 3, 5, 8):
             said = f"{count} x {price} = {count * price}, so it costs {count * price} euros."
-            table.writerow([f"A {thing} costs {price} euros. What do {count} cost?", said])
+            table.writerow([f"One {thing} costs {price} euros. What do {count} cost?", said])
     return {
         "atlas.jsonl": _lines(atlas),
         "grammar.jsonl": _lines(grammar),
