@@ -82,6 +82,6 @@ def test_in_a_browser_answers_stand_side_by_side_as_text(address, open_page):
     page.wait_for_selector("button:enabled")
     page.fill("textarea", "again")
     page.click("button")
-    page.wait_for_function("document.querySelectorAll('section').length === 4")
+    page.locator("section").nth(3).wait_for()
     boxes = [page.locator("section").nth(i).bounding_box() for i in (0, 1)]
     assert boxes[0]["y"] == boxes[1]["y"]
