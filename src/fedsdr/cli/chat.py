@@ -1,7 +1,6 @@
 """fedsdr chat: compare the answers of a run's models side by side."""
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 from fedsdr.cli.options import run_folder
 
 if TYPE_CHECKING:
-    from fedsdr.types import Decoding
+    from fedsdr.types import Decoding, Turn
 
 
 @click.command()
@@ -23,58 +22,117 @@ if TYPE_CHECKING:
 )
 @click.option("--web", is_flag=True, help="Talk in a browser on this machine, at a secret address.")
 def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float, web: bool) -> None:
-    """Ask the base, global and a client's model the same questions, one per line.
+    """Talk to the base, global and a client's model at once, a line a turn.
 
-    Questions are independent of each other. An empty line or end of input quits.
+    /client NAME, /reset, /help; an empty line or the end of the input quits. In the browser,
+    questions are independent of each other.
     """
-    from fedsdr.errors import printable
     from fedsdr.types import Decoding
 
     decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens)
-    ask = answering(run, client, decoding)
     if web:
         from fedsdr.cli.chat_web import serve_chat
 
-        serve_chat(run.resolve().name, ask)
+        serve_chat(run.resolve().name, answering(run, client, decoding))
         return
-    while question := _read_question():
-        for name, answer in ask(question):
-            click.secho(f"{name}:", bold=True)
-            click.echo(f"{printable(answer)}\n")
+    from fedsdr.cli.chat_lines import questions
+
+    talk = Conversation(run, client, decoding)
+    for line in questions():
+        if line.startswith("/"):
+            if line == "/quit":
+                return
+            click.echo(_command(talk, line))
+        else:
+            _answer(talk, line)
+
+
+def _command(talk: "Conversation", line: str) -> str:
+    """Carry out a line that starts with / and return what to say."""
+    from fedsdr.cli.chat_lines import HELP
+    from fedsdr.errors import UserError
+
+    name, _, rest = line.partition(" ")
+    try:
+        if name == "/client":
+            talk.use(rest.strip())
+            return f"answering: {', '.join(talk.names)}"
+        if name == "/reset":
+            talk.turns.clear()
+            return "all turns are forgotten"
+    except UserError as error:  # the chat goes on
+        return str(error)
+    return HELP if name == "/help" else f"no command {name}\n{HELP}"
+
+
+def _answer(talk: "Conversation", question: str) -> None:
+    """Print the answers: side by side on a wide terminal, else each as soon as it is there."""
+    from fedsdr.cli.chat_lines import fits, side_by_side, terminal_columns
+    from fedsdr.errors import printable
+
+    answers = ((name, printable(text)) for name, text in talk.ask(question))
+    columns = terminal_columns()
+    if fits(len(talk.names), columns):
+        click.echo("\n".join(side_by_side(list(answers), columns)) + "\n")
+        return
+    for name, text in answers:
+        click.secho(f"{name}:", bold=True)
+        click.echo(f"{text}\n")
+
+
+class Conversation:
+    """The turns with each of a run's models; `names` are those that answer.
+
+    `client`: whose model answers beside base and global; None: the first by name.
+    """
+
+    def __init__(self, run: Path, client: str | None, decoding: "Decoding") -> None:
+        from fedsdr.runs.run_folder import open_run
+        from fedsdr.runs.served_models import models_of
+
+        self._runtime, state = open_run(run)
+        self._decoding, self._models = decoding, dict(models_of(self._runtime, state))
+        self._numbers = itertools.count(1)  # a seed for each question
+        self.turns: dict[str, list[Turn]] = {}  # model -> what was said
+        self._clients = {
+            name.removeprefix("client "): name
+            for name in self._models
+            if name.startswith("client ")
+        }
+        self.use(min(self._clients, default="") if client is None else client)
+
+    def use(self, client: str) -> None:
+        """Have this client's model answer. UserError if it has none of its own."""
+        from fedsdr.errors import choose
+
+        if self._clients or client:
+            choose(client, self._clients, "--client")
+        names = ("base", "global", self._clients.get(client))
+        self.names = [name for name in names if name in self._models]
+
+    def ask(self, question: str) -> Iterator[tuple[str, str]]:
+        """Yield (model, answer), each after all that was said to this model before."""
+        from fedsdr.types import GenerationRequest, Turn
+
+        seed, asked = next(self._numbers), Turn("user", question)
+        for name in self.names:
+            said = self.turns.setdefault(name, [])
+            request = GenerationRequest("question", (*said, asked), seed=seed)
+            with self._models[name]():
+                (answer,) = self._runtime.generate(1)([request], self._decoding)
+            text = answer.text.strip()
+            said += [asked, Turn("assistant", text)]
+            yield name, text
 
 
 def answering(
     run: Path, client: str | None, decoding: "Decoding"
 ) -> Callable[[str], Iterator[tuple[str, str]]]:
-    """Load a run's models; return a function that yields (model, answer) for a question.
-
-    `client`: whose model answers beside base and global; None: the first by name.
-    """
-    from fedsdr.errors import choose
-    from fedsdr.runs.run_folder import open_run
-    from fedsdr.runs.served_models import models_of
-    from fedsdr.types import GenerationRequest, Turn
-
-    runtime, state = open_run(run)
-    models = dict(models_of(runtime, state))
-    clients = {name.removeprefix("client "): name for name in models if name.startswith("client ")}
-    if client is not None:
-        choose(client, clients, "--client")
-    own = clients.get(client or min(clients, default=""))
-    names = [name for name in ("base", "global", own) if name in models]
-    numbers = itertools.count(1)  # a seed for each question
+    """Load a run's models; return a function that yields (model, answer) for a question alone."""
+    talk = Conversation(run, client, decoding)
 
     def ask(question: str) -> Iterator[tuple[str, str]]:
-        request = GenerationRequest("question", (Turn("user", question),), seed=next(numbers))
-        for name in names:
-            with models[name]():
-                (answer,) = runtime.generate(1)([request], decoding)
-            yield name, answer.text.strip()
+        talk.turns.clear()
+        return talk.ask(question)
 
     return ask
-
-
-def _read_question() -> str:
-    if sys.stdin.isatty():
-        click.echo("> ", nl=False)
-    return sys.stdin.readline().strip()
