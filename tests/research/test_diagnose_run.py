@@ -31,7 +31,13 @@ def test_diagnose_measures_every_part_and_leaves_the_run_as_it_was(write_config,
     out = tmp_path / "run"
     run_experiment(write_config("federation.rounds=2"), out, SILENT)
     before = bytes_of(out)
-    code, text, _ = fedsdr("diagnose", out, "--out", tmp_path / "d", "--rows", 4, "--steps", 2)
+    small = ("--out", tmp_path / "d", "--rows", 4, "--steps", 2)
+    code, text, _ = fedsdr("diagnose", out, *small)
+    assert code == 0
+    assert "Loss by branch" in text
+    assert "Loss transfer" not in text
+    assert text.splitlines()[-1] == f"next: fedsdr diagnose {out} --full (all parts)"
+    code, text, _ = fedsdr("diagnose", out, *small, "--full")
     assert code == 0
     assert bytes_of(out) == before
     found = json.loads((tmp_path / "d" / "diagnose.json").read_text())

@@ -217,3 +217,4 @@ PARTS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "serving": _serving,
     "aggregation": _aggregation,
 }
+QUICK_PARTS = ("text", "rewrites", "serving")  # the others train
