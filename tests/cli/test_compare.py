@@ -54,6 +54,7 @@ def ran(monkeypatch):
             raise ZeroDivisionError("ours")
         out.mkdir(parents=True)
         (out / "data.json").write_text("{}")
+        (out / "rounds.jsonl").write_text("")
         return results(config)
 
     monkeypatch.setattr(compare_runs, "run_experiment", run)

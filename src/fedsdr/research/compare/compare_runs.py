@@ -71,6 +71,8 @@ def run_study(
     def results_of(cells: Sequence[Cell]) -> tuple[dict[str, Results], dict[str, Failure]]:
         if not run:
             return finished_cells(cells, out), {}
+        if not cells:
+            return {}, {}
         with noted_in(out, progress) as noted:
             return run_cells(cells, out, noted)
 
