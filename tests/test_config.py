@@ -3,6 +3,7 @@ import json
 import os
 import tempfile
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from fedsdr.config import (
 )
 from fedsdr.errors import UserError
 from fedsdr.runs.config_schema import config_schema
+from fedsdr.runs.run_folder import save_run_config
+from fedsdr.saved_config import read_saved, versions_of
 from fedsdr.toml_yaml import read_table
 
 SCHEMA = config_schema()["properties"]
@@ -66,6 +69,17 @@ def test_a_saved_configuration_loads_as_the_same_values(tmp_path):
     )
     save_config(config, tmp_path / "saved.toml")
     assert load_config(tmp_path / "saved.toml") == config
+
+
+def test_the_configuration_of_a_run_says_with_which_versions_it_was_made(tmp_path):
+    config = replace(Config(), seed=3)
+    save_run_config(config, tmp_path / "config.toml")
+    text, _ = read_saved(tmp_path / "config.toml")
+    torch = metadata.version("torch")
+    assert versions_of(text).startswith("fedsdr ")
+    assert f"torch {torch}, transformers {metadata.version('transformers')}" in versions_of(text)
+    assert load_config(tmp_path / "config.toml") == config
+    assert versions_of("seed = 3\n") == ""  # of an older version
 
 
 def test_a_saved_configuration_has_every_key_that_has_a_value(tmp_path):

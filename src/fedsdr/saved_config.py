@@ -3,23 +3,32 @@
     # fedsdr run 3f2a09c1d4e5b678, SHA-256 of this name and the lines below: 9c1e...
 
 A file that is cut off still has its checksum, and one without this line is not the file that the
-checkpoint names. Older versions wrote the checksum as the last line, or none.
+checkpoint names. Older versions wrote the checksum as the last line, or none. The second line has
+the versions with which the run was last started.
 """
 
+import platform
 import re
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
+import fedsdr
 from fedsdr.errors import UserError
 from fedsdr.file_reading import RESTORE, read_text
 from fedsdr.files import write_atomically
 
 _FIRST = "# fedsdr run {}, SHA-256 of this name and the lines below: {}\n"
 _LAST = "# SHA-256 of the lines above: "  # of older versions
+_VERSIONS = "# made with {}\n"
+_PACKAGES = ("torch", "transformers", "peft")
 
 
 def write_saved(path: Path, text: str, run: str) -> None:
-    """Write the text below a first line with the name of its run and a checksum."""
+    """Write the text below the name of its run with a checksum, and the versions of now."""
+    found = [f"fedsdr {fedsdr.__version__}", *(f"{name} {version(name)}" for name in _PACKAGES)]
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    text = _VERSIONS.format(", ".join([*found, machine])) + text
     write_atomically(path, _FIRST.format(run, _digest(run, text)) + text)
 
 
@@ -42,6 +51,12 @@ def read_saved(path: Path) -> tuple[str, str]:
             "another --out"
         )
     return text, run
+
+
+def versions_of(text: str) -> str:
+    """Return the versions in the text of a run's config.toml; '' from older versions."""
+    found = re.match(_VERSIONS.format("(.*)"), text)
+    return found[1] if found else ""
 
 
 def _digest(run: str, text: str) -> str:

@@ -49,3 +49,4 @@ def adapt(
     write_atomically(out / "adapt.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     print_tables(adapt_tables(found))
     print(f"\nin {out}: adapt.json, adapter/")
+    print(f"next: PeftModel.from_pretrained(base, {str(out / 'adapter')!r}) (in Python)")

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import config_file, folder_of, load_checked, out_folder, overrides
+from fedsdr.cli.options import (
+    command_line,
+    config_file,
+    folder_of,
+    load_checked,
+    out_folder,
+    overrides,
+    set_options,
+)
 
 
 @click.command()
@@ -17,7 +25,7 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
     What was made before is taken from the cache, and a stopped command goes on.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import print_tables
+    from fedsdr.cli.table import print_next, print_tables
     from fedsdr.data.clients import load_clients, taking_part
     from fedsdr.distill.records import read_audit
     from fedsdr.errors import UserError
@@ -48,3 +56,4 @@ def distill(config: Path, set_: tuple[str, ...], out: Path | None) -> None:
         distill_clients(runtime, rewriting, clients, console_progress())
     print_tables([rewriting_table(read_audit(folder / "distilled"))])
     print(f"\nrewrites in {folder / 'distilled'}/")
+    print_next(train_on_them=command_line("run", config, *set_options(set_), "--out", folder))

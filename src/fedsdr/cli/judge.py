@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from fedsdr.cli.options import count_option, overrides
+from fedsdr.cli.options import command_line, count_option, overrides
 
 
 @click.command()
@@ -52,7 +52,7 @@ def judge(
     command needs its verdicts. docs/judge.md explains each number.
     """
     from fedsdr.cli.progress import console_progress
-    from fedsdr.cli.table import write_and_print
+    from fedsdr.cli.table import print_next, write_and_print
     from fedsdr.research.judge.judge_runs import check_endpoint
     from fedsdr.research.judge.judge_runs import judge as judge_runs
     from fedsdr.research.judge.verdicts import notes_of, table_of
@@ -75,3 +75,4 @@ def judge(
     )  # fmt: skip
     title = f"The {of} models judged"
     write_and_print(out, "judge", found, title, [table_of(found)], notes_of(found))
+    print_next(the_runs_side_by_side=command_line("report", *runs))

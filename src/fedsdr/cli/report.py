@@ -44,6 +44,7 @@ def report(runs: tuple[Path, ...], out: Path | None, rewrites: bool, answers: in
         what = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
     write_atomically(path, page, private=rewrites)
     print(f"{path}: {what}, {len(page.encode()) / 1e3:,.0f} kB")
+    print("next: open it in a browser")
 
 
 def texts_of(run: Path, answers: int = 0) -> str:

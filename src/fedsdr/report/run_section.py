@@ -22,7 +22,7 @@ from fedsdr.report import run_charts as charts_of
 from fedsdr.report.charts import MOST_LABELS
 from fedsdr.report.findings import Records, findings, warnings
 from fedsdr.report.page import Group, Section
-from fedsdr.saved_config import read_saved
+from fedsdr.saved_config import read_saved, versions_of
 
 HINT = "a report needs a run or a comparison (fedsdr run, fedsdr compare)"
 SECRET_KEYS = ("teacher.url",)  # may hold a password
@@ -130,6 +130,7 @@ def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
         "Repeat it": f"fedsdr run {folder.name}/config.toml --out NEW",
         "Began, last round (UTC)": days,
         "Model": f"{config.model.name} {config.model.revision}".strip(),
+        "Versions": versions_of(read_saved(folder / "config.toml")[0]),
         "Device, dtype": f"{config.model.device}, {config.model.dtype}",
         "Method, algorithm": f"{config.method.name}, {config.algorithm.name}",
         "Rounds, seed": f"{len(records)} of {config.federation.rounds}, seed {config.seed}",
