@@ -17,7 +17,7 @@ from fedsdr.evaluation.results import Table
 from fedsdr.evaluation.results_file import read_results
 from fedsdr.federation.checkpoint import check_run
 from fedsdr.federation.round_records import RECORDS, read_records
-from fedsdr.file_reading import stands
+from fedsdr.file_reading import RESTORE, read_json, stands
 from fedsdr.report import run_charts as charts_of
 from fedsdr.report.charts import MOST_LABELS
 from fedsdr.report.findings import Records, findings, warnings
@@ -125,7 +125,10 @@ def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
         for key in key_names()
         if value_of(config, key) != value_of(Config(), key)
     ]
-    data = sha256(first.read_bytes()).hexdigest()[:16] if first.is_file() else ""
+    data = "no data.json here (a server has none)"
+    if stands(first):
+        read_json(first, dict[str, str], RESTORE)
+        data = sha256(first.read_bytes()).hexdigest()[:16]
     facts = {
         "Repeat it": f"fedsdr run {folder.name}/config.toml --out NEW",
         "Began, last round (UTC)": days,

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Config
-from fedsdr.evaluation.results_file import Results
-from fedsdr.file_reading import RESTORE, read_json
+from fedsdr.evaluation.results_file import RESULTS, read_results
+from fedsdr.file_reading import RESTORE, stands
 from fedsdr.types import ServerState
 
 NAMES = {"base": "base", "global": "global (base + R)", "client": "clients' own"}
@@ -19,8 +19,7 @@ def model_card(
     `base` is a hub id, or what else names the base. Names of clients are left out, except that of
     the client whose model it is. UserError for a damaged results.json.
     """
-    path = run / "results.json"
-    results: dict[str, Any] = read_json(path, Results, RESTORE) if path.exists() else {}
+    results = read_results(run, RESTORE) if stands(run / RESULTS) else {}
     of = f"a client's model ('{client_id}')" if client_id else "the global model"
     kind = "Merged weights" if merged else "A LoRA adapter"
     parts = [
