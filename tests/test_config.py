@@ -24,7 +24,7 @@ from fedsdr.config import (
 from fedsdr.errors import UserError
 from fedsdr.runs.config_schema import config_schema
 from fedsdr.runs.run_folder import save_run_config
-from fedsdr.saved_config import read_saved, versions_of
+from fedsdr.saved_config import note_of, read_saved
 from fedsdr.toml_yaml import read_table
 
 SCHEMA = config_schema()["properties"]
@@ -74,12 +74,20 @@ def test_a_saved_configuration_loads_as_the_same_values(tmp_path):
 def test_the_configuration_of_a_run_says_with_which_versions_it_was_made(tmp_path):
     config = replace(Config(), seed=3)
     save_run_config(config, tmp_path / "config.toml")
-    text, _ = read_saved(tmp_path / "config.toml")
+    versions, rows = note_of(read_saved(tmp_path / "config.toml")[0])
     torch = metadata.version("torch")
-    assert versions_of(text).startswith("fedsdr ")
-    assert f"torch {torch}, transformers {metadata.version('transformers')}" in versions_of(text)
+    assert versions.startswith("fedsdr ")
+    assert f"torch {torch}, transformers {metadata.version('transformers')}" in versions
+    assert rows == ""
     assert load_config(tmp_path / "config.toml") == config
-    assert versions_of("seed = 3\n") == ""  # of an older version
+    assert note_of("seed = 3\n") == ("", "")  # of an older version
+
+
+def test_the_configuration_of_a_run_has_the_hash_of_its_rows(tmp_path):
+    (tmp_path / "data.json").write_bytes(b"abc")
+    save_run_config(Config(), tmp_path / "config.toml")
+    # The first 16 digits of SHA-256("abc"), FIPS 180-2, appendix B.1.
+    assert note_of(read_saved(tmp_path / "config.toml")[0])[1] == "ba7816bf8f01cfea"
 
 
 def test_a_saved_configuration_has_every_key_that_has_a_value(tmp_path):

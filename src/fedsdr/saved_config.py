@@ -4,7 +4,9 @@
 
 A file that is cut off still has its checksum, and one without this line is not the file that the
 checkpoint names. Older versions wrote the checksum as the last line, or none. The second line has
-the versions with which the run was last started.
+the versions with which the run was last started, and the hash of its data.json:
+
+    # made with fedsdr 0.1.0, torch 2.13.0, ...; rows 5d41402abc4b2a76
 """
 
 import platform
@@ -20,15 +22,18 @@ from fedsdr.files import write_atomically
 
 _FIRST = "# fedsdr run {}, SHA-256 of this name and the lines below: {}\n"
 _LAST = "# SHA-256 of the lines above: "  # of older versions
-_VERSIONS = "# made with {}\n"
+_NOTE = re.compile(r"# made with (.*?)(?:; rows ([0-9a-f]+))?\n")
 _PACKAGES = ("torch", "transformers", "peft")
 
 
 def write_saved(path: Path, text: str, run: str) -> None:
-    """Write the text below the name of its run with a checksum, and the versions of now."""
+    """Write the text below the name of its run with a checksum, the versions of now, and the hash
+    of the data.json beside it."""
     found = [f"fedsdr {fedsdr.__version__}", *(f"{name} {version(name)}" for name in _PACKAGES)]
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    text = _VERSIONS.format(", ".join([*found, machine])) + text
+    data = path.parent / "data.json"
+    rows = f"; rows {sha256(data.read_bytes()).hexdigest()[:16]}" if data.is_file() else ""
+    text = f"# made with {', '.join([*found, machine])}{rows}\n{text}"
     write_atomically(path, _FIRST.format(run, _digest(run, text)) + text)
 
 
@@ -53,10 +58,11 @@ def read_saved(path: Path) -> tuple[str, str]:
     return text, run
 
 
-def versions_of(text: str) -> str:
-    """Return the versions in the text of a run's config.toml; '' from older versions."""
-    found = re.match(_VERSIONS.format("(.*)"), text)
-    return found[1] if found else ""
+def note_of(text: str) -> tuple[str, str]:
+    """Return the versions and the hash of data.json that the text of a run's config.toml notes; ''
+    from older versions, and for the hash from a server, which has no rows."""
+    found = _NOTE.match(text)
+    return (found[1], found[2] or "") if found else ("", "")
 
 
 def _digest(run: str, text: str) -> str:

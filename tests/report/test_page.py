@@ -151,15 +151,6 @@ def charts_of(text):
     return list(json.loads(found[1]).values())
 
 
-def test_hashes_of_the_rows_that_are_cut_are_named(run_folder):
-    folder = run_folder()
-    (folder / "data.json").write_text('{"clinic": "12ab"}')
-    assert "Data (SHA-256 of data.json)" in page_of([folder])
-    (folder / "data.json").write_text('{"clinic": "12a')
-    with pytest.raises(UserError, match=r"data\.json"):
-        page_of([folder])
-
-
 def test_each_client_has_a_line_a_phase_and_so_has_their_mean(run_folder):
     rows = charts_of(page_of([run_folder()]))[2]["rows"]
     assert rows == [["clinic", 1, 2.0, False], ["clinic", 2, 1.0, False],

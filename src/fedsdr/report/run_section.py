@@ -6,7 +6,6 @@ Nothing raw and no rewrite is read, so a client's operator may pass the page on.
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from fedsdr.evaluation.results import Table
 from fedsdr.evaluation.results_file import read_results
 from fedsdr.federation.checkpoint import check_run
 from fedsdr.federation.round_records import RECORDS, read_records
-from fedsdr.file_reading import RESTORE, read_json, stands
+from fedsdr.file_reading import stands
 from fedsdr.report import run_charts as charts_of
 from fedsdr.report.charts import MOST_LABELS
 from fedsdr.report.findings import Records, findings, warnings
 from fedsdr.report.page import Group, Section
-from fedsdr.saved_config import read_saved, versions_of
+from fedsdr.saved_config import note_of, read_saved
 
 HINT = "a report needs a run or a comparison (fedsdr run, fedsdr compare)"
 SECRET_KEYS = ("teacher.url",)  # may hold a password
@@ -125,19 +124,16 @@ def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
         for key in key_names()
         if value_of(config, key) != value_of(Config(), key)
     ]
-    data = "no data.json here (a server has none)"
-    if stands(first):
-        read_json(first, dict[str, str], RESTORE)
-        data = sha256(first.read_bytes()).hexdigest()[:16]
+    versions, rows = note_of(read_saved(folder / "config.toml")[0])
     facts = {
         "Repeat it": f"fedsdr run {folder.name}/config.toml --out NEW",
         "Began, last round (UTC)": days,
         "Model": f"{config.model.name} {config.model.revision}".strip(),
-        "Versions": versions_of(read_saved(folder / "config.toml")[0]),
+        "Versions": versions,
         "Device, dtype": f"{config.model.device}, {config.model.dtype}",
         "Method, algorithm": f"{config.method.name}, {config.algorithm.name}",
         "Rounds, seed": f"{len(records)} of {config.federation.rounds}, seed {config.seed}",
-        "Data (SHA-256 of data.json)": data,
+        "Data (SHA-256 of data.json)": rows,
         "Settings that differ from the defaults": "; ".join(changed),
     }
     return {name: value for name, value in facts.items() if value}
