@@ -115,10 +115,9 @@ def _unfinished(folder: Path, config: Config, records: Records) -> str:
 
 
 def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
-    """Return what was run. Dates are those of the files."""
-    first, last = (folder / "data.json", folder / RECORDS)
-    dates = [datetime.fromtimestamp(p.stat().st_mtime, UTC) for p in (first, last) if p.is_file()]
-    days = " to ".join(f"{date:%Y-%m-%d %H:%M}" for date in dates)
+    """Return what was run. The date is that of rounds.jsonl."""
+    last = folder / RECORDS
+    date = datetime.fromtimestamp(last.stat().st_mtime, UTC) if last.is_file() else None
     changed = [
         f"{key} = {'(not shown)' if key in SECRET_KEYS else value_of(config, key)!r}"
         for key in key_names()
@@ -127,7 +126,7 @@ def _facts(folder: Path, config: Config, records: Records) -> dict[str, str]:
     versions, rows = note_of(read_saved(folder / "config.toml")[0])
     facts = {
         "Repeat it": f"fedsdr run {folder.name}/config.toml --out NEW",
-        "Began, last round (UTC)": days,
+        "Last round (UTC)": f"{date:%Y-%m-%d %H:%M}" if date else "",
         "Model": f"{config.model.name} {config.model.revision}".strip(),
         "Versions": versions,
         "Device, dtype": f"{config.model.device}, {config.model.dtype}",
