@@ -27,12 +27,13 @@ def nodes_of(data: Path, sites: Path) -> dict[int, dict]:
 
 
 def checkpoint_of(out: Path) -> dict[str, object]:
-    """Return the files of a checkpoint without the hash of rounds.jsonl, where refusals differ."""
+    """Return the files of a checkpoint without the hash of rounds.jsonl, where refusals differ, and
+    without the name of the run, since a server's configuration has no data."""
     files: dict[str, object] = {
         path.name: path.read_bytes() for path in (out / "checkpoint").rglob("*.safetensors")
     }
     for path in (out / "checkpoint").rglob("state.json"):
-        files["state.json"] = {**json.loads(path.read_text()), "records": None}
+        files["state.json"] = {**json.loads(path.read_text()), "chain": None, "run": None}
     return files
 
 
