@@ -119,6 +119,8 @@ def test_names_in_brackets_are_printed_as_they_are(printed):
     assert "[bold]bank" in printed(80, rows=[["client"], ["[bold]bank"]])
 
 
-def test_without_a_terminal_a_table_is_as_wide_as_it_must_be(capsys):
+def test_without_a_terminal_a_table_is_as_wide_as_it_must_be(capsys, monkeypatch):
+    for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):  # rich reads them as a terminal
+        monkeypatch.delenv(name, raising=False)
     print_tables([("scores", [["a" * 200, "b"], ["x", "1"]])])
     assert "a" * 200 in capsys.readouterr().out
