@@ -177,6 +177,16 @@ def test_a_run_that_stopped_early_is_shown_with_how_to_go_on(run_folder):
     assert len(charts_of(text)) > 1
 
 
+def test_lost_results_of_a_finished_run_are_named_and_a_server_has_none(run_folder):
+    folder = run_folder()
+    (folder / "results.json").unlink()
+    (folder / "config.toml").write_text("[federation]\nrounds = 2\n")
+    assert "nothing is measured yet" in page_of([folder])  # without data.json, as a server
+    (folder / "data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json: missing; measure again: fedsdr evaluate"):
+        page_of([folder])
+
+
 def test_a_run_before_its_first_round_is_shown(run_folder):
     folder = run_folder()
     (folder / "results.json").unlink()

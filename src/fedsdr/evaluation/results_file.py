@@ -169,6 +169,20 @@ def read_results(folder: Path, fix: str) -> dict[str, Any]:
     return results
 
 
+def measured_results(folder: Path, rounds: int, asked: int) -> dict[str, Any] | None:
+    """Return results.json, None where a run of so many rounds is not measured yet.
+
+    A run with rows of its own is measured after its last round, so its results are then missing:
+    UserError, as for a damaged file. A server has no rows and measures nothing.
+    """
+    path, again = folder / RESULTS, f"measure again: fedsdr evaluate {folder}"
+    if stands(path):
+        return read_results(folder, again)
+    if rounds >= asked and stands(folder / "data.json"):
+        raise UserError(f"{path}: missing; {again}")
+    return None
+
+
 def _check(folder: Path, results: Mapping[str, Any]) -> str:
     config = folder / "config.toml"
     run = read_saved(config)[1] if stands(config) else ""

@@ -13,7 +13,7 @@ from fedsdr.config import Config, key_names, load_config, value_of
 from fedsdr.distill.records import lost_audit, read_audit
 from fedsdr.evaluation.model_tables import tables_of
 from fedsdr.evaluation.results import Table
-from fedsdr.evaluation.results_file import read_results
+from fedsdr.evaluation.results_file import RESULTS, measured_results, read_results
 from fedsdr.federation.checkpoint import check_run
 from fedsdr.federation.round_records import RECORDS, read_records
 from fedsdr.file_reading import stands
@@ -61,10 +61,12 @@ def run_section(folder: Path, more: Sequence[Group] = ()) -> Section:
 def read_run(folder: Path) -> tuple[dict[str, Any] | None, Records]:
     """Return results.json, None where the run is not finished, and the lines of rounds.jsonl."""
     check_run(folder)
-    unfinished = stands(folder / "config.toml") and not stands(folder / "results.json")
-    results = None if unfinished else read_results(folder, HINT)
-    no_round = unfinished and not stands(folder / RECORDS)
-    return results, [] if no_round else read_records(folder)
+    if not stands(folder / "config.toml"):
+        return read_results(folder, HINT), read_records(folder)
+    before_round_1 = not (stands(folder / RECORDS) or stands(folder / RESULTS))
+    records = [] if before_round_1 else read_records(folder)
+    asked = load_config(folder / "config.toml").federation.rounds
+    return measured_results(folder, len(records), asked), records
 
 
 def side_by_side(folders: Sequence[Path]) -> Section:

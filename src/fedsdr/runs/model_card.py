@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import Config
-from fedsdr.evaluation.results_file import RESULTS, read_results
-from fedsdr.file_reading import RESTORE, stands
+from fedsdr.evaluation.results_file import measured_results
+from fedsdr.federation.checkpoint import load_progress
 from fedsdr.types import ServerState
 
 NAMES = {"base": "base", "global": "global (base + R)", "client": "clients' own"}
@@ -17,9 +17,11 @@ def model_card(
     """Return README.md of an exported model, with the metadata that the hub reads.
 
     `base` is a hub id, or what else names the base. Names of clients are left out, except that of
-    the client whose model it is. UserError for a damaged results.json.
+    the client whose model it is. UserError for a damaged results.json, and
+    where it is missing although the run is finished.
     """
-    results = read_results(run, RESTORE) if stands(run / RESULTS) else {}
+    rounds, _ = load_progress(run / "checkpoint")  # `state` may be that of the best round
+    results = measured_results(run, rounds, config.federation.rounds) or {}
     of = f"a client's model ('{client_id}')" if client_id else "the global model"
     kind = "Merged weights" if merged else "A LoRA adapter"
     parts = [
