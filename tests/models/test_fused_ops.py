@@ -24,6 +24,8 @@ def passes(rows):
 def test_compiled_functions_give_the_losses_and_gradients_of_plain_ones(monkeypatch, tmp_path):
     # Its own cache: that of the machine may hold what another version of PyTorch compiled.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # setuptools, which the compiler imports, refuses a distutils that another test has loaded.
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     plain = [passes(rows) for rows in (7, 12, 30)]
     used = []
     real = torch.compile

@@ -31,8 +31,15 @@ def count_option(name: str, default: int, meaning: str, least: int = 1) -> Any:
 
 
 def command_line(*parts: object) -> str:
-    """Return `fedsdr PARTS` as a shell reads it."""
-    return shlex.join(["fedsdr", *map(str, parts)])
+    """Return `fedsdr PARTS` as a shell reads it, without the password of an endpoint's address."""
+    from fedsdr.config import without_password
+
+    key = "teacher.url="
+    shown = [
+        key + without_password(part.removeprefix(key)) if part.startswith(key) else part
+        for part in map(str, parts)
+    ]
+    return shlex.join(["fedsdr", *shown])
 
 
 def set_options(overrides: tuple[str, ...]) -> list[str]:
