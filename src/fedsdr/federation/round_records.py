@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from fedsdr.errors import UserError
-from fedsdr.federation.checkpoint import records_mark
+from fedsdr.federation.checkpoint import RecordsMark, records_mark
 from fedsdr.file_reading import RESTORE, parse_json, read_text
 from fedsdr.files import digest_without_seconds, disk_errors_named
 from fedsdr.types import RoundRecord
@@ -73,7 +73,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     mark = records_mark(folder / "checkpoint")
     lines = record_lines(folder)
     records = parse_records(lines[: mark.lines] if mark else lines, folder / RECORDS)
-    check_digest(folder, records)
+    check_digest(folder, records, mark)
     return records
 
 
@@ -129,9 +129,10 @@ def parse_records(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def check_digest(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """UserError when the records are not those of the newest checkpoint."""
-    mark = records_mark(folder / "checkpoint")
+def check_digest(
+    folder: Path, records: Sequence[Mapping[str, Any]], mark: RecordsMark | None
+) -> None:
+    """UserError when the records are not those that the newest checkpoint marks."""
     if mark is None or not (mark.chain or mark.whole):
         return
     digest = chain_of(records) if mark.chain else digest_without_seconds(records)
