@@ -8,6 +8,7 @@ the same device.
 import copy
 import functools
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
 
+from fedsdr.config import Config
 from fedsdr.models import packed_attention
 from fedsdr.models.adapters import peft_tensors
 from fedsdr.models.checkpointing import checkpoint_layers
@@ -28,8 +30,10 @@ from fedsdr.models.fused_ops import FrozenRMSNorm, compiles, label_losses
 from fedsdr.models.generation import transformers_generate
 from fedsdr.models.packing import row_losses
 from fedsdr.models.two_branch import BranchedModel
-from fedsdr.training.client_store import ClientState
-from fedsdr.training.local_training import ClientRows, train_locally
+from fedsdr.training.client_store import ClientStore
+from fedsdr.training.client_update import client_training
+from fedsdr.training.local_training import ClientRows
+from fedsdr.training.methods import METHODS
 from fedsdr.training.optimizer_step import accumulate_gradients, run_alone
 from fedsdr.types import ClientTask, Decoding, GenerationRequest, LocalSettings, TokenRow, Turn
 
@@ -245,24 +249,33 @@ def checkpointing_checks(device: torch.device) -> Iterator[Check]:
 
 
 def training_checks(device: torch.device) -> Iterator[Check]:
-    """A client's whole local training, with each correction, against that on the CPU."""
-    for correction in ("fedprox", "scaffold"):
-        changes = []
-        for where in (torch.device("cpu"), device):
-            plain = model_of("llama", where, torch.float32)
-            prepare(plain)
-            model = branched(plain, targets=list(TARGETS))
-            settings = LocalSettings(
-                method="dual-raw", correction=correction, local_epochs=2, batch_size=3,
-                lora_dropout=0.0, lr=1e-3,
-            )  # fmt: skip
-            shared = model.get("R")
-            control = {name: torch.full_like(v, 1e-3) for name, v in shared.items()}
-            task = ClientTask(1, "client", 0, shared, {}, settings)
-            if correction == "scaffold":
-                task = replace(task, control=control)
-            state = ClientState({}, {})
-            training = train_locally(task, ClientRows(tuple(data())), model, state)
-            result = run_alone(training, model.model)
-            changes.append(torch.cat([result.change[n].flatten() for n in sorted(result.change)]))
-        yield Check(f"change of R, {correction}", distance(changes[1], changes[0]), 1e-2)
+    """A client's round, by each method and with each correction, against that on the CPU."""
+    ways = [
+        *((name, "none") for name in METHODS),
+        ("dual-raw", "fedprox"),
+        ("dual-raw", "scaffold"),
+    ]
+    for method, correction in ways:
+        wanted, got = (after_a_round(method, correction, d) for d in (torch.device("cpu"), device))
+        yield Check(f"{method}, correction {correction}", distance(got, wanted), 1e-2)
+
+
+def after_a_round(method: str, correction: Any, device: torch.device) -> Tensor:
+    """Return the update that a client sends and the S that it keeps, as one vector."""
+    plain = model_of("llama", device, torch.float32)
+    prepare(plain)
+    model = branched(plain, targets=list(TARGETS))
+    settings = LocalSettings(
+        method=method, correction=correction, local_epochs=2, batch_size=3, lora_dropout=0.0,
+        lr=1e-3, mask_perplexity=1e4,
+    )  # fmt: skip
+    shared = model.get(*METHODS[method].sent)
+    task = ClientTask(1, "client", 0, shared, {}, settings)
+    if correction == "scaffold":
+        task = replace(task, control={n: torch.full_like(v, 1e-3) for n, v in shared.items()})
+    rows = ClientRows(tuple(data()), rewritten=tuple(reversed(data())))
+    with tempfile.TemporaryDirectory() as name:
+        store = ClientStore(Path(name), Config().lora, base_name="tiny")
+        update = run_alone(client_training(task, rows, model, store), model.model)
+    kept = model.get(*METHODS[method].private)
+    return torch.cat([t.flatten() for of in (update.delta, kept) for _, t in sorted(of.items())])

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsdr.models.chunked_losses import chunked_losses, logits_of
-from fedsdr.models.packing import label_states, labels_of
+from fedsdr.models.packing import device_of, label_states, labels_of
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.training.losses import TokenLosses, at_labels
 from fedsdr.training.optimizer_step import PackLoss
@@ -41,13 +41,14 @@ def pack_loss(
 
 
 def gold_losses(model: BranchedModel, row: TokenRow, states: Tensor) -> Tensor:
-    """Return -log p(y) of each label of a row from its hidden states, (labels,), fp32."""
+    """Return -log p(y) of each label of a row, (labels,), fp32, from its states; on the CPU."""
+    states = states.to(device_of(model.model))
     labels = torch.tensor(labels_of([row]), device=states.device)
 
     def losses_of(chunk: Tensor, at: slice) -> Tensor:
         return -at_labels(_log_probabilities(model, chunk), labels[at])
 
-    return chunked_losses(model.model, states, losses_of)
+    return chunked_losses(model.model, states, losses_of).cpu()
 
 
 def _log_probabilities(model: BranchedModel, states: Tensor) -> Tensor:
