@@ -1,10 +1,12 @@
 """Progress of long steps: where they stand and what is left, shown as the caller decides."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from fedsdr.types import Decoding, Generate, Generation, GenerationRequest
 
 
 class Advance(Protocol):
@@ -84,6 +86,17 @@ class Progress:
             self.show(None)
 
 
+def counted(generate: Generate, advance: Advance, units: int = 1) -> Generate:
+    """Return `generate` that advances a step by `units` and its new tokens with each answer."""
+
+    def counting(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
+        for answer in generate(requests, decoding):
+            advance(units, answer.new_tokens)
+            yield answer
+
+    return counting
+
+
 def duration(seconds: float) -> str:
     """Return a time for people: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 100:
@@ -95,6 +108,10 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def no_advance(done: int, tokens: int = 0, /) -> None:
+    """The `Advance` of a step that is not shown."""
 
 
 SILENT = Progress(log=lambda line: None)

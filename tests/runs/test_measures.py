@@ -7,7 +7,7 @@ import pytest
 from fedsdr.evaluation.model_tables import tables_of
 from fedsdr.evaluation.results import table_of
 from fedsdr.models import nli
-from fedsdr.progress import SILENT
+from fedsdr.progress import SILENT, Progress
 from fedsdr.runs.run import run_experiment
 
 
@@ -23,6 +23,25 @@ def test_a_run_audits_the_answers_and_measures_the_retention_of_each_model(write
     assert min(of_clients) > 0
     total = sum(drift for drift, _, _ in kept["rows"]["global"])
     assert kept["models"]["global"]["drift"]["value"] == pytest.approx(total / kept["tokens"])
+
+
+def test_every_answer_of_an_evaluation_is_shown_with_its_tokens(write_config, tmp_path):
+    shown = []
+    given = ("federation.rounds=1", "evaluation.every=1", "evaluation.by_round=all")
+    config = write_config(*given, f"teacher.cache={tmp_path / 'cache'}")
+    progress = Progress(print, lambda step: step and shown.append(step))
+    results = run_experiment(config, tmp_path / "run", progress)
+    steps = {(step.what, step.within): step for step in shown}  # the last state of each
+    first = steps["evaluating, answers", "round 1 of 1"]
+    assert (first.done, first.total, first.until) == (9, 9, "until the round ends")  # 3 models
+    assert first.tokens == results["cost"]["tokens"]["evaluate"]
+    second = steps["evaluating, answers", ""]
+    assert (second.done, second.total) == (9, 9)
+    assert second.tokens < first.tokens  # the base's answers are kept
+    retention = steps["measuring retention, models", ""]
+    assert retention.done == retention.total == 4  # global and three clients
+    (rewriting,) = (step for (what, _), step in steps.items() if what == "rewriting bank")
+    assert rewriting.tokens > 0
 
 
 def test_a_method_that_sends_nothing_serves_the_base_which_keeps_everything(write_config, tmp_path):

@@ -38,7 +38,7 @@ def test_the_base_is_scored_once_for_the_same_rows_and_settings(
         return base_scores(open_runtime(config, tmp_path / "run"), load_clients(config.data))
 
     first = scores()
-    monkeypatch.setattr(evaluation, "evaluate_model", lambda *_: {})
+    monkeypatch.setattr(evaluation, "evaluate_model", lambda *_, **__: {})
     assert scores() == first
     assert scores("method.name=plain", "seed=3") == first
     assert scores("evaluation.max_new_tokens=5") == {}

@@ -57,7 +57,7 @@ def test_everything_can_be_measured_between_rounds(write_config, tmp_path):
 def with_losses(monkeypatch, by_round):
     """Have every round's own models get a loss of this list."""
 
-    def losses(runtime, clients, state):
+    def losses(runtime, clients, state, progress):
         mean = {kind: {"loss": by_round[state.round - 1]} for kind in ("global", "client")}
         return {"mean": mean, "losses": {}}
 

@@ -28,6 +28,7 @@ from fedsdr.models.memory import choose_pack
 from fedsdr.models.model_limits import ModelLimits, check_tokens, limits_of
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
 from fedsdr.models.two_branch import BranchedModel, with_branches
+from fedsdr.progress import Advance, counted, no_advance
 from fedsdr.runs.client_scores import client_scores
 from fedsdr.runs.run_folder import BEST
 from fedsdr.tensors import Tensors
@@ -256,13 +257,15 @@ def evaluate_model(
     *,
     mixed_by: ClientData | None = None,
     infer: Infer | None = None,
+    advance: Advance = no_advance,
 ) -> dict[str, ClientScores]:
     """Measure the model of these branches, with their current values, on each client's test rows.
 
     With `mixed_by`, R and S are weighted per row, by the training rows of that client (FedDPA).
-    `infer`: see `evaluate_on`.
+    `infer`: see `evaluate_on`. Each answer advances `advance`.
     """
     with forward_of(runtime, branches, mixed_by) as (losses, generate):
+        generate = counted(generate, advance)
         return client_scores(runtime.config, clients, branches, losses, generate, infer)
 
 

@@ -18,6 +18,7 @@ from fedsdr.models.joint_packs import (
     running_packs,
 )
 from fedsdr.models.packing import supervised_tokens
+from fedsdr.progress import Advance, counted, no_advance
 from fedsdr.runs.client_runtime import ClientRuntime, training_at
 from fedsdr.runs.client_scores import client_scores
 from fedsdr.runs.served_models import Serving
@@ -83,10 +84,11 @@ def evaluate_group(
     runtime: ClientRuntime,
     served: Sequence[tuple[ClientData, Serving]],
     infer: Infer | None = None,
+    advance: Advance = no_advance,
 ) -> dict[str, ClientScores]:
     """Measure each client's own model on its test rows; all rows share the batches.
 
-    `infer`: see `evaluate_on`.
+    `infer`: see `evaluate_on`. Each answer advances `advance`.
     """
     config, models = runtime.config, runtime.side_by_side(len(served))
     owners = [model for (client, _), model in zip(served, models, strict=True) for _ in client.test]
@@ -114,7 +116,8 @@ def evaluate_group(
             model.set(serving.values)
             stack.enter_context(model.using(*serving.branches))
         clients = [client for client, _ in served]
-        return client_scores(config, clients, served[0][1].branches, losses, generate, infer)
+        answer = counted(generate, advance)
+        return client_scores(config, clients, served[0][1].branches, losses, answer, infer)
 
 
 def _at_once(runtime: ClientRuntime) -> int:

@@ -13,7 +13,7 @@ from fedsdr.evaluation.held_out import ClientScores, Infer, scores_of
 from fedsdr.evaluation.results import ClientResult, build_results
 from fedsdr.evaluation.transfer import transfer_of
 from fedsdr.federation.round_records import read_records
-from fedsdr.progress import Advance, Progress
+from fedsdr.progress import Advance, Progress, no_advance
 from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, evaluate_model
 from fedsdr.runs.clients_at_once import client_groups, evaluate_group
@@ -47,7 +47,8 @@ def evaluate_clients(
     trained = {name: of for name, of in measured.items() if name not in left_out}
     retained = {}
     if config.evaluation.retention and trained:
-        retained = retention_of(runtime, [c for c in tested if c.client_id in trained], state)
+        kept = [client for client in tested if client.client_id in trained]
+        retained = retention_of(runtime, kept, state, progress)
     records = read_records(runtime.folder)
     facts: dict[str, Any] = {
         "method": runtime.method.name,
@@ -74,20 +75,31 @@ def measure_models(
     state: ServerState,
     progress: Progress,
     infer: Infer | None = None,
+    until: str = "left",
 ) -> dict[str, ClientResult]:
     """Return the scores of base, global and own model of each client on its test rows.
 
-    With evaluation.transfer, those of the own models on the rows of all clients too.
+    With evaluation.transfer, those of the own models on the rows of all clients too. `until` says
+    what follows, for the time left.
     """
-    with progress.bar("evaluating, models of clients", 3 * len(tested), 0.0) as advance:
-        evaluate = partial(evaluate_model, runtime, infer=infer)
-        base = evaluate(tested, ()) if infer else base_scores(runtime, tested)
-        advance(len(tested))
+    rows, done = sum(len(client.test) for client in tested), 0
+    total = rows * (2 + (len(tested) if runtime.config.evaluation.transfer else 1))
+    with progress.bar("evaluating, answers", total, 0.0, until) as show:
+
+        def advance(answers: int, tokens: int = 0, /) -> None:
+            nonlocal done
+            done += answers
+            show(answers, tokens)
+
+        evaluate = partial(evaluate_model, runtime, infer=infer, advance=advance)
+        base = evaluate(tested, ()) if infer else base_scores(runtime, tested, advance)
+        advance(rows - done)  # those that were kept, or are not made
         serving = serving_of(runtime, state, "global")
         runtime.model.set(serving.values)
         shared = evaluate(tested, serving.branches) if serving.branches else base
-        advance(len(tested))
+        advance(2 * rows - done)
         by_owner = _own_scores(runtime, tested, state, advance, infer)
+        advance(total - done)
     measured = {}
     for client in tested:
         name = client.client_id
@@ -114,7 +126,7 @@ def _own_scores(
     scores: dict[str, dict[str, ClientScores]] = {}
     for group in client_groups(runtime, own):
         if len(group) > 1:
-            found = evaluate_group(runtime, group, infer)
+            found = evaluate_group(runtime, group, infer, advance)
             scores |= {name: {name: of} for name, of in found.items()}
         else:
             ((client, serving),) = group
@@ -124,9 +136,8 @@ def _own_scores(
                 *(runtime, on, serving.branches),
                 mixed_by=client if serving.mixed else None,
                 infer=infer,
+                advance=advance,
             )
-        advance(len(group))
-    advance(len(tested) - len(scores))
     return scores
 
 
@@ -152,15 +163,18 @@ def _privacy_of(asked: PrivacyConfig, records: Records) -> dict[str, Any]:
     return {"privacy": {**asdict(asked), "epsilon": epsilon, "neighbours": "one client replaced"}}
 
 
-def base_scores(runtime: ClientRuntime, clients: Sequence[ClientData]) -> dict[str, ClientScores]:
+def base_scores(
+    runtime: ClientRuntime, clients: Sequence[ClientData], advance: Advance = no_advance
+) -> dict[str, ClientScores]:
     """Return the scores of the base, which are kept in the cache by all that they depend on."""
+    evaluate = partial(evaluate_model, runtime, clients, (), advance=advance)
     asked = runtime.config.evaluation
     rows = [(client.client_id, client.raw, client.test) for client in clients]
     kept = kept_of_base(
         runtime,
         "base_scores",
         (VERSION, asked.max_new_tokens, asked.batch_size, rows),
-        lambda: {n: asdict(s) for n, s in evaluate_model(runtime, clients, ()).items()},
+        lambda: {name: asdict(scores) for name, scores in evaluate().items()},
     )
     return {client: scores_of(of) for client, of in kept.items()}
 

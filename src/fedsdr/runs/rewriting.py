@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedsdr.distill.records import (
 from fedsdr.distill.self_distillation import Rewritten, rewrite_client
 from fedsdr.errors import UserError
 from fedsdr.files import make_private, write_manifest
-from fedsdr.progress import Progress
+from fedsdr.progress import Progress, counted
 from fedsdr.runs.client_runtime import ClientRuntime
 from fedsdr.runs.teacher_setup import Rewriting
 from fedsdr.types import ClientData, Example
@@ -50,6 +50,7 @@ def distill_clients(
         what = f"rewriting {client.client_id}"
         with progress.bar(what, len(client.raw), ahead, "until all are rewritten") as advance:
             done = 0
+            counting = replace(rewriting, generate=counted(rewriting.generate, advance, 0))
 
             def on_progress(now: int, total: int) -> None:
                 nonlocal done
@@ -57,7 +58,7 @@ def distill_clients(
                 done = now
 
             with runtime.model.using():
-                rewritten = rewrite_answers(runtime, rewriting, client, on_progress)
+                rewritten = rewrite_answers(runtime, counting, client, on_progress)
         write_distilled(runtime.distilled(client.client_id), rewritten.records)
         audits[client.client_id] = rewritten.audit
         seconds[client.client_id] = time.perf_counter() - began

@@ -27,7 +27,7 @@ from fedsdr.files import (
     write_atomically,
     write_folder,
 )
-from fedsdr.progress import SILENT
+from fedsdr.progress import Progress
 from fedsdr.runs.client_runtime import ClientRuntime, forward_of
 from fedsdr.runs.evaluation import measure_models
 from fedsdr.runs.run_folder import BEST, run_name
@@ -36,11 +36,12 @@ from fedsdr.runs.served_models import Kind, Serving, serving_of
 from fedsdr.types import ClientData, ServerState
 
 Measures = dict[str, Any]  # `evaluation` of a line of rounds.jsonl
+UNTIL = "until the round ends"
 MeasureRound = Callable[[ServerState], Measures | None]
 
 
 def round_measures(
-    runtime: ClientRuntime, clients: Sequence[ClientData], rounds: int
+    runtime: ClientRuntime, clients: Sequence[ClientData], rounds: int, progress: Progress
 ) -> MeasureRound:
     """Return what measures the state after a round, if `evaluation.every` asks for it.
 
@@ -60,9 +61,12 @@ def round_measures(
         asked = evaluation.every and (state.round % evaluation.every == 0 or state.round == rounds)
         if not (asked and held_out):
             return None
+        place = f"round {state.round} of {rounds}"
+        within = f"{progress.within}, {place}" if progress.within else place
+        now = dataclasses.replace(progress, after=None, within=within)
         of_round = _everything if evaluation.by_round == "all" else _losses
         found: Measures = {"of": which, "rows": sum(len(c.test) for c in held_out)}
-        found |= of_round(runtime, held_out, state)
+        found |= of_round(runtime, held_out, state, now)
         if evaluation.keep == "best":
             nonlocal best
             if best is None and state.round > 1:  # resumed
@@ -76,23 +80,27 @@ def round_measures(
     return measure
 
 
-def _losses(runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState) -> Measures:
+def _losses(
+    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState, progress: Progress
+) -> Measures:
     """Return the losses of the global and of the own models: by client, and their means."""
     kinds: tuple[Kind, ...] = ("global", "client")
     by_client: dict[str, dict[str, float]] = {client.client_id: {} for client in clients}
-    for kind in kinds:
-        for client in clients:
-            of, name = by_client[client.client_id], client.client_id
-            serving = serving_of(runtime, state, kind, name)
-            if kind == "client" and serving.values is state.shared:  # no model of its own
-                of[kind] = of["global"]
-            else:
-                of[kind] = _loss(runtime, client, serving)
-            if not math.isfinite(of[kind]):
-                raise UserError(
-                    f"client '{name}': the loss of its {kind} model after round {state.round} is "
-                    "not finite; run again with a lower train.lr"
-                )
+    with progress.bar("losses of models", 2 * len(clients), 0.0, UNTIL) as advance:
+        for kind in kinds:
+            for client in clients:
+                of, name = by_client[client.client_id], client.client_id
+                serving = serving_of(runtime, state, kind, name)
+                if kind == "client" and serving.values is state.shared:  # no model of its own
+                    of[kind] = of["global"]
+                else:
+                    of[kind] = _loss(runtime, client, serving)
+                if not math.isfinite(of[kind]):
+                    raise UserError(
+                        f"client '{name}': the loss of its {kind} model after round {state.round} "
+                        "is not finite; run again with a lower train.lr"
+                    )
+                advance(1)
     mean = {kind: {"loss": fmean(of[kind] for of in by_client.values())} for kind in kinds}
     return {"mean": mean, "losses": by_client}
 
@@ -107,10 +115,10 @@ def _loss(runtime: ClientRuntime, client: ClientData, serving: Serving) -> float
 
 
 def _everything(
-    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState
+    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState, progress: Progress
 ) -> Measures:
     """Return what results.json has of the means over clients, the losses by client, retention."""
-    measured = measure_models(runtime, clients, state, SILENT)
+    measured = measure_models(runtime, clients, state, progress, until=UNTIL)
     results = build_results(
         method=runtime.method.name,
         algorithm=runtime.config.algorithm.name,
@@ -125,7 +133,8 @@ def _everything(
     }
     found = {"mean": results["mean"], "losses": losses}
     if runtime.config.evaluation.retention:
-        found["retention"] = retention_of(runtime, clients, state)["models"]
+        retained = retention_of(runtime, clients, state, progress, UNTIL)
+        found["retention"] = retained["models"]
     return found
 
 

@@ -134,7 +134,7 @@ def run_rounds(
             groups = functools.partial(task_groups, runtime, by_id)
             yield from in_process(train, groups)(tasks)
 
-    measure = round_measures(runtime, clients, rounds)
+    measure = round_measures(runtime, clients, rounds, progress)
     with alone(runtime.folder):
         state = load_or_init_state(
             runtime.folder,

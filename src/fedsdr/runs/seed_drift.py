@@ -17,6 +17,7 @@ from fedsdr.evaluation.retention import (
     retention_entry,
     seed_answers,
 )
+from fedsdr.progress import Progress
 from fedsdr.runs.base_cache import kept_of_base
 from fedsdr.runs.client_runtime import ClientRuntime, mixed_model
 from fedsdr.runs.served_models import Serving, serving_of
@@ -25,7 +26,11 @@ from fedsdr.types import ClientData, Generation, ServerState
 
 
 def retention_of(
-    runtime: ClientRuntime, clients: Sequence[ClientData], state: ServerState
+    runtime: ClientRuntime,
+    clients: Sequence[ClientData],
+    state: ServerState,
+    progress: Progress,
+    until: str = "left",
 ) -> dict[str, Any]:
     """Return how far the global model and each client's own are from the seed model.
 
@@ -33,13 +38,16 @@ def retention_of(
     intervals over prompts; `clients` those of each client; `rows`, for each model, the sums (drift,
     rise, tokens) of each prompt.
     """
-    answers, seed = _seed_answers(runtime), seed_for(runtime.config.seed, "retention")
-    shared = _drifts(runtime, serving_of(runtime, state, "global"), answers, None)
-    own = {}
-    for client in clients:
-        serving = serving_of(runtime, state, "client", client.client_id)
-        same = serving.values is state.shared
-        own[client.client_id] = shared if same else _drifts(runtime, serving, answers, client)
+    seed, own = seed_for(runtime.config.seed, "retention"), {}
+    with progress.bar("measuring retention, models", 1 + len(clients), 0.0, until) as advance:
+        answers = _seed_answers(runtime)
+        shared = _drifts(runtime, serving_of(runtime, state, "global"), answers, None)
+        advance(1)
+        for client in clients:
+            serving = serving_of(runtime, state, "client", client.client_id)
+            same = serving.values is state.shared
+            own[client.client_id] = shared if same else _drifts(runtime, serving, answers, client)
+            advance(1)
     entries = {name: retention_entry(drifts, seed) for name, drifts in own.items()}
     return {
         "prompts": len(answers),
