@@ -27,11 +27,11 @@ KEYS = (
 
 # What docs/choosing.md recommends, by what is wanted.
 PRESETS: dict[str, dict[str, Any]] = {
-    "shared": {"method.name": "plain", "train.local_epochs": 6},
+    "shared": {"method.name": "plain"},
     "personal": {"method.name": "plain-personal"},
     "own-style": {"method.name": "fedsdr"},
     "served-alone": {"method.name": "fedsdr", "method.s_dropout": 0.5},
-    "near-base": {"method.name": "anchored", "train.anchor_beta": 5.0},
+    "near-base": {"method.name": "fedsd"},
     "private": {"method.name": "plain", "privacy.mode": "central"},
     "robust": {"method.name": "plain", "algorithm.aggregation": "median"},
 }

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from hashlib import sha256
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
+import fedsdr
 from fedsdr.files import kept_json
 from fedsdr.models.packing import device_of
 from fedsdr.runs.client_runtime import ClientRuntime
@@ -19,7 +19,7 @@ def kept_of_base(runtime: ClientRuntime, kind: str, about: object, make: Callabl
     """
     config = runtime.config
     depends_on = (
-        *(version("fedsdr"), torch.__version__, torch.backends.cpu.get_cpu_capability()),
+        *(fedsdr.__version__, torch.__version__, torch.backends.cpu.get_cpu_capability()),
         *(device_of(runtime.base.model).type, torch.get_num_threads()),
         *(runtime.base.fingerprint, config.model.dtype, config.model.quantize),
         *(runtime.renderer.fingerprint, config.data.max_length, config.train.pack_tokens, about),

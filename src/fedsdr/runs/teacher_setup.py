@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import fedsdr
 from fedsdr.config import TeacherConfig, without_password
 from fedsdr.data.chat_templates import Renderer, render_for
 from fedsdr.distill.cache import Teacher
@@ -198,7 +199,7 @@ def _wrong_with(runtime: ClientRuntime, source: _Source) -> str:
     base, model = runtime.base, runtime.config.model
     about = (
         *(base.fingerprint, runtime.renderer.fingerprint, source.variant, model.dtype, PROBES),
-        *(version("openvino-genai"), version("fedsdr"), torch.backends.cpu.get_cpu_capability()),
+        *(version("openvino-genai"), fedsdr.__version__, torch.backends.cpu.get_cpu_capability()),
     )
     name = sha256(repr(about).encode()).hexdigest()[:16]
     try:
