@@ -30,15 +30,12 @@ from fedsdr.flower.nodes import (
 from fedsdr.flower.run_config import RUN_ID, Scalar, from_run_config
 from fedsdr.flower.wire import RewriteReport
 from fedsdr.models.adapters import save_adapter
-from fedsdr.models.base_model import load_shape
-from fedsdr.models.two_branch import with_branches
 from fedsdr.progress import SILENT, Progress
-from fedsdr.runs.rounds import initial_shared, load_or_init_state, save_round
+from fedsdr.runs.rounds import initial_tensors, load_or_init_state, save_round
 from fedsdr.runs.run_folder import checked_config, save_run_config
 from fedsdr.runs.run_plan import plan_of
 from fedsdr.runs.run_status import noted_in
 from fedsdr.runs.trackers import check_trackers, tracked
-from fedsdr.tensors import Tensors
 from fedsdr.training.methods import METHODS
 from fedsdr.types import ClientFault, ClientTask, ClientUpdate, ServerState
 
@@ -93,7 +90,7 @@ def serve(
         torch.set_num_threads(config.engine.threads)
     rounds, seconds = config.federation.rounds, config.engine.join_seconds
     plan = plan_of(config, {})
-    state = load_or_init_state(out, plan, rounds, lambda: _initial_tensors(config))
+    state = load_or_init_state(out, plan, rounds, lambda: initial_tensors(config))
     save_run_config(config, out / "config.toml")
     plan = dataclasses.replace(plan, run_id=_run_id(out))
     nodes = Nodes(grid, progress.log, plan.run_id)
@@ -124,14 +121,6 @@ def _shown(run_clients: RunClients, rounds: int, progress: Progress) -> RunClien
                 yield answer
 
     return run
-
-
-def _initial_tensors(config: Config) -> Tensors:
-    """Return the shared tensors before round 1. Only names and shapes of the model matter, so the
-    study's device, dtype and weights are not needed."""
-    light = dataclasses.replace(config.model, device="cpu", dtype="fp32", quantize="none")
-    model = with_branches(load_shape(light, weights=False), config.lora)
-    return initial_shared(model, METHODS[config.method.name], config.seed)
 
 
 def _run_id(out: Path) -> str:

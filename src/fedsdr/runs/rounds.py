@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsdr.config import Config
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import (
     FIX,
@@ -29,12 +30,13 @@ from fedsdr.federation.round_records import (
 )
 from fedsdr.file_reading import stands
 from fedsdr.files import write_atomically
-from fedsdr.models.two_branch import BranchedModel
+from fedsdr.models.base_model import load_shape
+from fedsdr.models.two_branch import BranchedModel, with_branches
 from fedsdr.progress import Progress
 from fedsdr.runs.run_folder import run_name
 from fedsdr.seeds import seed_for
 from fedsdr.tensors import Tensors
-from fedsdr.training.methods import Method
+from fedsdr.training.methods import METHODS, Method
 from fedsdr.types import RoundRecord, ServerState
 
 
@@ -45,6 +47,17 @@ def initial_shared(model: BranchedModel, method: Method, seed: int) -> Tensors:
         for branch in method.sent
         for name, value in model.initial(branch, seed_for(seed, "start")).items()
     }
+
+
+def initial_tensors(config: Config) -> Tensors:
+    """Return the shared tensors before round 1 of a configuration.
+
+    Only names and shapes of the model matter, so the study's device, dtype and weights are not
+    needed.
+    """
+    light = dataclasses.replace(config.model, device="cpu", dtype="fp32", quantize="none")
+    model = with_branches(load_shape(light, weights=False), config.lora)
+    return initial_shared(model, METHODS[config.method.name], config.seed)
 
 
 def load_or_init_state(

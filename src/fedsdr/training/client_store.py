@@ -13,6 +13,7 @@ was lost starts from the latter.
 """
 
 import functools
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -93,9 +94,10 @@ class ClientStore:
         names = (CONTROL, RESIDUAL, SENT, UNSENT)
         return ClientState(private, *(_read(folder / name) for name in names))
 
-    def newest(self) -> int:
-        """Return the last round whose state is kept, or 0."""
-        return max(numbered_folders(self.folder, "round-"), default=0)
+    def newest(self, before: float = math.inf) -> int:
+        """Return the last round, of those before `before`, whose state is kept, or 0."""
+        kept = numbered_folders(self.folder, "round-")
+        return max((round for round in kept if round < before), default=0)
 
     def save(self, round: int, state: ClientState, *, accepted: int) -> None:
         """Write the state after `round`; remove older rounds, except `accepted`.
