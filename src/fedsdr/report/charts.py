@@ -13,6 +13,7 @@ from typing import Any
 from fedsdr.evaluation.results import Table
 
 Curve = Sequence[tuple[int, float]]  # (round, value)
+Place = tuple[str, str, float, float]  # name, series, x, y
 Spec = dict[str, Any]
 
 COLOURS = [f"var(--series-{i})" for i in range(6)]
@@ -215,33 +216,38 @@ def dot_chart(title: str, dots: Sequence[Dot], unit: str, reference: float | Non
 
 
 def scatter_chart(
-    title: str, points: Sequence[tuple[str, str, float, float]], x_unit: str, y_unit: str
+    title: str, points: Sequence[Place], x_unit: str, y_unit: str, *, joined: bool = False
 ) -> Chart:
-    """Return a point for each (name, series, x, y), with lines at 0 for y."""
+    """Return a point for each place, with a line at 0 for y.
+
+    `joined`: the points of a series are connected in their order.
+    """
     series = list(dict.fromkeys(point[1] for point in points))
-    rows = [(name, of, _short(x), _short(y)) for name, of, x, y in points]
+    rows = [(name, of, _short(x), _short(y), i) for i, (name, of, x, y) in enumerate(points)]
     by = {"field": "series", "type": "nominal", "title": None}
     colours, shapes = _scales(series)
+    at = {
+        "x": {"field": "x", "type": "quantitative", "title": x_unit, "scale": {"zero": False}},
+        "y": {"field": "y", "type": "quantitative", "title": y_unit},
+        "color": by | {"scale": colours},
+    }
+    tips = _tooltip(name="", series="", x=".4f", y=".4f")
     marks = {
         "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.9},
-        "encoding": {
-            "x": {"field": "x", "type": "quantitative", "title": x_unit, "scale": {"zero": False}},
-            "y": {"field": "y", "type": "quantitative", "title": y_unit},
-            "color": by | {"scale": colours},
-            "shape": by | {"scale": shapes},
-            "tooltip": _tooltip(name="", series="", x=".4f", y=".4f"),
-        },
+        "encoding": at | {"shape": by | {"scale": shapes}, "tooltip": tips},
     }
+    path = at | {"order": {"field": "order", "type": "quantitative"}}
+    lines = [{"mark": {"type": "line", "strokeWidth": 1.6}, "encoding": path}] if joined else []
     rule = {"type": "rule", "color": "var(--ink)", "strokeDash": [4, 3]}
     zero = {"mark": rule, "encoding": {"y": {"datum": 0, "type": "quantitative"}}}
-    text = [["", x_unit, y_unit], *([f"{of} {n}", f"{x:.4f}", f"{y:.4f}"] for n, of, x, y in rows)]
+    text = [[f"{of} {n}", f"{x:.4f}", f"{y:.4f}"] for n, of, x, y, _ in rows]
     return Chart(
         title,
         f"Scatter chart of {y_unit} against {x_unit}, {len(points)} points.",
-        ("name", "series", "x", "y"),
+        ("name", "series", "x", "y", "order"),
         rows,
-        {"height": 260, "layer": [marks, zero]},
-        (title, _shortened(text)),
+        {"height": 260, "layer": [*lines, marks, zero]},
+        (title, _shortened([["", x_unit, y_unit], *text])),
     )
 
 

@@ -25,7 +25,7 @@ function config(width) {
     view: {stroke: "transparent"},
     axis: {...text, gridColor: "var(--rule)", domainColor: "var(--faint)", tickColor: "var(--faint)", titleFontWeight: 500,
       labelOverlap: true},
-    legend: {...text, orient: "top", labelLimit: 105, columns: Math.max(1, Math.floor(width / 150)), symbolStrokeWidth: 2, titleFontWeight: 500},
+    legend: {...text, orient: "top", labelLimit: 180, columns: Math.max(1, Math.floor(width / 205)), symbolStrokeWidth: 2, titleFontWeight: 500},
     text: {color: "var(--ink)"},
   };
 }

@@ -7,6 +7,7 @@ from fedsdr.report.charts import Chart, Dot, dot_chart, scatter_chart
 from fedsdr.report.page import Group, Section
 from fedsdr.research.compare.comparison_table import notes_of, tables_of
 from fedsdr.research.compare.differences import MEASURES
+from fedsdr.research.compare.front import LOST
 
 FEW_SEEDS = 3
 MOST_NAMED = 4  # variants in a sentence
@@ -17,7 +18,7 @@ _UNITS = {"loss": ("loss, nats per token", "left"), "score": ("score", "right")}
 def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
     """Return the report's section of a comparison."""
     tables, charts = tables_of(comparison), []
-    models = [m for m in ("global", "client") if any(r["model"] == m for r in comparison["rows"])]
+    models = _models(comparison)
     for model in models:
         for measure in MEASURES:
             charts += _difference_chart(comparison, model, measure)
@@ -38,6 +39,17 @@ def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
         },
         notes=notes_of(comparison),
     )
+
+
+def _models(comparison: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of model to draw: "client" only if a variant has models of its own."""
+    losses = {
+        model: {
+            place_of(r, comparison): r["loss"] for r in comparison["rows"] if r["model"] == model
+        }
+        for model in ("global", "client")
+    }
+    return [m for m, of in losses.items() if of and (m == "global" or of != losses["global"])]
 
 
 def place_of(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
@@ -106,36 +118,57 @@ def _run_chart(comparison: Mapping[str, Any], model: str) -> list[Chart]:
 
 
 def _front_chart(comparison: Mapping[str, Any], model: str) -> list[Chart]:
-    """Return the gain of each variant after each round against its drift from the base."""
+    """Return the gain of each variant after each round against its drift, from the base on."""
     curves = (comparison.get("front") or {"curves": []})["curves"]
     points = [
         (f"round {r['round']}", place_of(r, comparison), r["drift"], r["gain"])
         for r in curves
-        if r["model"] == model and r["round"] and r["drift"] is not None
+        if r["model"] == model and r["drift"] is not None
     ]
     title = f"Gain against forgetting, {'own' if model == 'client' else model} models"
     axes = ("drift, KL from the base (left is better)", "fall of the loss (up is better)")
-    return [scatter_chart(title, points, *axes)] if points else []
+    return [scatter_chart(title, points, *axes, joined=True)] if points else []
 
 
 def _findings(comparison: Mapping[str, Any], models: Iterable[str]) -> Iterable[str]:
-    """Yield, for each kind of model, what its interval tells apart from the baseline in loss."""
+    """Yield, for each kind of model, what intervals tell apart from the baseline.
+
+    In loss, and in what is lost at equal gain where that is clear.
+    """
+    equal = (comparison.get("front") or {"equal_gain": []})["equal_gain"]
     for model in models:
-        said: dict[str, list[str]] = {}
-        for row in comparison["rows"]:
-            value = row["loss_difference"]
-            if row["model"] != model or value is None:
-                continue
-            low, high = row["loss_difference_low"], row["loss_difference_high"]
-            text = f"{place_of(row, comparison)} ({value:+.3f}"
-            text += ")" if low is None else f" [{low:+.3f}, {high:+.3f}])"
-            clear = low is not None and low * high > 0
-            how = _HOW[2] if not clear else _HOW[0] if value < 0 else _HOW[1]
-            said.setdefault(how, []).append(text)
         whose = "the clients' own models" if model == "client" else "the global model"
-        if said:
-            parts = [f"{how}: {_some(said[how])}" for how in _HOW if how in said]
-            yield f"Loss of {whose} against {comparison['baseline']}: {'; '.join(parts)}."
+        against = f"{whose} against {comparison['baseline']}"
+        keys = ("loss_difference", "loss_difference_low", "loss_difference_high")
+        of_model = [row for row in comparison["rows"] if row["model"] == model]
+        losses = [(place_of(row, comparison), *(row[key] for key in keys)) for row in of_model]
+        if told := _told_apart(losses):
+            parts = [f"{how}: {_some(told[how])}" for how in _HOW if how in told]
+            yield f"Loss of {against}: {'; '.join(parts)}."
+        for measure, name in LOST.items():
+            rows = [r for r in equal if (r["model"], r["measure"]) == (model, measure)]
+            told = _told_apart(
+                (place_of(row, comparison), row["difference"], row["low"], row["high"])
+                for row in rows
+            )
+            if parts := [f"{how}: {_some(told[how])}" for how in _HOW[:2] if how in told]:
+                yield f"At equal gain, {name.rstrip(' ↓')}, {against}: {'; '.join(parts)}."
+
+
+def _told_apart(
+    differences: Iterable[tuple[str, float | None, float | None, float | None]],
+) -> dict[str, list[str]]:
+    """Return the places of (place, difference, low, high) as text, by how they differ from 0."""
+    said: dict[str, list[str]] = {}
+    for place, value, low, high in differences:
+        if value is None:
+            continue
+        known = low is not None and high is not None
+        text = f"{place} ({value:+.3f}" + (f" [{low:+.3f}, {high:+.3f}])" if known else ")")
+        clear = low is not None and high is not None and low * high > 0
+        how = _HOW[2] if not clear else _HOW[0] if value < 0 else _HOW[1]
+        said.setdefault(how, []).append(text)
+    return said
 
 
 def _some(variants: list[str]) -> str:
