@@ -32,10 +32,15 @@ def phase_name(train: Branch, data: DataKind, loss: LossKind = "plain") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    `tool_messages` has its tools, calls and results for chat templates that write them themselves
+    (data/tool_messages.py); '' without any. `content` has them as text.
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str
+    tool_messages: str = field(default="", repr=False)  # runs keep hashes of repr(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Example:
 
     A conversation of several turns keeps the earlier ones in `history`; `instruction` is then its
     last user message and `response` its last assistant message. Every assistant turn is trained.
+    `tool_messages` are those of these two turns.
     """
 
     id: str
@@ -52,6 +58,7 @@ class Example:
     response: str
     category: str = ""
     history: tuple[Turn, ...] = ()
+    tool_messages: tuple[str, str] = field(default=("", ""), repr=False)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from fedsdr.data.chat_templates import (
     turns_of,
     with_responses,
 )
-from fedsdr.data.conversation_layouts import control_tokens
+from fedsdr.data.template_skeletons import control_tokens
 from fedsdr.embedded_packages import missing_packages
 from fedsdr.errors import UserError
 from fedsdr.models.base_model import load_tokenizer

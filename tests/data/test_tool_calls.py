@@ -67,7 +67,8 @@ def test_a_conversation_with_calls_is_the_text_of_the_models_template_given_the_
 
 def test_tools_and_arguments_written_as_json_text_are_the_same():
     calls = [
-        {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        call
+        | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
         for call in CALLS
     ]
     messages = [m | {"tool_calls": calls} if m["content"] == "I look." else m for m in MESSAGES]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from fedsdr.data.conversation_layouts import (
     ALPACA,
     ALPACA_WITH_INPUT,
-    USE_ALPACA,
     Layout,
     Piece,
     alpaca_layout,
     chat_layout,
-    control_tokens,
 )
+from fedsdr.data.template_skeletons import USE_ALPACA, control_tokens
+from fedsdr.data.tool_messages import with_answer
 from fedsdr.errors import UserError, choose
 from fedsdr.types import Example, TokenRow, Turn
 
@@ -37,7 +37,9 @@ MAX_CHARACTERS = 1_000_000
 def turns_of(example: Example) -> tuple[Turn, ...]:
     """Return the whole conversation; a blank line joins instruction and input in one user turn."""
     asked = "\n\n".join(part for part in (example.instruction, example.input) if part)
-    return (*example.history, Turn("user", asked), Turn("assistant", example.response))
+    of_asked, of_answer = example.tool_messages
+    last = Turn("user", asked, of_asked), Turn("assistant", example.response, of_answer)
+    return (*example.history, *last)
 
 
 def responses_of(example: Example) -> tuple[str, ...]:
@@ -60,10 +62,12 @@ def with_responses(example: Example, responses: Sequence[str]) -> Example:
         raise ValueError(f"row '{example.id}': {len(responses)} responses for {expected} turns")
     new = iter(responses)
     history = tuple(
-        replace(turn, content=next(new)) if turn.role == "assistant" else turn
+        with_answer(turn, next(new)) if turn.role == "assistant" else turn
         for turn in example.history
     )
-    return replace(example, history=history, response=next(new))
+    last = with_answer(turns_of(example)[-1], next(new))
+    messages = example.tool_messages[0], last.tool_messages
+    return replace(example, history=history, response=last.content, tool_messages=messages)
 
 
 @dataclass(frozen=True)

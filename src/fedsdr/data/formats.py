@@ -24,9 +24,12 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
-from fedsdr.data.tool_calls import tools_text
+from fedsdr.data.tool_calls import read_tools, tools_text
+from fedsdr.data.tool_messages import messages_of, turn_messages
 from fedsdr.data.turns import (
     CALLS,
+    OF_RESULTS,
+    RESULTS,
     Placed,
     Row,
     are_turns,
@@ -98,11 +101,11 @@ def example_from_row(row: Row, where: str, columns: Columns = NO_COLUMNS) -> Exa
     form, tools = layout.form, values.get(layout.names["tools"])
     if isinstance(tools, str) and not tools.strip():
         tools = None
-    listing = tools_text(tools, f"{where}: '{layout.names['tools']}'")
+    tools = read_tools(tools, f"{where}: '{layout.names['tools']}'")
     system = layout.text(values, "system", where)
     items = _turns_of(values, form, where)
     if items is not None:
-        turns = conversation(items, f"{where}: '{form.columns[-1]}'", tools=bool(listing))
+        turns = conversation(items, f"{where}: '{form.columns[-1]}'", tools=bool(tools))
         if system.strip() and turns[0].role == "system":
             raise UserError(
                 f"{where}: '{layout.names['system']}' and a system turn in '{form.columns[0]}'; "
@@ -112,12 +115,13 @@ def example_from_row(row: Row, where: str, columns: Columns = NO_COLUMNS) -> Exa
             system = turns.pop(0).content
         *earlier, asked, answered = turns
         instruction, given, response = asked.content, "", answered.content
+        last = asked.tool_messages, answered.tool_messages
     else:
         history = layout.names["history"]
         earlier = history_turns(values.get(history) or (), f"{where}: '{history}'")
         instruction, given, response = _texts_of(values, layout, where)
-    system = "\n\n".join(part for part in (system, listing) if part.strip())
-    before = (*([Turn("system", system)] if system else []), *earlier)
+        last = "", ""
+    before = (*_system_turns(system, tools), *earlier)
     return Example(
         id=layout.text(values, "id", where) or _content_id(before, instruction, given, response),
         instruction=instruction,
@@ -125,7 +129,15 @@ def example_from_row(row: Row, where: str, columns: Columns = NO_COLUMNS) -> Exa
         response=response,
         category=layout.text(values, "category", where).strip(),
         history=before,
+        tool_messages=last,
     )
+
+
+def _system_turns(system: str, tools: Sequence[Any]) -> list[Turn]:
+    """Return the system turn, with the tools; [] without both."""
+    own = [{"role": "system", "content": system}] if system.strip() else []
+    text = "\n\n".join([*(m["content"] for m in own), *filter(None, [tools_text(tools)])])
+    return [Turn("system", text, turn_messages(own, tools) if tools else "")] if text else []
 
 
 def unread_columns(row: Row, columns: Columns = NO_COLUMNS) -> set[str]:
@@ -143,7 +155,9 @@ def unread_columns(row: Row, columns: Columns = NO_COLUMNS) -> set[str]:
     for place, item in items or ():
         keys = {key for key, value in item.items() if value not in (None, "", [], {})}
         column = place.split("'")[1]
-        unread |= {f"{column}[].{key}" for key in keys - {*(turn_keys(item) or ()), *CALLS}}
+        role, text = turn_keys(item) or ("", "")
+        known = {role, text, *CALLS, *(OF_RESULTS if item.get(role) in RESULTS else ())}
+        unread |= {f"{column}[].{key}" for key in keys - known}
     return unread
 
 
@@ -152,16 +166,18 @@ def row_from_example(example: Example) -> dict[str, Any]:
     row: dict[str, Any] = {"id": example.id}
     if example.category:
         row["category"] = example.category
-    system, turns = "", list(example.history)
-    if turns and turns[0].role == "system":
-        system = turns.pop(0).content
-    if example.input or not example.history:
+    asked, answered = example.tool_messages
+    last = Turn("user", example.instruction, asked), Turn("assistant", example.response, answered)
+    messages, tools = messages_of((*example.history, *last))
+    row |= {"tools": tools} if tools else {}
+    turns = list(example.history)
+    before = messages_of([turns.pop(0)])[0] if turns and turns[0].role == "system" else []
+    system = "".join(message["content"] for message in before)
+    if example.input or not (example.history or answered):
         pairs = [[u.content, a.content] for u, a in zip(turns[::2], turns[1::2], strict=True)]
         row |= {"instruction": example.instruction, "input": example.input}
         row |= {"output": example.response}
         return row | ({"system": system} if system else {}) | ({"history": pairs} if pairs else {})
-    last = Turn("user", example.instruction), Turn("assistant", example.response)
-    messages = [{"role": t.role, "content": t.content} for t in (*example.history, *last)]
     return row | {"messages": messages}
 
 

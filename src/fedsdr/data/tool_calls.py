@@ -1,12 +1,11 @@
 """Tools, calls and results as the text that the templates of Hermes and Qwen models write.
 
-`apply_chat_template(messages, tools=...)` of such a model gives the same text, so a call is trained
-as the model writes it, and servers read it with their "hermes" parser. Models that write calls in
-another form need them as text in the data.
+Rows have this text for every model: rewrites and scores compare answers in this form. Chat
+templates that write tools themselves are given the messages instead (tool_messages.py).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsdr.errors import UserError, one_line
@@ -25,29 +24,36 @@ For each function call, return a json object with function name and arguments wi
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>"""
 RESULT = "<tool_response>"
+BEFORE_CALL, AFTER_CALL = "<tool_call>", "</tool_call>"
+Call = dict[str, Any]  # OpenAI's: {"type", "function": {"name", "arguments"}}, perhaps "id"
 
 
-def tools_text(tools: Any, where: str) -> str:
-    """Return the part of the system turn that lists the tools; "" for none.
+def read_tools(tools: Any, where: str) -> list[Any]:
+    """Return the JSON schemas of the tools: a list, or JSON text of one; [] for none.
 
-    `tools` is a list of JSON schemas, or JSON text of one. UserError, beginning with `where`.
+    UserError, beginning with `where`.
     """
     found = _json(tools, where) if tools else []
     found = [found] if isinstance(found, Mapping) else found
     if not isinstance(found, list | tuple) or not all(isinstance(t, Mapping) for t in found):
         raise UserError(f"{where} must be a list of tools, each a JSON object")
-    lines = [_dumps(tool, where) for tool in found]
+    return [json.loads(_dumps(tool, where)) for tool in found]
+
+
+def tools_text(tools: Sequence[Any]) -> str:
+    """Return the part of the system turn that lists the tools; "" for none."""
+    lines = [json.dumps(tool, ensure_ascii=False) for tool in tools]
     return "\n".join([BEFORE_TOOLS, *lines, AFTER_TOOLS]) if lines else ""
 
 
-def call_text(calls: Any, where: str) -> str:
-    """Return calls as `<tool_call>` blocks, one below the other.
+def read_calls(calls: Any, where: str) -> list[Call]:
+    """Return calls in OpenAI's form, the arguments as an object.
 
-    A call is `{"name", "arguments"}`, in OpenAI's form inside `{"function": ...}`; `calls` is one,
-    a list, or JSON text of them. Arguments may be JSON text. UserError, beginning with `where`.
+    A call is `{"name", "arguments"}`, perhaps inside `{"function": ...}`; `calls` is one, a list,
+    or JSON text of them. Arguments may be JSON text. UserError, beginning with `where`.
     """
     found = _json(calls, where)
-    blocks = []
+    read: list[Call] = []
     for call in [found] if isinstance(found, Mapping) else found or ():
         inner = call.get("function", call) if isinstance(call, Mapping) else {}
         name = inner.get("name") if isinstance(inner, Mapping) else None
@@ -56,14 +62,51 @@ def call_text(calls: Any, where: str) -> str:
         arguments = _json(inner.get("arguments") or {}, f"{where}: the arguments of '{name}'")
         if not isinstance(arguments, Mapping):
             raise UserError(f"{where}: the arguments of '{name}' must be a JSON object")
-        line = _dumps({"name": name, "arguments": arguments}, where)
-        blocks.append(f"<tool_call>\n{line}\n</tool_call>")
-    return "\n".join(blocks)
+        function = json.loads(_dumps({"name": name, "arguments": arguments}, where))
+        read.append(printable_texts(call, "id") | {"type": "function", "function": function})
+    return read
+
+
+def answer_text(content: str, calls: Sequence[Call]) -> str:
+    """Return an answer with its calls as `<tool_call>` blocks, one below the other."""
+    lines = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+    blocks = [f"{BEFORE_CALL}\n{line}\n{AFTER_CALL}" for line in lines]
+    return "\n".join([content, *blocks] if content.strip() else blocks)
+
+
+def read_answer(text: str) -> tuple[str, list[Call]]:
+    """Return the content and the calls of an answer: `<tool_call>` blocks at its end, or one call
+    as JSON, which Llama models write. An answer in another form is all content."""
+    content, *blocks = text.split(BEFORE_CALL)
+    parts = [block.rstrip().removesuffix(AFTER_CALL) for block in blocks]
+    if not blocks:
+        content, parts = "", [text]
+    elif any(AFTER_CALL not in block for block in blocks):
+        return text, []
+    try:
+        found = [json.loads(part) for part in parts]
+        calls = [
+            {"name": one["name"], "arguments": one.get("arguments", one.get("parameters"))}
+            for one in found
+        ]
+        if any(not isinstance(call["arguments"], Mapping) for call in calls):
+            return text, []
+        return content.removesuffix("\n"), read_calls(calls, "")
+    except (ValueError, TypeError, KeyError, RecursionError, UserError):
+        return text, []  # no call
 
 
 def result_text(result: str) -> str:
     """Return what a tool answered, as the model is shown it."""
     return f"{RESULT}\n{result}\n</tool_response>"
+
+
+def printable_texts(item: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Return those keys of a turn or call that have a text of printable characters."""
+    found = {key: item.get(key) for key in keys}
+    return {
+        key: text for key, text in found.items() if isinstance(text, str) and text.isprintable()
+    }
 
 
 def _dumps(value: Any, where: str) -> str:

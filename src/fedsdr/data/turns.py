@@ -7,18 +7,28 @@ An optional system turn comes first, then user and assistant turns alternate:
 - assistant turns before any user turn, and all turns after the last assistant turn, are dropped.
 
 Structured calls become the text that Hermes and Qwen models write (tool_calls.py). A row that has
-some, or a list of tools, has its results written in the same way.
+some, or a list of tools, has its results written in the same way. The messages stay beside the text
+(tool_messages.py).
 """
 
 import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from textwrap import shorten
 from typing import Any, Literal
 
-from fedsdr.data.tool_calls import RESULT, call_text, result_text
+from fedsdr.data.tool_calls import (
+    RESULT,
+    Call,
+    answer_text,
+    printable_texts,
+    read_calls,
+    result_text,
+)
+from fedsdr.data.tool_messages import messages_of, one_answer, turn_messages
 from fedsdr.errors import UserError, nearest
 from fedsdr.types import Turn
 
@@ -34,6 +44,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", CALL), "assistant"),
 }
 CALLS = ("tool_calls", CALL)  # keys of a turn: what the assistant says beside its text
+OF_RESULTS = ("name", "tool_call_id")  # keys of a result, which some chat templates write
 
 
 def present(row: Row) -> dict[str, Any]:
@@ -106,10 +117,10 @@ def conversation(items: Placed, where: str, *, tools: bool) -> list[Turn]:
 
     `tools`: the row has a list of tools. UserError, beginning with the place.
     """
-    tools = tools or any(isinstance(item, Mapping) and has_calls(item) for _, item in items)
+    as_results = tools or any(isinstance(item, Mapping) and has_calls(item) for _, item in items)
     turns: Placed = []
     for place, item in items:
-        turn = _turn(item, place, tools)
+        turn = _turn(item, place, as_results)
         if turn.role == "system":
             if not turn.content.strip():
                 continue
@@ -124,7 +135,10 @@ def conversation(items: Placed, where: str, *, tools: bool) -> list[Turn]:
     for place, turn in turns:
         if not turn.content.strip():
             raise UserError(f"{place} has no text; fill it or drop the row")
-    return list(_joined(turn for _, turn in turns))
+    joined = list(_joined(turn for _, turn in turns))
+    if tools or any(turn.tool_messages for turn in joined if turn.role == "assistant"):
+        return joined
+    return [replace(turn, tool_messages="") for turn in joined]  # results of calls that are dropped
 
 
 def turn_keys(item: Row) -> tuple[str, str] | None:
@@ -139,10 +153,15 @@ def has_calls(item: Row) -> bool:
 
 def _joined(turns: Iterator[Turn]) -> Iterator[Turn]:
     """Join neighbours of one role by an empty line, results of tools by a line break."""
-    for role, group in itertools.groupby(turns, lambda turn: turn.role):
+    for role, neighbours in itertools.groupby(turns, lambda turn: turn.role):
+        group = list(neighbours)
         first, *others = (turn.content for turn in group)
         parts = [("\n" if text.startswith(RESULT) else "\n\n") + text for text in others]
-        yield Turn(role, "".join([first, *parts]))
+        text = "".join([first, *parts])
+        messages = messages_of(group)[0] if any(turn.tool_messages for turn in group) else []
+        if messages and role == "assistant":
+            messages = one_answer(messages, text)
+        yield Turn(role, text, turn_messages(messages) if messages else "")
 
 
 def _turn(item: Any, where: str, tools: bool) -> Turn:
@@ -157,8 +176,18 @@ def _turn(item: Any, where: str, tools: bool) -> Turn:
     if has_calls(item):
         if ROLES[role] != "assistant":
             raise UserError(f"{where}: a call in a {role} turn; only the assistant calls tools")
-        calls = [call_text(item[key], f"{where}: '{key}'") for key in CALLS if item.get(key)]
-        return Turn("assistant", "\n".join([text, *calls] if text.strip() else calls))
+        given = [read_calls(item[key], f"{where}: '{key}'") for key in CALLS if item.get(key)]
+        return _call_turn(text, *given)
     if tools and role == CALL:
-        text = call_text(text, f"{where}: '{keys[1]}'")
-    return Turn(ROLES[role], result_text(text) if tools and role in RESULTS else text)
+        return _call_turn("", read_calls(text, f"{where}: '{keys[1]}'"))
+    if tools and role in RESULTS:
+        result = {"role": "tool", **printable_texts(item, *OF_RESULTS), "content": text}
+        return Turn("user", result_text(text), turn_messages([result]))
+    return Turn(ROLES[role], text)
+
+
+def _call_turn(text: str, *given: list[Call]) -> Turn:
+    content, calls = text if text.strip() else "", list(itertools.chain(*given))
+    said = "\n".join([*filter(None, [content]), *(answer_text("", part) for part in given)])
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
+    return Turn("assistant", said, turn_messages([message]) if calls else "")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from fedsdr.data.answer_parsing import kind_of
@@ -114,7 +114,7 @@ def _again(task: _Task, attempt: int) -> _Task:
 
 
 def _content_hash(example: Example) -> str:
-    history = [asdict(turn) for turn in example.history]
+    history = [{"role": turn.role, "content": turn.content} for turn in example.history]
     content = json.dumps([example.instruction, example.input, example.response, history])
     return hashlib.sha256(content.encode()).hexdigest()
 

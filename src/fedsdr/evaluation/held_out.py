@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsdr.data.chat_templates import prompt_of
+from fedsdr.data.tool_messages import in_form_of
 from fedsdr.evaluation.answer_audit import AnswerAudit, audit_answer
 from fedsdr.evaluation.metrics import Metric
 from fedsdr.seeds import seed_for
@@ -111,6 +112,9 @@ def evaluate_on(
         raise ValueError(
             f"{len(generations)} answers do not match the ids of {len(rows)} test rows"
         )
+    for name, row in rows:
+        text = in_form_of(row.tool_messages[1], answers[name].text)
+        answers[name] = replace(answers[name], text=text)
     measured = dict(zip(dict(rows), losses([row for _, row in rows]), strict=True))
     relations: dict[str, str] = {}
     if infer:
