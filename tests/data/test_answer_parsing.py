@@ -230,6 +230,8 @@ def test_calls_that_say_different_things_differ(one, other):
         "f(a=1)\ng(a=1)",
         "f(a=1, a=2)",
         '{"name": "f"}',
+        '<tool_call>{"name": "f", "arguments": {}}',
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>f(1)</tool_call>',
         "10 (ten)",
         "f(1)(2)",
     ],
@@ -240,6 +242,17 @@ def test_what_is_not_one_call_is_none(text):
 
 def test_arguments_given_as_json_text_are_read_too():
     assert parse_call('{"name": "f", "arguments": "{\\"a\\": 1}"}') == parse_call("f(a=1)")
+
+
+def test_calls_in_blocks_are_those_of_the_same_json_and_several_count_together():
+    one, two = (f'{{"name": "{name}", "arguments": {{"a": 1, "b": [2]}}}}' for name in "fg")
+    block = "<tool_call>\n{}\n</tool_call>".format
+    assert parse_call(block(one)) == parse_call(f"<tool_call>{one}</tool_call>") == parse_call(one)
+    assert parse_call(f"I look.\n{block(one)}") == parse_call("f(b=[2.0], a=1)")
+    both = parse_call(f"{block(one)}\n{block(two)}")
+    assert both == parse_call(f"{block(one)} {block(two)}")
+    assert both not in (None, parse_call(one), parse_call(f"{block(two)}\n{block(one)}"))
+    assert kind_of_one(block(one)) == kind_of_one(f"{block(one)}\n{block(two)}") == "call"
 
 
 @given(

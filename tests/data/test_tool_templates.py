@@ -341,6 +341,9 @@ def test_rewritten_calls_are_written_by_the_template_and_other_rewrites_are_text
         assert answers_in(name, rewritten) == [
             f"{expected}{end}", f"3 %, I think.{end}", f"I do not know.{end}"
         ]  # fmt: skip
+    as_python = """rate(years=[3.5, None], bank='Æ "A"')"""
+    same = with_responses(example, [as_python, *responses_of(example)[1:]])
+    assert same == example
     messages = [dict(m) for m in MESSAGES]
     messages[2]["tool_calls"] = [{"type": "function", "function": new}]
     rewritten = with_responses(example, [text, *responses_of(example)[1:]])

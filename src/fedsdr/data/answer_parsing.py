@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsdr.data.number_parsing import is_number, says_its_answer
+from fedsdr.data.tool_calls import AFTER_CALL, BEFORE_CALL
 
 Kind = Literal["label", "number", "call", "code", "text"]
 
@@ -54,9 +55,10 @@ class Call:
 def parse_call(text: str) -> Call | None:
     """Return the one function call that the text makes, or None.
 
-    Read as Python, `name(1, key="value")`, or as JSON, `{"name": ..., "arguments": {...}}`. The
-    call is the whole text, else the whole of its first code block, else the only line (or lines
-    that all say the same) that is a call; two different calls are None.
+    Read as Python, `name(1, key="value")`, or as JSON, `{"name": ..., "arguments": {...}}`, alone
+    or in a `<tool_call>` block; a text of several blocks is one call of them all. The call is the
+    whole text, else the whole of its first code block, else the only line (or lines that all say
+    the same) that is a call; two different calls are None.
     """
     whole = _whole_call(text) or _whole_call(code_of(text))
     if whole:
@@ -156,7 +158,20 @@ def kind_of(responses: Sequence[str]) -> Kind:
 def _whole_call(text: str) -> Call | None:
     """The call that the text is, with nothing beside it but white space and backticks."""
     text = text.strip().strip("`").strip()
+    if text.startswith(BEFORE_CALL):
+        return _tagged_calls(text)
     return _json_call(text) if text.startswith("{") else _python_call(text)
+
+
+def _tagged_calls(text: str) -> Call | None:
+    """The call in a `<tool_call>` block; those of several blocks as the arguments of one call."""
+    blocks = [block.rstrip() for block in text.split(BEFORE_CALL)[1:]]
+    if not all(block.endswith(AFTER_CALL) for block in blocks):
+        return None
+    calls = [call for b in blocks if (call := _json_call(b.removesuffix(AFTER_CALL)))]
+    if len(calls) < len(blocks):
+        return None
+    return calls[0] if len(calls) == 1 else Call("", tuple(calls), frozenset())
 
 
 def _python_call(text: str) -> Call | None:

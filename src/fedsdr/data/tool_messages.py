@@ -7,8 +7,10 @@ The tools are at the system turn. A turn without any of these is one message of 
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from fedsdr.data.answer_parsing import parse_call
 from fedsdr.data.tool_calls import answer_text, read_answer
 from fedsdr.types import Turn
 
@@ -56,11 +58,17 @@ def one_answer(messages: Sequence[Message], text: str) -> list[Message]:
 
 
 def with_answer(turn: Turn, text: str) -> Turn:
-    """Return an assistant turn with another text; calls in it are for the chat template too."""
-    if turn.content == text:
+    """Return an assistant turn with another text, whose calls are for the chat template too.
+
+    A call that is only written otherwise, as `name(key=value)`, stays in the form of the turn.
+    """
+    if not turn.tool_messages:
+        return replace(turn, content=text)
+    message = answer_message(text)
+    same = "tool_calls" not in message and parse_call(text) == parse_call(turn.content) is not None
+    if same or text == turn.content:
         return turn
-    messages = turn_messages([answer_message(text)]) if turn.tool_messages else ""
-    return Turn(turn.role, text, messages)
+    return Turn(turn.role, text, turn_messages([message]))
 
 
 def in_form_of(tool_messages: str, answer: str) -> str:
