@@ -9,9 +9,13 @@ import pytest
 
 from fedsdr.cli.chat_web import MOST_BYTES, ChatServer
 
+SAID: dict[str, list[str]] = {}
 
-def ask(question):
-    yield "base", f"you said {question}"
+
+def ask(question, conversation):
+    said = SAID.setdefault(conversation, [])
+    said.append(question)
+    yield "base", f"you said {', '.join(said)}"
     yield "client bank", "<script>document.title = 'owned'</script>"
 
 
@@ -44,6 +48,18 @@ def test_every_model_answers_in_a_line_of_its_own(address):
     assert status == 200
     assert [json.loads(line)["model"] for line in text.splitlines()] == ["base", "client bank"]
     assert json.loads(text.splitlines()[0])["answer"] == "you said hello"
+
+
+def test_questions_of_a_conversation_are_its_turns_and_others_stand_alone(address):
+    def said(**sent):
+        _, text = send(address, body=json.dumps(sent))
+        return json.loads(text.splitlines()[0])["answer"]
+
+    assert said(question="one", conversation="a") == "you said one"
+    assert said(question="two", conversation="a") == "you said one, two"
+    assert said(question="three", conversation="b") == "you said three"
+    assert said(question="four") == "you said four"
+    assert said(question="five") == "you said five"
 
 
 def test_it_listens_on_loopback_alone(address):
@@ -83,5 +99,13 @@ def test_in_a_browser_answers_stand_side_by_side_as_text(address, open_page):
     page.fill("textarea", "again")
     page.click("button")
     page.locator("section").nth(3).wait_for()
+    assert page.locator("section .text").nth(2).inner_text() == "you said hi\nthere, again"
     boxes = [page.locator("section").nth(i).bounding_box() for i in (0, 1)]
     assert boxes[0]["y"] == boxes[1]["y"]
+    page.wait_for_selector("#anew:enabled")
+    page.click("#anew")
+    assert page.locator("section").count() == 0
+    page.fill("textarea", "first")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("section:nth-of-type(2) .text")
+    assert page.locator("section .text").first.inner_text() == "you said first"

@@ -122,12 +122,14 @@ class Run:
     ) -> Callable[[str], dict[str, str]]:
         """Load the models; return a function from a question to the answer of each: base, global,
         and that of `client` (default: the first by name). UserError for an unknown client."""
+        from secrets import token_hex
+
         from fedsdr.cli.chat import answering
         from fedsdr.types import Decoding
 
         decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens)
         ask = answering(self.folder, client or None, decoding)
-        return lambda question: dict(ask(question))
+        return lambda question: dict(ask(question, token_hex(8)))  # each a conversation of its own
 
     def model(self, client: str = "") -> Any:
         """Return the global model, or that of `client` (R + S), as a PEFT model on the plain base.

@@ -1,5 +1,6 @@
 """fedsdr chat: compare the answers of a run's models side by side."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from fedsdr.cli.options import run_folder
 
 if TYPE_CHECKING:
     from fedsdr.types import Decoding, Turn
+
+MOST_TALKS = 20  # conversations of the browser's pages
 
 
 @click.command()
@@ -24,8 +27,7 @@ if TYPE_CHECKING:
 def chat(run: Path, client: str | None, max_new_tokens: int, temperature: float, web: bool) -> None:
     """Talk to the base, global and a client's model at once, a line a turn.
 
-    /client NAME, /reset, /help; an empty line or the end of the input quits. In the browser,
-    questions are independent of each other.
+    /client NAME, /reset, /help; an empty line or the end of the input quits.
     """
     from fedsdr.types import Decoding
 
@@ -66,18 +68,16 @@ def _command(talk: "Conversation", line: str) -> str:
 
 
 def _answer(talk: "Conversation", question: str) -> None:
-    """Print the answers: side by side on a wide terminal, else each as soon as it is there."""
-    from fedsdr.cli.chat_lines import fits, side_by_side, terminal_columns
+    """Print the answers as they grow: side by side on a wide terminal, else one below the other."""
+    from fedsdr.cli.chat_lines import Below, Beside, fits, terminal_columns
     from fedsdr.errors import printable
 
-    answers = ((name, printable(text)) for name, text in talk.ask(question))
     columns = terminal_columns()
-    if fits(len(talk.names), columns):
-        click.echo("\n".join(side_by_side(list(answers), columns)) + "\n")
-        return
-    for name, text in answers:
-        click.secho(f"{name}:", bold=True)
-        click.echo(f"{text}\n")
+    shown = Beside(talk.names, columns) if fits(len(talk.names), columns) else Below()
+    with contextlib.closing(shown):
+        on_text = (lambda name, text: shown.show(name, printable(text))) if columns else None
+        for name, text in talk.ask(question, on_text):
+            shown.end(name, printable(text))
 
 
 class Conversation:
@@ -110,16 +110,22 @@ class Conversation:
         names = ("base", "global", self._clients.get(client))
         self.names = [name for name in names if name in self._models]
 
-    def ask(self, question: str) -> Iterator[tuple[str, str]]:
-        """Yield (model, answer), each after all that was said to this model before."""
+    def ask(
+        self, question: str, on_text: Callable[[str, str], None] | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield (model, answer), each after all that was said to this model before.
+
+        `on_text` is given a model and its answer so far, after each token.
+        """
         from fedsdr.types import GenerationRequest, Turn
 
         seed, asked = next(self._numbers), Turn("user", question)
         for name in self.names:
             said = self.turns.setdefault(name, [])
-            request = GenerationRequest("question", (*said, asked), seed=seed)
+            request = GenerationRequest(name, (*said, asked), seed=seed)
             with self._models[name]():
-                (answer,) = self._runtime.generate(1)([request], self._decoding)
+                generate = self._runtime.generate(1, on_text=on_text)
+                (answer,) = generate([request], self._decoding)
             text = answer.text.strip()
             said += [asked, Turn("assistant", text)]
             yield name, text
@@ -127,12 +133,18 @@ class Conversation:
 
 def answering(
     run: Path, client: str | None, decoding: "Decoding"
-) -> Callable[[str], Iterator[tuple[str, str]]]:
-    """Load a run's models; return a function that yields (model, answer) for a question alone."""
-    talk = Conversation(run, client, decoding)
+) -> Callable[[str, str], Iterator[tuple[str, str]]]:
+    """Load a run's models; return a function that yields (model, answer) for a question.
 
-    def ask(question: str) -> Iterator[tuple[str, str]]:
-        talk.turns.clear()
+    Its other argument names the conversation, of which the last `MOST_TALKS` are remembered.
+    """
+    talk = Conversation(run, client, decoding)
+    turns: dict[str, dict[str, list[Turn]]] = {}
+
+    def ask(question: str, conversation: str) -> Iterator[tuple[str, str]]:
+        talk.turns = turns[conversation] = turns.pop(conversation, {})
+        if len(turns) > MOST_TALKS:
+            del turns[next(iter(turns))]
         return talk.ask(question)
 
     return ask

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Ask = Callable[[str], Iterable[tuple[str, str]]]  # question -> (model, answer), one by one
+# question, name of its conversation -> (model, answer), one by one
+Ask = Callable[[str, str], Iterable[tuple[str, str]]]
 MOST_BYTES = 100_000  # of a question
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
 HEADERS = {
@@ -37,8 +38,9 @@ def serve_chat(title: str, ask: Ask) -> None:
 class ChatServer(ThreadingHTTPServer):
     """The server, bound to loopback; `address` is that of its page, which holds a random token.
 
-    GET /TOKEN is the page. POST /TOKEN takes {"question": text} and answers with a JSON line
-    {"model": name, "answer": text} as soon as each model is done.
+    GET /TOKEN is the page. POST /TOKEN takes {"question": text, "conversation": name} and answers
+    with a JSON line {"model": name, "answer": text} as soon as each model is done. Questions of one
+    conversation are its turns; without a name a question is asked on its own.
     """
 
     daemon_threads = True
@@ -64,10 +66,10 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(self.server.page)
 
     def do_POST(self) -> None:
-        if self._is_ours() and (question := self._question()):
+        if self._is_ours() and (asked := self._question()):
             self._begin(HTTPStatus.OK, "application/x-ndjson")
             with self.server.one_at_a_time:
-                for model, answer in self.server.ask(question):
+                for model, answer in self.server.ask(*asked):
                     line = json.dumps({"model": model, "answer": answer})
                     self.wfile.write(line.encode() + b"\n")
                     self.wfile.flush()
@@ -88,19 +90,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.FORBIDDEN)
         return ours
 
-    def _question(self) -> str:
-        """Return the question of a POST; '' after a refusal."""
+    def _question(self) -> tuple[str, str] | None:
+        """Return the question of a POST and its conversation; None after a refusal."""
         length = self.headers.get("Content-Length", "")
         if self.headers.get_content_type() == "application/json" and length.isdecimal():
             if int(length) > MOST_BYTES:
                 self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-                return ""
+                return None
             with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                question = json.loads(self.rfile.read(int(length)))["question"].strip()
-                if question:
-                    return str(question)
+                sent = json.loads(self.rfile.read(int(length)))
+                if question := sent["question"].strip():
+                    return question, str(sent.get("conversation") or secrets.token_hex(8))
         self.send_error(HTTPStatus.BAD_REQUEST)
-        return ""
+        return None
 
     def _begin(self, status: HTTPStatus, kind: str) -> None:
         self.send_response(status)

@@ -23,6 +23,7 @@ from fedsdr.models.two_branch import BranchedModel
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
 
 CACHES = ("past_key_values", "cache_params", "state")  # names in the models of transformers
+OnText = Callable[[str, str], None]  # id of a request, its text so far
 PREFILL_TOKENS = 4096  # most prompt tokens in one forward pass, unless a single prompt is longer
 
 
@@ -48,11 +49,17 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Ending:
-    """When a row ends, and its text."""
+    """When a row ends, its text, and who is shown it after each token."""
 
     tokenizer: Any
     stop_ids: frozenset[int]
     until: Sequence[str] | None
+    on_text: OnText | None = None
+
+    def add(self, row: _Row, token: int) -> None:
+        row.new.append(token)
+        if self.on_text:
+            self.on_text(row.request.id, self.text(row))
 
     def text(self, row: _Row) -> str:
         new = row.new[:-1] if row.new[-1] in self.stop_ids else row.new
@@ -88,16 +95,17 @@ def transformers_generate(
     batch_size: int = 32,
     until: Sequence[str] | None = None,
     branches_of: Mapping[str, BranchedModel] | None = None,
+    on_text: OnText | None = None,
 ) -> Generate:
     """Return a `Generate` over `model`, with the branches in its forward at the time of the call.
 
     Sampling applies temperature, then top-k, then top-p. Models whose rows cannot share a forward
     pass generate one row at a time. With `until`, a text also ends before the first of these
     strings, and its surrounding white space is kept. `branches_of` gives, by id, the branches of
-    requests of several clients.
+    requests of several clients. `on_text` is called after each token.
     """
     owner = branches_of or {}
-    ending = _Ending(tokenizer, frozenset(stop_token_ids), until)
+    ending = _Ending(tokenizer, frozenset(stop_token_ids), until, on_text)
 
     def generate(requests: Sequence[GenerationRequest], decoding: Decoding) -> Iterator[Generation]:
         rows = [
@@ -159,7 +167,7 @@ def _batched(
             logits = forward_pieces(model, cache, pieces)
         chosen = choose_tokens(logits, [row.draw() for row in running[first:]], decoding)
         for row, token in zip(running[first:], chosen, strict=True):
-            row.new.append(token)
+            ending.add(row, token)
         for slot in reversed(range(len(running))):
             row = running[slot]
             if ending.ended(row) or len(row.new) == decoding.max_new_tokens:
@@ -203,7 +211,7 @@ def _one_by_one(
         with row.branches.running() if row.branches else nullcontext():
             while not row.new or not (ending.ended(row) or len(row.new) == decoding.max_new_tokens):
                 logits, cache = next_logits(model, row.prompt + row.new, cache, cached)
-                row.new += choose_tokens(logits, [row.draw()], decoding)
+                ending.add(row, *choose_tokens(logits, [row.draw()], decoding))
         yield row
 
 

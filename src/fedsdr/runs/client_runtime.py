@@ -23,7 +23,7 @@ from fedsdr.evaluation.held_out import ClientScores, Infer, Losses
 from fedsdr.evaluation.instance_weighting import MixedModel
 from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base
 from fedsdr.models.checkpointing import checkpoint_layers
-from fedsdr.models.generation import transformers_generate
+from fedsdr.models.generation import OnText, transformers_generate
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.model_limits import ModelLimits, check_tokens, limits_of
 from fedsdr.models.packing import pack, row_losses, supervised_tokens
@@ -155,7 +155,10 @@ class ClientRuntime:
         return [(s, supervised_tokens(row)) for s, row in zip(sums, rows, strict=True)]
 
     def generate(
-        self, batch_size: int, branches_of: Mapping[str, BranchedModel] | None = None
+        self,
+        batch_size: int,
+        branches_of: Mapping[str, BranchedModel] | None = None,
+        on_text: OnText | None = None,
     ) -> Generate:
         """Return a `Generate` over the model, with the forward at the time of the call."""
         return transformers_generate(
@@ -165,6 +168,7 @@ class ClientRuntime:
             self.renderer.stop_token_ids,
             batch_size,
             branches_of=branches_of,
+            on_text=on_text,
         )
 
 
