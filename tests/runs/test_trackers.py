@@ -96,6 +96,23 @@ def test_mlflow_holds_the_rounds_of_one_run(write_config, tmp_path, monkeypatch)
     assert run.data.params == {}
 
 
+def test_mlflow_says_that_a_run_failed(write_config, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+    def fail():
+        with tracked(write_config('log.to=["mlflow"]'), tmp_path, SILENT) as progress:
+            progress.round_done(RECORD)
+            raise RuntimeError("the run fails")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("fedsdr").experiment_id])
+    assert run.info.status == "FAILED"
+
+
 def leveldb_records(log):
     """The records of LevelDB's log format (doc/log_format.md there), which wandb writes after a
     header of 7 bytes: blocks of 32 KiB; each piece is a checksum (4), a length (2), a type (1)."""

@@ -61,10 +61,10 @@ def _trackio(trackio: Any, folder: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _wandb(wandb: Any, folder: Path) -> Iterator[Write]:
-    # The console, the machine, the program and the repository are text: none of it is sent.
+    # The console, the machine, the packages and the repository are text: none of it is sent.
     quiet = wandb.Settings(
         console="off", silent=True, disable_git=True, save_code=False,
-        x_disable_stats=True, x_disable_meta=True,
+        x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
     )  # fmt: skip
     name, number = folder.resolve().name, _id_of(folder)
     with wandb.init(
@@ -90,8 +90,12 @@ def _mlflow(mlflow: Any, folder: Path) -> Iterator[Write]:
         for name, value in metrics.items():
             client.log_metric(number, name, value, step=round)
 
-    yield write
-    client.set_terminated(number)
+    status = "FAILED"
+    try:
+        yield write
+        status = "FINISHED"
+    finally:
+        client.set_terminated(number, status)
 
 
 TRACKERS = {
