@@ -25,7 +25,7 @@ def test_a_run_is_followed_while_it_runs_and_until_its_end(write_config, tmp_pat
     lines, running = views["round 1"]
     assert running
     assert lines[0] == f"{out}: plain with fedavg, 1 of 2 rounds, running"
-    assert lines[1].startswith("now: round 1 of 2, rows ")
+    assert lines[1].startswith("now: round 1 of 2, losses of models ")
     records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     first, last = (r["evaluation"]["mean"]["global"]["loss"] for r in records)
 
