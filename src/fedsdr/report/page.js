@@ -19,7 +19,7 @@ function tooltip(handler, event, item, value) {
 
 function config(width) {
   const text = {labelColor: "var(--soft)", titleColor: "var(--ink)", labelFontSize: 12, titleFontSize: 12,
-    labelLimit: innerWidth < 500 ? 110 : 220};
+    labelLimit: innerWidth < 500 ? 150 : 220};
   return {
     font: "system-ui, sans-serif", background: "transparent", aria: false,
     view: {stroke: "transparent"},
