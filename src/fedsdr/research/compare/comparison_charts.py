@@ -163,10 +163,11 @@ def _told_apart(
     for place, value, low, high in differences:
         if value is None:
             continue
-        known = low is not None and high is not None
-        text = f"{place} ({value:+.3f}" + (f" [{low:+.3f}, {high:+.3f}])" if known else ")")
-        clear = low is not None and high is not None and low * high > 0
-        how = _HOW[2] if not clear else _HOW[0] if value < 0 else _HOW[1]
+        text, how = f"{place} ({value:+.3f})", _HOW[2]
+        if low is not None and high is not None:
+            text = f"{place} ({value:+.3f} [{low:+.3f}, {high:+.3f}])"
+            if low * high > 0:
+                how = _HOW[0] if value < 0 else _HOW[1]
         said.setdefault(how, []).append(text)
     return said
 
