@@ -184,7 +184,8 @@ def _times_measured(config: Config) -> int:
     asked, rounds = config.evaluation, config.federation.rounds
     if not asked.every or asked.by_round != "all" or config.data.validation_fraction:
         return 1
-    return 1 + math.ceil(rounds / asked.every)
+    last = 1 if METHODS[config.method.name].afterwards else 0  # else measured at the end alone
+    return math.ceil(rounds / asked.every) + last
 
 
 def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Config:
