@@ -185,7 +185,9 @@ class EvaluationConfig:
 @dataclass(frozen=True, config=_STRICT)
 class EngineConfig:
     name: EngineName = key("in-process", "what runs the clients")
-    threads: int = key(0, "flower: CPU threads per client; 0: PyTorch's choice", ge=0, le=4096)
+    threads: int = key(
+        0, "CPU threads; 0: the fewest that compute about as fast as all", ge=0, le=4096
+    )
     clients_at_once: int = key(
         1, "in-process: clients per forward pass; 0: as many as fill a pack", ge=0, le=10**4
     )

@@ -252,6 +252,21 @@ def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
         run_experiment(write_config(), tmp_path / "full", SILENT)
 
 
+def test_the_number_of_threads_is_kept_in_a_resume(write_config, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        config = write_config("engine.threads=2", "federation.rounds=1")
+        run_experiment(config, tmp_path / "run", SILENT)
+        assert torch.get_num_threads() == 2
+        run_experiment(write_config("federation.rounds=2"), tmp_path / "run", SILENT, resume=True)
+        assert load_config(tmp_path / "run" / "config.toml").engine.threads == 2
+        run_experiment(write_config(), tmp_path / "new", SILENT)
+        assert load_config(tmp_path / "new" / "config.toml").engine.threads == before
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_chosen_pack_size_is_kept_and_checkpointing_may_be_switched_on_in_a_resume(
     write_config, tmp_path, monkeypatch
 ):

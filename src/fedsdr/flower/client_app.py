@@ -9,7 +9,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -195,17 +194,11 @@ def _load_client(node: NodeConfig, context: Context) -> ClientData:
 def _load_runtime(node: NodeConfig, client: ClientData, context: Context) -> ClientRuntime:
     if not node.is_site:
         return _simulated_runtime(_run_items(context))
-    runtime = _open_runtime(node)
+    runtime = open_runtime(node.config, node.folder)
     for note in runtime.notes:
         _LOG.log(note)
     start_folder(runtime, [client])
     return runtime
-
-
-def _open_runtime(node: NodeConfig) -> ClientRuntime:
-    if node.config.engine.threads:
-        torch.set_num_threads(node.config.engine.threads)
-    return open_runtime(node.config, node.folder)
 
 
 def _run_items(context: Context) -> RunItems:
@@ -222,4 +215,5 @@ def _simulated_clients(run: RunItems) -> list[ClientData]:
 
 @functools.lru_cache(maxsize=1)
 def _simulated_runtime(run: RunItems) -> ClientRuntime:
-    return _open_runtime(node_config_of(dict(run), {"partition-id": 0}))
+    node = node_config_of(dict(run), {"partition-id": 0})
+    return open_runtime(node.config, node.folder)

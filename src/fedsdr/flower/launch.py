@@ -12,8 +12,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from fedsdr.config import Config
 from fedsdr.errors import UserError
 from fedsdr.federation.checkpoint import load_state
@@ -40,11 +38,7 @@ def simulate(
     decides the last bits of a product.
     """
     config, folder = runtime.config, runtime.folder.resolve()
-    engine = dataclasses.replace(
-        config.engine,
-        sites=len(clients),
-        threads=config.engine.threads or torch.get_num_threads(),
-    )
+    engine = dataclasses.replace(config.engine, sites=len(clients))
     values: RunConfig = to_run_config(dataclasses.replace(config, engine=engine))
     values |= {"out": str(folder), "resume": True}
     parallel = engine.parallel_clients

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -30,6 +29,7 @@ from fedsdr.flower.nodes import (
 from fedsdr.flower.run_config import RUN_ID, Scalar, from_run_config
 from fedsdr.flower.wire import RewriteReport
 from fedsdr.models.adapters import save_adapter
+from fedsdr.models.cpu_choice import use_threads
 from fedsdr.progress import SILENT, Progress
 from fedsdr.runs.rounds import initial_tensors, load_or_init_state, save_round
 from fedsdr.runs.run_folder import checked_config, save_run_config
@@ -87,7 +87,7 @@ def serve(
     few updates are accepted: finished rounds are kept, and the run can be resumed.
     """
     if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
+        use_threads(config.engine.threads)
     rounds, seconds = config.federation.rounds, config.engine.join_seconds
     plan = plan_of(config, {})
     state = load_or_init_state(out, plan, rounds, lambda: initial_tensors(config))

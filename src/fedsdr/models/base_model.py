@@ -14,7 +14,7 @@ from fedsdr.config import Dtype, ModelConfig
 from fedsdr.embedded_packages import embedded_model_file
 from fedsdr.errors import UserError, nearest
 from fedsdr.files import made_once, write_folder
-from fedsdr.models.dtype_choice import EMBEDDED_SIZES, DtypeTimes, cpu_times
+from fedsdr.models.cpu_choice import EMBEDDED_SIZES, CpuTimes, cpu_times, sizes_of, thread_limit
 from fedsdr.models.fast_path import prepare
 from fedsdr.models.gguf_header import stored_in_gguf
 from fedsdr.models.load_checks import check_weights, library_errors, size_limit
@@ -83,34 +83,38 @@ def choose_dtype(name: Dtype, device: torch.device) -> Dtype:
 
 def dtype_of(config: ModelConfig) -> Dtype:
     """Return the dtype of the configured base on this machine."""
-    times = _times(config)
+    times = _times(config) if config.dtype == "auto" else None
     return times.faster if times else choose_dtype(config.dtype, choose_device(config.device))
 
 
-def _times(config: ModelConfig) -> DtypeTimes | None:
-    """Return the CPU's speed by dtype at the model's sizes, or None if there is no choice."""
-    if config.dtype != "auto" or choose_device(config.device).type != "cpu":
-        return None
-    source, _ = source_of(config, weights=False)
-    from transformers import AutoConfig
+def threads_of(config: ModelConfig) -> int:
+    """Return the number of threads for the configured base on this machine."""
+    times = _times(config)
+    return times.threads_for(dtype_of(config)) if times else thread_limit()
 
-    with library_errors(config.name):
-        shape = AutoConfig.from_pretrained(source, **_hub_arguments(config)).get_text_config()
-    sizes = (getattr(shape, name, None) for name in ("hidden_size", "intermediate_size"))
-    pairs = zip(sizes, EMBEDDED_SIZES, strict=True)  # not every architecture has both
-    known = (n if isinstance(n, int) and n > 0 else m for n, m in pairs)
-    return cpu_times(*known, cache_folder())
+
+def _times(config: ModelConfig) -> CpuTimes | None:
+    """Return the CPU's speed at the model's sizes; None on a GPU, and where there is no choice."""
+    if choose_device(config.device).type != "cpu":
+        return None
+    shape = _model_config(config, weights=False).get_text_config()
+    return cpu_times(*sizes_of(shape), cache_folder())
 
 
 def stored_dtype(config: ModelConfig) -> Dtype:
     """Return the dtype of the base's files, or that of the configuration if it is another one."""
-    source, _ = source_of(config)
+    stored = _model_config(config).dtype
+    names = [name for name, dtype in DTYPES.items() if dtype == stored]
+    return cast(Dtype, names[0]) if names else config.dtype
+
+
+def _model_config(config: ModelConfig, weights: bool = True) -> Any:
+    """Return the model's own configuration, as transformers reads it."""
+    source, _ = source_of(config, weights)
     from transformers import AutoConfig
 
     with library_errors(config.name):
-        stored = AutoConfig.from_pretrained(source, **_hub_arguments(config)).dtype
-    names = [name for name, dtype in DTYPES.items() if dtype == stored]
-    return cast(Dtype, names[0]) if names else config.dtype
+        return AutoConfig.from_pretrained(source, **_hub_arguments(config))
 
 
 def gguf_of(name: str) -> Path | None:
@@ -138,9 +142,8 @@ def load_base(config: ModelConfig) -> Base:
     folder = Path(source)
     model, tokenizer = plain_model(source, config, device)
     model.requires_grad_(False).eval()
-    times = _times(config)
     try:
-        notes = (*([str(times)] if times else []), *prepare(model))
+        notes = prepare(model)
     except UserError as error:
         raise UserError(f"model.name: '{config.name}': {error}") from error
     if gguf:
@@ -149,6 +152,8 @@ def load_base(config: ModelConfig) -> Base:
         fingerprint = hash_folder(folder)
     else:
         fingerprint = str(getattr(model.config, "_commit_hash", None) or config.revision)
+    times = _times(config) if config.dtype == "auto" else None
+    notes = (*(times.dtype_notes() if times else ()), *notes)
     return Base(config.name, fingerprint, model, tokenizer, gguf, notes)
 
 
@@ -159,16 +164,13 @@ def load_shape(config: ModelConfig, *, weights: bool = True) -> nn.Module:
     """
     source, _ = source_of(config, weights)
     stored = _stored(source) if weights else None
-    from transformers import AutoConfig, AutoModelForCausalLM
+    shape, dtype = _model_config(config, weights), DTYPES[dtype_of(config)]
+    from transformers import AutoModelForCausalLM
 
-    with library_errors(config.name):
-        shape = AutoConfig.from_pretrained(source, **_hub_arguments(config))
-        with torch.device("meta"), size_limit(config.name, stored):
-            model: Any = AutoModelForCausalLM.from_config(
-                shape,
-                dtype=DTYPES[dtype_of(config)],
-                trust_remote_code=config.trust_remote_code,
-            )
+    with library_errors(config.name), torch.device("meta"), size_limit(config.name, stored):
+        model: Any = AutoModelForCausalLM.from_config(
+            shape, dtype=dtype, trust_remote_code=config.trust_remote_code
+        )
     model.requires_grad_(False).eval()
     prepare(model)
     return model

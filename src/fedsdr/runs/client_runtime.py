@@ -21,8 +21,9 @@ from fedsdr.distill.records import read_distilled
 from fedsdr.errors import UserError, choose
 from fedsdr.evaluation.held_out import ClientScores, Infer, Losses
 from fedsdr.evaluation.instance_weighting import MixedModel
-from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base
+from fedsdr.models.base_model import Base, cache_folder, dtype_of, load_base, threads_of
 from fedsdr.models.checkpointing import checkpoint_layers
+from fedsdr.models.cpu_choice import thread_limit, use_threads
 from fedsdr.models.generation import OnText, transformers_generate
 from fedsdr.models.memory import choose_pack
 from fedsdr.models.model_limits import ModelLimits, check_tokens, limits_of
@@ -123,7 +124,9 @@ class ClientRuntime:
     @property
     def notes(self) -> tuple[str, ...]:
         """How the model runs and which layers are adapted, one line each, for the log."""
-        return *self.base.notes, self.model.description
+        threads, most = self.config.engine.threads, thread_limit()
+        fewer = [f"{threads} of {most} CPU threads (engine.threads)"] if threads < most else []
+        return *self.base.notes, *fewer, self.model.description
 
     def encode(self, examples: Sequence[Example]) -> tuple[TokenRow, ...]:
         """Return the examples as token rows of at most `data.max_length` tokens."""
@@ -187,11 +190,15 @@ def open_runtime(config: Config, folder: Path) -> ClientRuntime:
 
 
 def runtime_of(config: Config, folder: Path, base: Base, model: BranchedModel) -> ClientRuntime:
-    """Return the runtime of a loaded base, with "auto" resolved in its configuration."""
+    """Return the runtime of a loaded base, with "auto" resolved in its configuration and PyTorch
+    set to `engine.threads` threads."""
     renderer = render_for(base.tokenizer, config.model.template)
-    dtype = dtype_of(config.model)
-    resolved = dataclasses.replace(config.model, dtype=dtype, template=renderer.name)
-    return ClientRuntime(dataclasses.replace(config, model=resolved), folder, base, model, renderer)
+    threads = config.engine.threads or threads_of(config.model)
+    use_threads(threads)
+    named = dataclasses.replace(config.model, dtype=dtype_of(config.model), template=renderer.name)
+    engine = dataclasses.replace(config.engine, threads=threads)
+    config = dataclasses.replace(config, model=named, engine=engine)
+    return ClientRuntime(config, folder, base, model, renderer)
 
 
 def with_pack(config: Config, pack_tokens: int) -> Config:

@@ -85,9 +85,10 @@ def served_state(run: Path, config: Config, last: ServerState) -> ServerState:
 def checked_config(config: Config, out: Path, resume: bool) -> Config:
     """Return the configuration to run.
 
-    A resumed run keeps the configuration of its folder, with "auto" resolved, and takes the number
-    of rounds of `config`. With `resume` and no run in `out`, a new run starts, so that a scheduler
-    can repeat the same command. UserError when `out` holds another run, or a run without `resume`.
+    A resumed run keeps the configuration of its folder, with "auto" resolved, and takes from
+    `config` the number of rounds and what changes no result. With `resume` and no run in `out`, a
+    new run starts, so that a scheduler can repeat the same command. UserError when `out` holds
+    another run, or a run without `resume`.
     """
     saved = out / "config.toml"
     if not saved.exists():
@@ -114,12 +115,13 @@ def checked_config(config: Config, out: Path, resume: bool) -> Config:
     federation = dataclasses.replace(before.federation, rounds=config.federation.rounds)
     train = dataclasses.replace(before.train, checkpointing=config.train.checkpointing)
     teacher = dataclasses.replace(before.teacher, url=config.teacher.url)
+    threads = config.engine.threads or before.engine.threads
     return dataclasses.replace(
         before,
         federation=federation,
         train=train,
         teacher=teacher,
-        engine=config.engine,
+        engine=dataclasses.replace(config.engine, threads=threads),
         log=config.log,
     )
 
