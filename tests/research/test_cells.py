@@ -5,7 +5,7 @@ import pytest
 
 from fedsdr.config import CompareConfig, Config, DataConfig, MethodConfig, TrainConfig, load_study
 from fedsdr.errors import UserError
-from fedsdr.research.compare.grid import cells_of
+from fedsdr.research.compare.grid import cells_of, with_given
 
 BASE = Config(data=DataConfig(clients="rows"), train=TrainConfig(local_epochs=3))
 
@@ -186,3 +186,23 @@ def test_without_test_rows_there_is_nothing_to_compare():
         cells(replace(BASE, data=replace(BASE.data, test_fraction=0.0)))
     with pytest.raises(UserError, match=r"data\.test_fraction"):
         cells(sweep={"data.test_fraction": [0.1, 0.0]})
+
+
+@pytest.mark.parametrize(
+    ("named", "run"),
+    [
+        (None, ["plain", "local", "one epoch", "lr 0.1"]),
+        (["fedsd"], ["fedsd", "plain"]),
+        (["fedsd", "lr 0.1"], ["fedsd", "lr 0.1", "plain"]),
+        (["one epoch"], ["one epoch", "plain"]),
+    ],
+)
+def test_methods_that_are_given_may_be_variants_and_leave_the_others_out(named, run):
+    lr, epochs = {"train": {"lr": 0.1}}, {"train": {"local_epochs": 1}}
+    study = CompareConfig(
+        methods=["plain", "local"],
+        variants=[{"name": "one epoch", **epochs}, {"name": "lr 0.1", **lr}],
+    )
+    asked = with_given(study, methods=named, sweep={})
+    base = replace(BASE, method=MethodConfig(name="fedsd"))
+    assert list(variants(cells_of(base, asked, Path()))) == run

@@ -1,7 +1,7 @@
 """`fedsdr.compare`: several runs in one table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,17 +73,18 @@ def compare(
     for what the user can fix, and where no run finished.
     """
     from fedsdr.research.compare.compare_runs import run_study, write_comparison
+    from fedsdr.research.compare.grid import with_given
 
     settings_, study = load_study(config) if config else (Config(), CompareConfig())
-    given: dict[str, Any] = {
-        "methods": methods and list(methods),
-        "algorithms": algorithms and list(algorithms),
-        "seeds": seeds and list(seeds),
-        "draws": draws,
-        "baseline": baseline,
-    }
-    study = replace(study, **{key: value for key, value in given.items() if value is not None})
-    study = replace(study, sweep=study.sweep | {k: list(v) for k, v in (sweep or {}).items()})
+    study = with_given(
+        study,
+        methods=methods and list(methods),
+        sweep=sweep or {},
+        algorithms=algorithms and list(algorithms),
+        seeds=seeds and list(seeds),
+        draws=draws,
+        baseline=baseline,
+    )
     own = {"model.name": model, "federation.rounds": rounds, **(settings or {})}
     chosen = with_settings(settings_, own)
     folder = Path(out or Path("runs") / (Path(config).stem if config else "compare"))

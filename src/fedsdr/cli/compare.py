@@ -1,7 +1,6 @@
 """fedsdr compare: methods x algorithms x seeds, with intervals and cost."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_file
-@click.option("--methods", metavar="A,B", help="Instead of those of [compare].")
+@click.option(
+    "--methods", metavar="A,B", help="Methods or variants, instead of those of [compare]."
+)
 @click.option("--algorithms", metavar="A,B", help="Instead of those of [compare].")
 @click.option("--seeds", metavar="0,1,2", help="Instead of those of [compare].")
 @click.option("--draws", type=click.IntRange(1, 1000), help="Draws of the data, from data.seed on.")
@@ -65,19 +66,20 @@ def compare(
     from fedsdr.cli.progress import console_progress
     from fedsdr.research.compare.compare_runs import run_study, write_comparison
     from fedsdr.research.compare.dry_run import estimate_table, estimates_of
+    from fedsdr.research.compare.grid import with_given
     from fedsdr.research.compare.tuning import planned_cells
 
     settings, study = load_study(config, set_)
     settings = with_model_and_data(settings, model, data)
-    given: dict[str, Any] = {
-        "methods": _names(methods),
-        "algorithms": _names(algorithms),
-        "seeds": _whole_numbers(seeds),
-        "draws": draws,
-        "baseline": baseline,
-    }
-    study = replace(study, **{name: value for name, value in given.items() if value is not None})
-    study = replace(study, sweep=study.sweep | dict(_swept(settings, text) for text in sweep))
+    study = with_given(
+        study,
+        methods=_names(methods),
+        sweep=dict(_swept(settings, text) for text in sweep),
+        algorithms=_names(algorithms),
+        seeds=_whole_numbers(seeds),
+        draws=draws,
+        baseline=baseline,
+    )
     folder = folder_of(config, out)
     progress = console_progress()
     if dry_run:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,26 @@ def _variants(config: Config, study: CompareConfig) -> dict[str, dict[str, Any]]
         for key in sorted({"seed", "algorithm.name"} & set(_flat(found[name]))):
             raise UserError(f"variant '{name}': '{key}' is set by compare.{_AXES[key]}")
     return found
+
+
+def with_given(
+    study: CompareConfig,
+    *,
+    methods: Sequence[str] | None,
+    sweep: Mapping[str, Sequence[Any]],
+    **given: Any,
+) -> CompareConfig:
+    """Return the study with these values instead of its own; None keeps its own.
+
+    `methods` may name variants of the study; those that it does not name are left out. `sweep` is
+    added to the study's.
+    """
+    study = replace(study, sweep=study.sweep | {key: list(of) for key, of in sweep.items()})
+    if methods is not None:
+        kept = [table for table in study.variants if table.get("name") in methods]
+        others = [name for name in methods if name not in {table["name"] for table in kept}]
+        study = replace(study, methods=None if kept and not others else others, variants=kept)
+    return replace(study, **{key: value for key, value in given.items() if value is not None})
 
 
 def points_of(
