@@ -79,8 +79,22 @@ def test_a_variant_whose_tuning_is_not_finished_has_no_cell_yet(write_config):
         ({"train.lr": []}, "train.lr.*at least one"),
         ({"train.lr": 1e-3}, "train.lr.*list"),
         ({"seed": [1, 2]}, "seed.*compare.seeds"),
+        ({"data.seed": [1, 2]}, "data.seed.*compare.draws"),
+        ({"train": {"lr": [1.0], "local_epochs": [1, 2]}}, "local_epochs.*equal compute"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_in_one_line(write_config, tune, problem):
     with pytest.raises(UserError, match=problem):
         tuning_cells(write_config(), CompareConfig(tune=tune), Path())
+
+
+def test_the_draw_that_is_tuned_on_is_no_point_of_a_sweep(write_config):
+    study = CompareConfig(sweep={"data.seed": [3, 4]}, tune={"train.lr": [1.0, 2.0]})
+    with pytest.raises(UserError, match=r"sweep data.seed.*compare\.draws"):
+        tuning_cells(write_config("data.seed=3"), study, Path())
+
+
+def test_all_variants_keep_what_the_base_gave_in_the_cache_that_is_named(write_config):
+    study = CompareConfig(methods=["plain", "fedsd"])
+    found = cells_of(write_config("teacher.cache=/shared/cache"), study, Path())
+    assert {cell.config.teacher.cache for cell in found} == {"/shared/cache"}

@@ -97,8 +97,8 @@ def groups_of(config: Config, study: CompareConfig, folder: Path) -> dict[Group,
     variants = _variants(config, study)
     if study.baseline not in variants and study.baseline in METHODS:
         variants[study.baseline] = nested("method.name", study.baseline)
-    if study.draws > 1 and "data.seed" in _flat(study.sweep):
-        raise UserError("sweep data.seed: compare.draws varies it already; leave one of them out")
+    if (study.draws > 1 or study.tune) and "data.seed" in _flat(study.sweep):
+        raise UserError("sweep data.seed: compare.draws and tune choose it; use compare.draws")
     groups = {}
     for algorithm, point in itertools.product(algorithms, points_of(config, study.sweep, folder)):
         choose(algorithm, ALGORITHMS, "algorithms")
@@ -274,7 +274,7 @@ def _without_unread(config: Config) -> Config:
     if config.privacy.mode == "none":
         unread += [k for k in key_names() if k.startswith("privacy.")]
     if not method.rewrites:
-        unread += [k for k in key_names() if k.startswith("teacher.")]
+        unread += [k for k in key_names() if k.startswith("teacher.") and k != "teacher.cache"]
     elif config.teacher.filter not in ASKS_AGAIN:
         unread += ["teacher.attempts"]
     return _with(config, {key: value_of(Config(), key) for key in unread})

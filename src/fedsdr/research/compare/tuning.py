@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.config import CompareConfig, Config
+from fedsdr.errors import UserError
 from fedsdr.evaluation.results import Table
 from fedsdr.research.compare.differences import (
     COSTS,
@@ -19,6 +20,13 @@ from fedsdr.research.compare.grid import Cell, cells_of, groups_of, points_of, r
 # group -> point of the grid, as (key, value) pairs -> its cell
 Trials = Mapping[Group, Mapping[tuple[tuple[str, Any], ...], Cell]]
 
+_EPOCHS = "decides what equal compute is, so all variants have the same; use --sweep"
+_NOT_TUNED = {
+    "data.seed": "is the draw; use compare.draws",
+    "train.local_epochs": _EPOCHS,
+    "train.smooth_epochs": _EPOCHS,
+}
+
 
 def tuning_cells(
     config: Config, study: CompareConfig, folder: Path, out: Path | None = None
@@ -26,8 +34,12 @@ def tuning_cells(
     """Return, for each group, a cell for every point of `study.tune`.
 
     They run on data.seed + draws, the draw after the last one that counts, and measure the
-    loss of the served models alone. UserError for an unknown key or an empty list.
+    loss of the served models alone. UserError for an unknown key, an empty list, and a key on which
+    the results would depend in another way: the draw, and what makes compute equal.
     """
+    for key in dict(points_of(config, study.tune, folder)[0]):
+        if key in _NOT_TUNED:
+            raise UserError(f"tune {key}: {_NOT_TUNED[key]}")
     root, found = root_of(folder, out), {}
     for group, own in groups_of(config, study, folder).items():
         cells = {}
