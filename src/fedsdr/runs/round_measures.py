@@ -47,8 +47,7 @@ def round_measures(
 
     On the validation rows of the clients, or their test rows where there are none. With
     `evaluation.keep = "best"`, the state is kept in FOLDER/best if its own models have the lowest
-    loss so far. Where results.json has everything of the last round's models on the same rows, only
-    their losses are measured here.
+    loss so far.
     """
     evaluation = dataclasses.replace(runtime.config.evaluation, transfer=False)
     config = dataclasses.replace(runtime.config, evaluation=evaluation)
@@ -56,7 +55,6 @@ def round_measures(
     which = "validation" if any(client.validation for client in clients) else "test"
     rows = [client.validation if which == "validation" else client.test for client in clients]
     held_out = [dataclasses.replace(c, test=of) for c, of in zip(clients, rows, strict=True) if of]
-    ends_in_results = which == "test" and not runtime.method.afterwards
     best: tuple[int, float] | None = None  # round and loss
 
     def measure(state: ServerState) -> Measures | None:
@@ -66,8 +64,7 @@ def round_measures(
         place = f"round {state.round} of {rounds}"
         within = f"{progress.within}, {place}" if progress.within else place
         now = dataclasses.replace(progress, after=None, within=within)
-        later = ends_in_results and state.round == rounds
-        of_round = _everything if evaluation.by_round == "all" and not later else _losses
+        of_round = _everything if evaluation.by_round == "all" else _losses
         found: Measures = {"of": which, "rows": sum(len(c.test) for c in held_out)}
         found |= of_round(runtime, held_out, state, now)
         if evaluation.keep == "best":

@@ -184,8 +184,7 @@ def _times_measured(config: Config) -> int:
     asked, rounds = config.evaluation, config.federation.rounds
     if not asked.every or asked.by_round != "all" or config.data.validation_fraction:
         return 1
-    last = 1 if METHODS[config.method.name].afterwards else 0  # else measured at the end alone
-    return math.ceil(rounds / asked.every) + last
+    return 1 + math.ceil(rounds / asked.every)
 
 
 def _small(config: Config, clients: Sequence[ClientData], folder: Path) -> Config:
