@@ -52,6 +52,23 @@ def test_the_parts_of_the_variance_are_recovered_from_a_simulation_that_knows_th
     assert np.mean(found, axis=0) == pytest.approx([1.0, 0.25, 0.09], rel=0.05)
 
 
+def test_the_noise_of_test_rows_is_taken_out_of_the_parts_of_draw_and_variant():
+    """Two variants, 2,000 draws of 5 test rows each. By row, the noise that the variants share has
+    variance 2.5 and that of each alone 5: (2.5 + 5) / 5 = 1.5 in the value of a run."""
+    rng = np.random.default_rng(5)
+    draws, rows = 2000, 5
+    losses = rng.normal(0, 1.0, (1, draws, 1)) + rng.normal(0, 0.5, (2, draws, 1))
+    losses = losses + rng.normal(0, 2.5**0.5, (1, draws, rows))
+    losses += rng.normal(0, 5**0.5, (2, draws, rows))
+    groups = {
+        group: {(d, 0): run_of_rows(of) for d, of in enumerate(of_group)}
+        for group, of_group in zip((PLAIN, OTHER), losses, strict=True)
+    }
+    found = variance_rows(groups)[0]
+    parts = [found[part] for part in ("draw", "variant_by_draw", "rows")]
+    assert parts == pytest.approx([1.0, 0.25, 1.5], abs=0.2)  # three standard errors
+
+
 def test_one_seed_leaves_its_part_with_that_of_variant_and_draw():
     parts = variance_parts(np.array([[[1.0], [2.0]], [[2.0], [5.0]]]))
     # By hand: deviations +-0.5, so 4 * 0.25 / 1 = 1; draws 1.5 and 3.5, 2 * 2 / 1 = 4, (4 - 1) / 2.
@@ -70,15 +87,19 @@ def test_the_sampling_variance_of_scores_is_the_squared_standard_error_by_client
     assert sampling_variance(rows) == pytest.approx(expected)
 
 
-def run(loss, rows=4):
-    """One client whose test rows have losses around `loss`, all models alike."""
+def run_of_rows(losses):
+    """One client whose test rows have these losses, all models alike."""
     examples = []
-    for i in range(rows):
-        model = {"loss_sum": loss + (i % 2) * 0.01, "tokens": 1, "score": 0.5}
+    for i, loss in enumerate(losses):
+        model = {"loss_sum": float(loss), "tokens": 1, "score": 0.5}
         examples.append({"id": str(i), "base": model, "global": model, "client": model})
     cost = {"tokens": {"train R.raw": 1}, "seconds": {}, "bytes_up": 1, "bytes_down": 1}
-    clients = {"bank": {"num_test": rows, "metric": "rouge_l"}}
+    clients = {"bank": {"num_test": len(examples), "metric": "rouge_l"}}
     return {"clients": clients, "examples": {"bank": examples}, "cost": cost}
+
+
+def run(loss):
+    return run_of_rows([loss, loss + 0.01, loss, loss + 0.01])
 
 
 PLAIN, OTHER = Group("plain", "fedavg"), Group("other", "fedavg")

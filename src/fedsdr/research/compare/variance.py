@@ -84,8 +84,8 @@ def variance_parts(
     of variance with replicates, negative ones set to 0 (Searle, Casella and McCulloch, "Variance
     components", 1992, section 4.3). With one seed its part cannot be told from
     `variant_by_draw`. `rows_common`: the sampling variance over test rows of the mean of the
-    variants; `rows_own`: that of one variant's deviation from it. ValueError for fewer than two
-    variants or draws.
+    variants, rows_own / variants of which is not shared by them; `rows_own`: that of one variant's
+    deviation from the mean. ValueError for fewer than two variants or draws.
     """
     variants, draws, seeds = values.shape
     if variants < 2 or draws < 2:
@@ -97,13 +97,14 @@ def variance_parts(
     of_both = seeds * np.sum(left**2) / ((variants - 1) * (draws - 1))
     replicates = variants * draws * (seeds - 1)
     of_seed = np.sum((values - cells[..., None]) ** 2) / replicates if replicates else 0.0
-    draw = (of_draw - of_both) / (variants * seeds) - rows_common
+    rows_shared = rows_common - rows_own / variants
+    draw = (of_draw - of_both) / (variants * seeds) - rows_shared
     both = (of_both - of_seed) / seeds - rows_own
     return Variance(
         draw=max(0.0, float(draw)),
         variant_by_draw=max(0.0, float(both)),
         seed=float(of_seed) if replicates else None,
-        rows=rows_common + rows_own,
+        rows=rows_shared + rows_own,
     )
 
 
