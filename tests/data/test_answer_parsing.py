@@ -16,7 +16,7 @@ from fedsdr.data.answer_parsing import (
     parses,
     python_tree,
 )
-from fedsdr.data.number_parsing import final_number
+from fedsdr.data.number_parsing import final_number, is_number, numbers_in
 
 anything = st.text() | st.text(alphabet="0123456789,./-$%()[]{}=`'\"\\# \nansweris:fx")
 
@@ -110,6 +110,7 @@ def test_the_final_number_is_the_one_that_the_answer_ends_at(text, number):
         ("0 100", "100"),
         ("1.000,00", "1000"),
         ("1.234.567,8", "1234567.8"),
+        ("1.000.000", "1000000"),
         ("1.000", "1"),
         ("1,5", "5"),
         ("\uff11\uff12\uff0e\uff15", "12.5"),
@@ -125,6 +126,11 @@ def test_each_way_to_write_a_number_has_one_reading(text, number):
 GSM8K = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")  # lm-evaluation-harness, flexible-extract
 
 
+def read_by_gsm8k(text):
+    last = [first or second for first, second in GSM8K.findall(text)][-1]
+    return Decimal(re.sub(r"[$,]", "", last))
+
+
 @given(
     st.decimals(-(10**6), 10**6, places=2) | st.integers(-(10**6), 10**6),
     st.sampled_from(["It is {}", "She paid ${} in all", "3 + 4 and {} km", "#### {}"]),
@@ -132,8 +138,50 @@ GSM8K = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")  # lm-evaluation-harness, fle
 )
 def test_ordinary_numbers_are_read_as_the_scorer_of_gsm8k_reads_them(number, frame, grouped):
     text = frame.format(f"{number:,}" if grouped else f"{number}")
-    last = [first or second for first, second in GSM8K.findall(text)][-1]
-    assert final_number(text) == Decimal(re.sub(r"[$,]", "", last))
+    assert final_number(text) == read_by_gsm8k(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("-5", -5),
+        ("It fell to $-5", -5),
+        ("a loss (-5)", -5),
+        ("x = -5", -5),
+        ("The answer is -5", -5),
+        ("[1, -5]", -5),
+        ("She has:\n- 7 apples from Ann\n- 12 apples in total", 12),
+        ("Answer - 42", 42),
+        ("10 - 5", 5),
+        ("12 - 7, which makes 5", 5),
+        ("a profit of $1,200 - 15", 15),
+        ("on 05/10/2024", 2024),
+    ],
+)
+def test_a_dash_is_a_minus_where_the_scorer_of_gsm8k_reads_one(text, number):
+    assert final_number(text) == read_by_gsm8k(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("\u22125", -5),
+        ("it is \u20135", -5),
+        ("3\u20135", 5),
+        ("10-5", 5),
+        ("10 -5", 5),
+        ("(4 + 6) -5", 5),
+        ("\u2212 12 apples", 12),
+    ],
+)
+def test_a_minus_of_typography_counts_and_one_that_subtracts_does_not(text, number):
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize("date", ["05/10/2024", "5/10/2024", "2024/10/5"])
+def test_a_date_is_three_numbers_and_no_fraction(date):
+    assert sorted(numbers_in(f"due on {date}.")) == [5, 10, 2024]
+    assert not is_number(date)
 
 
 @pytest.mark.parametrize(

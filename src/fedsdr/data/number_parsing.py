@@ -6,19 +6,24 @@ from collections.abc import Iterator
 from decimal import Context, Decimal
 
 _SPACE = "[ \u00a0\u2009\u202f]"
-# Not the 2 of H2O, nor a minus that subtracts or joins, as in 10-5. See `final_number`.
+# Not the 2 of H2O. A minus is directly before its number, which it does not mark as an item of a
+# list ("- 12"), subtract ("10 - 5", "10 -5") or join ("10-5"). See `final_number`.
 _NUMBER = re.compile(
     r"(?<![A-Za-z_0-9])(?<![0-9]\.)"
-    r"(?P<minus>(?<![\w)\]])[-\u2212]\s?)?[$€£]?(?P<minus2>(?<=[$€£])[-\u2212])?"
+    rf"(?P<minus>(?<![\w)\]])(?<![0-9)\]]{_SPACE})[-\u2212\u2013])?"
+    r"[$€£]?(?P<minus2>(?<=[$€£])[-\u2212\u2013])?"
     r"(?:(?P<whole>[0-9]+) (?=[0-9]+\s?/\s?[1-9])(?P<over>[0-9]+)\s?/\s?(?P<part>[1-9][0-9]*)"
-    r"|(?P<european>[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+)"
+    r"|(?P<european>[0-9]{1,3}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]{3}){2,}(?![0-9])))"
     rf"|(?P<spaced>[1-9][0-9]{{0,2}}(?:{_SPACE}[0-9]{{3}})+(?![0-9])(?:[.,][0-9]+)?)"
     r"|(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?P<exponent>[eE][-+]?[0-9]{1,4}(?![A-Za-z0-9]))?"
     r"(?:\s?(?:\u00d7|x|\*|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{?(?P<power>[-\u2212]?[0-9]{1,4})\}?)?"
     r"(?:\s?/\s?(?P<under>[0-9]*[1-9][0-9]*)(?![0-9]|[./][0-9]))?)"
 )
-_FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([0-9]+)\}|([0-9]))\s?(?:\{([0-9]+)\}|([0-9]))")
+_FRACTION = re.compile(
+    r"([-\u2212]?)\\[dt]?frac\s?(?:\{([0-9]+)\}|([0-9]))\s?(?:\{([0-9]+)\}|([0-9]))"
+)
+_SLASHES = re.compile(r"(?<![0-9])[0-9]+(?:/[0-9]+){2,}")  # of a date, 05/10/2024
 _LATEX = (("{,}", ","), (",\\!", ","), ("\\!", ""), ("\\,", "\u2009"), ("\\$", "$"))
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _DIVISION = Context(prec=28, traps=[])
@@ -50,8 +55,10 @@ def final_number(text: str) -> Decimal | None:
     3 1/2; 3\frac{1}{2}                   3.5       math-verify; other scorers read 2 or 31/2
     1.5e3; 1.5 \times 10^3                1500      Python's float, as in Qwen2.5-Math's scorer
     1 000; 10\,000                        1000...   MATH, which drops spaces; 12 30 is two numbers
-    1.000,00                              1000      neither; no other reading makes sense
+    1.000,00; 1.000.000                   1000...   neither; no other reading makes sense
     1.000; 1,5                            1; 1 and 5  GSM8K (a decimal point); a list
+    -5; $-5; 10 - 5; "- 5" (a list)       -5...; 5  GSM8K: a minus is directly before its number
+    05/10/2024                            2024      GSM8K: three numbers, of which this is the last
     full-width and other Unicode digits   the same  int() of Python
     ====================================  ========  ==============================================
     """
@@ -109,12 +116,13 @@ def _values(match: re.Match[str]) -> list[Decimal]:
 
 
 def _plain(text: str) -> str:
-    """Return the text with ASCII digits, and LaTeX fractions and separators as plain ones."""
+    """Return the text with ASCII digits, plain fractions and separators for those of LaTeX, and
+    commas between the numbers of a date."""
     if not text.isascii():
         text = text.translate(_FULL_WIDTH)
         text = re.sub(r"(?![0-9])\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
     if "\\" in text or "{,}" in text:
         for latex, plain in _LATEX:
             text = text.replace(latex, plain)
-        text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", text)
-    return text
+        text = _FRACTION.sub(lambda m: f"{m[1] or ' '}{m[2] or m[3]}/{m[4] or m[5]}", text)
+    return _SLASHES.sub(lambda date: date[0].replace("/", ", "), text)
