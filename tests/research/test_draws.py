@@ -6,7 +6,7 @@ from fedsdr.config import CompareConfig
 from fedsdr.progress import SILENT
 from fedsdr.research.compare.compare_runs import run_study
 from fedsdr.research.compare.comparison_table import tables_of
-from fedsdr.research.compare.differences import Group, comparison_rows
+from fedsdr.research.compare.differences import Group, client_rows, comparison_rows
 from fedsdr.research.compare.draws import more_draws, paired_interval
 from fedsdr.research.compare.variance import sampling_variance, variance_parts, variance_rows
 
@@ -121,6 +121,50 @@ def test_with_draws_spread_and_interval_are_over_draws_and_seeds_are_averaged_fi
     assert row["loss_difference_more_draws"] == more_draws(differences)
     [base] = [r for r in rows if r["model"] == "base"]
     assert (base["draws"], base["loss"]) == (2, pytest.approx(2.505))
+
+
+def test_in_a_study_of_several_draws_a_variant_with_one_has_no_interval_and_no_spread():
+    """plain and other share draw 7 alone: two seeds, which are no sample of draws."""
+    partial = GROUPS | {OTHER: {(7, 0): run(1.5), (7, 1): run(1.6)}}
+    rows = comparison_rows(partial, "plain")
+    row = next(r for r in rows if (r["variant"], r["model"]) == ("other", "global"))
+    assert row["loss_difference"] == pytest.approx((1.5 - 2.0 + 1.6 - 2.2) / 2)
+    ends = ("sd", "low", "high", "more_draws")
+    assert [row[f"loss_difference_{end}"] for end in ends] == [None] * 4
+    assert row["loss_sd"] is None
+    by_client = next(r for r in client_rows(partial) if r["variant"] == "other")
+    assert (by_client["loss"], by_client["loss_sd"]) == (pytest.approx(1.555), None)
+
+
+def test_each_measure_says_of_how_many_draws_it_is():
+    """The relation to the gold answer was judged in two of three draws, and in one of the other's;
+    the difference of what was judged once has no interval."""
+    groups = {
+        PLAIN: {(d, 0): judged(run(2.0), d in (7, 8)) for d in (7, 8, 9)},
+        OTHER: {(d, 0): judged(run(1.0 + d / 10), d == 8) for d in (7, 8, 9)},
+    }
+    rows = comparison_rows(groups, "plain")
+    plain, other = (r for r in rows if r["model"] == "global")
+    assert (plain["loss_draws"], plain["neutral_draws"]) == (3, 2)
+    assert (other["neutral_draws"], other["neutral_sd"]) == (1, None)
+    assert (other["loss_difference_draws"], other["neutral_difference_draws"]) == (3, 1)
+    assert other["loss_difference_low"] is not None
+    assert other["neutral_difference_low"] is None
+    assert {tuple(row) for row in rows} == {tuple(rows[0])}
+    _, (_, (_, *lines)) = tables_of({"rows": rows, "keys": []})
+    assert [line[-2:] for line in lines if line[1:3] == ["other", "global"]] == [
+        ["1.000, 1 draw", "+0.000, 1 draw"]
+    ]
+
+
+def judged(results, is_judged):
+    """The results, with "neutral" as every answer's relation to the gold one where judged."""
+    if not is_judged:
+        return results
+    said = {"finished": True, "audit": {"words": 1, "relation": "neutral"}}
+    for row in results["examples"]["bank"]:
+        row |= {model: row[model] | said for model in ("base", "global", "client")}
+    return results | {"mean": {"base": {"audit": {"neutral": {}}}}}
 
 
 def test_the_parts_of_the_variance_are_of_the_samples_that_all_variants_have():

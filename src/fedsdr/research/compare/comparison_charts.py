@@ -6,8 +6,8 @@ from typing import Any
 from fedsdr.report.charts import Chart, Dot, dot_chart, scatter_chart
 from fedsdr.report.page import Group, Section
 from fedsdr.research.compare.comparison_table import notes_of, tables_of
-from fedsdr.research.compare.differences import MEASURES
 from fedsdr.research.compare.front import LOST
+from fedsdr.research.compare.model_values import MEASURES
 
 FEW_SEEDS = 3
 MOST_NAMED = 4  # variants in a sentence

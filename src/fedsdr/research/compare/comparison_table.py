@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsdr.evaluation.results import Table
-from fedsdr.research.compare.differences import MEASURES
 from fedsdr.research.compare.front import front_tables
-from fedsdr.research.compare.model_values import MODEL_MEASURES
+from fedsdr.research.compare.model_values import MEASURES, MODEL_MEASURES
 from fedsdr.research.compare.tuning import tuning_table
 
 _ARROWS = {"loss": "↓"}  # scores and suites: ↑
@@ -90,8 +89,8 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     several = max(row.get("draws", 1) for row in comparison["rows"]) > 1
     over = "draws of the data" if several else "seeds"
     interval = (
-        "paired t interval over draws, with the noise of test rows in it; 'n more': draws that "
-        "would take zero out of it if mean and spread stayed"
+        "paired t interval over draws, with the noise of test rows in it; none for one draw; "
+        "'n more': draws that would take zero out of it if mean and spread stayed"
         if several
         else "paired bootstrap interval over test rows, resampled within each client; none if a "
         "client has fewer than two rows"
@@ -133,17 +132,26 @@ def _spread(row: Mapping[str, Any], name: str) -> str:
 
 
 def _mean(row: Mapping[str, Any], name: str) -> str:
-    return "" if row[name] is None else f"{row[name]:.3f}{_spread(row, name)}"
+    if row[name] is None:
+        return ""
+    return f"{row[name]:.3f}{_spread(row, name)}{_fewer(row, name)}"
 
 
 def _difference(row: Mapping[str, Any], name: str) -> str:
     if row[name] is None:
         return ""
-    low, high, common = row[f"{name}_low"], row[f"{name}_high"], row["difference_seeds"]
+    low, high, more = row[f"{name}_low"], row[f"{name}_high"], row.get(f"{name}_more_draws")
     interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-    fewer = f", {common} seed{'s' * (common != 1)}" if common < row["seeds"] else ""
-    if (draws := row.get("difference_draws", 1)) < row.get("draws", 1):
-        fewer += f", {draws} draw{'s' * (draws != 1)}"
-    more = row.get(f"{name}_more_draws")
     needed = f", {more} more" if more else ""
-    return f"{row[name]:+.3f}{interval}{_spread(row, name)}{fewer}{needed}"
+    return f"{row[name]:+.3f}{interval}{_spread(row, name)}{_fewer(row, name)}{needed}"
+
+
+def _fewer(row: Mapping[str, Any], name: str) -> str:
+    """Return the seeds and the draws of a value where its row has more."""
+    older = "difference_" if name.endswith("_difference") else ""  # one count for all measures
+    text = ""
+    for what in ("seeds", "draws"):
+        count = row.get(f"{name}_{what}", row.get(f"{older}{what}", 1))
+        if count < row.get(what, 1):
+            text += f", {count} {what if count != 1 else what[:-1]}"
+    return text

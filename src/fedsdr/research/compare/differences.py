@@ -1,21 +1,22 @@
 """Rows of a comparison: means, spread, paired intervals against a baseline, cost.
 
-With several draws of the data, spread and intervals are over draws (`draws`), each the mean over
-its seeds. With one draw, two sources of variation are reported apart. Over seeds: the standard
-deviation. Over test rows: a 95 % percentile bootstrap interval of the difference to the baseline.
-Rows are resampled within each client, because the clients are given and not sampled (strata; Efron
-and Tibshirani, "An introduction to the bootstrap", 1993, chapter 8). A row is drawn with its values
-under both models and all seeds: pairing removes what makes a row hard for every model (Koehn,
-"Statistical significance tests for machine translation evaluation", 2004), and rows are crossed
-with seeds, because all seeds share the test rows. Seeds are not resampled: a bootstrap of three is
-too narrow. So the interval holds for these seeds; whether a difference outlasts another seed is
-read from its standard deviation over seeds.
+With several draws of the data, all spread and intervals are over draws (`draws`), each the mean
+over its seeds; a value of one draw has neither. With one draw, two sources of variation are
+reported apart. Over seeds: the standard deviation. Over test rows: a 95 % percentile bootstrap
+interval of the difference to the baseline. Rows are resampled within each client, because the
+clients are given and not sampled (strata; Efron and Tibshirani, "An introduction to the bootstrap",
+1993, chapter 8). A row is drawn with its values under both models and all seeds: pairing removes
+what makes a row hard for every model (Koehn, "Statistical significance tests for machine
+translation evaluation", 2004), and rows are crossed with seeds, because all seeds share the test
+rows. Seeds are not resampled: a bootstrap of three is too narrow. So the interval holds for these
+seeds; whether a difference outlasts another seed is read from its standard deviation over seeds.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from scipy import stats
 
 from fedsdr.evaluation.results import MODELS
 from fedsdr.research.compare.draws import more_draws, paired_interval
-from fedsdr.research.compare.model_values import MODEL_MEASURES, measured_in, model_values
+from fedsdr.research.compare.model_values import (
+    MEASURES,
+    Results,
+    Values,
+    measures_of,
+    values_of,
+)
 from fedsdr.seeds import seed_for
-
-Results = Mapping[str, Any]  # results.json; "suites" has the run's suites.json
-# client -> test row id -> (numerator, denominator); a client's value is the ratio of the sums
-Values = dict[str, dict[str, tuple[float, float]]]
-MEASURES = ("loss", "score")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
 
     Measures are loss, score and the public suites, which are the same for all runs. A difference
     is to the same kind of model of the variant `baseline` with the same algorithm, sweep point and
-    samples; None if there is none. A spread of one run is None. Costs are means over runs; rewrite
-    tokens count in full, although rewrites are made once and shared.
+    samples; None if there is none. A spread of one run is None. All rows have the same measures;
+    each has its own count of draws and seeds, since a run may lack it. Costs are means over runs;
+    rewrite tokens count in full, although rewrites are made once and shared.
     """
     finished = {group: runs for group, runs in groups.items() if runs}
     bases: dict[Group, dict[Sample, Results]] = {}
@@ -68,12 +71,14 @@ def comparison_rows(groups: Groups, baseline: str) -> list[dict[str, Any]]:
         once = bases.setdefault(Group("base", "", group.point), {})
         for (draw, _), run in runs.items():
             once.setdefault((draw, 0), run)
-    rows = [_row(group, "base", runs, {}) for group, runs in bases.items()]
+    runs_of_all = [run for runs in finished.values() for run in runs.values()]
+    row_of = partial(_row, measures=measures_of(runs_of_all), over_draws=_over_draws(groups))
+    rows = [row_of(group, "base", runs, {}) for group, runs in bases.items()]
     for model in ("global", "client"):
         for group, runs in finished.items():
             own = group.variant == baseline
             against = {} if own else finished.get(replace(group, variant=baseline), {})
-            rows.append(_row(group, model, runs, against))
+            rows.append(row_of(group, model, runs, against))
     return rows
 
 
@@ -82,7 +87,7 @@ def client_rows(groups: Groups) -> list[dict[str, Any]]:
 
     A mean over clients does not show which client moved it.
     """
-    rows = []
+    rows, over_draws = [], _over_draws(groups)
     for group, runs in groups.items():
         for model in MODELS if runs else ():
             of = {m: {s: values_of(r, model, m) for s, r in runs.items()} for m in MEASURES}
@@ -90,7 +95,7 @@ def client_rows(groups: Groups) -> list[dict[str, Any]]:
                 row = group.place | {"model": model, **counts(runs), "client": client}
                 for measure, found in of.items():
                     own = {s: {client: v[client]} for s, v in found.items() if client in v}
-                    row |= _spread(measure, _means(own))
+                    row |= _spread(measure, own, over_draws)
                 rows.append(row)
     return rows
 
@@ -105,34 +110,6 @@ def run_rows(groups: Groups) -> list[dict[str, Any]]:
         for (draw, seed), run in runs.items()
         for model in ("global", "client")
     ]
-
-
-def values_of(results: Results, model: str, measure: str) -> Values:
-    """Return the values of one model's test rows: losses over supervised tokens, scores over 1.
-
-    Those of the audit and of retention: see `model_values`. Those of a suite are its first metric's
-    by question, in one stratum, for clients their mean. {} where they were not measured.
-    """
-
-    def pair(row: Mapping[str, Any]) -> tuple[float, float]:
-        return (row["loss_sum"], row["tokens"]) if measure == "loss" else (row["score"], 1)
-
-    if measure in MODEL_MEASURES:
-        return model_values(results, model, measure) if measure in measured_in(results) else {}
-    if measure in MEASURES:
-        return {
-            client: {row["id"]: pair(row[model]) for row in rows}
-            for client, rows in results["examples"].items()
-        }
-    suite = results["suites"][measure]
-    models = {kind: [entry] for kind, entry in suite["models"].items()}
-    own = list(suite["clients"].values()) or models.get("global", [])  # no private branch: global
-    if not (entries := {**models, "client": own}.get(model)):
-        return {}
-    metric = next(iter(entries[0]["scores"]))
-    scores = zip(*(entry["scores"][metric] for entry in entries), strict=True)
-    questions = enumerate(zip(suite["ids"], scores, strict=True))
-    return {measure: {f"{i} {name}": (statistics.fmean(of), 1) for i, (name, of) in questions}}
 
 
 def mean_over_clients(values: Values) -> float:
@@ -217,8 +194,22 @@ COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
+def _over_draws(groups: Groups) -> bool:
+    """Return whether any sweep point has several draws."""
+    draws: dict[tuple[tuple[str, Any], ...], set[int]] = {}
+    for group, runs in groups.items():
+        draws.setdefault(group.point, set()).update(draw for draw, _ in runs)
+    return any(len(of) > 1 for of in draws.values())
+
+
 def _row(
-    group: Group, model: str, runs: Mapping[Sample, Results], against: Mapping[Sample, Results]
+    group: Group,
+    model: str,
+    runs: Mapping[Sample, Results],
+    against: Mapping[Sample, Results],
+    *,
+    measures: Sequence[str],
+    over_draws: bool,
 ) -> dict[str, Any]:
     first = next(iter(runs.values()))
     clients = first["clients"].values()
@@ -232,14 +223,14 @@ def _row(
         "metric": metrics.pop() if len(metrics) == 1 else "mixed",
         **{f"difference_{name}": count for name, count in counts(common).items()},
     }
-    for measure in (*MEASURES, *measured_in(first), *first.get("suites", {})):
+    for measure in measures:
         own, theirs = (
             {sample: values_of(run, model, measure) for sample, run in of.items()}
             for of in (runs, against)
         )
-        row |= _spread(measure, _means({sample: of for sample, of in own.items() if of}))
+        row |= _spread(measure, {sample: of for sample, of in own.items() if of}, over_draws)
         pairs = {s: (own[s], theirs[s]) for s in common if own[s] and theirs[s]}
-        row |= _difference(f"{measure}_difference", pairs)
+        row |= _difference(f"{measure}_difference", pairs, over_draws)
     costs = [] if model == "base" else [run["cost"] for run in runs.values()]
     return row | {
         name: statistics.fmean(map(of, costs)) if costs else None for name, of in COSTS.items()
@@ -251,29 +242,33 @@ def counts(samples: Collection[Sample]) -> dict[str, int]:
     return {"draws": len(set(draws)), "seeds": len(set(seeds))}
 
 
-def _means(values: Mapping[Sample, Values]) -> list[float]:
-    """Return one value per draw, the mean over its seeds; with one draw, one per seed."""
-    several = counts(values)["draws"] > 1
+def _means(values: Mapping[Sample, Values], over_draws: bool) -> list[float]:
+    """Return one value per draw, the mean over its seeds; else one per seed."""
     found: dict[int, list[float]] = {}
     for (draw, seed), of in values.items():
-        found.setdefault(draw if several else seed, []).append(mean_over_clients(of))
+        found.setdefault(draw if over_draws else seed, []).append(mean_over_clients(of))
     return [statistics.fmean(means) for means in found.values()]
 
 
-def _spread(name: str, means: Sequence[float]) -> dict[str, Any]:
+def _spread(name: str, values: Mapping[Sample, Values], over_draws: bool) -> dict[str, Any]:
+    means = _means(values, over_draws)
     sd = statistics.stdev(means) if len(means) > 1 else None
-    return {name: statistics.fmean(means) if means else None, f"{name}_sd": sd}
+    found = {name: statistics.fmean(means) if means else None, f"{name}_sd": sd}
+    return found | {f"{name}_{what}": count for what, count in counts(values).items()}
 
 
-def _difference(name: str, pairs: Mapping[Sample, tuple[Values, Values]]) -> dict[str, Any]:
-    means = _means({sample: mean_difference([pair]) for sample, pair in pairs.items()})
-    if counts(pairs)["draws"] > 1:
+def _difference(
+    name: str, pairs: Mapping[Sample, tuple[Values, Values]], over_draws: bool
+) -> dict[str, Any]:
+    differences = {sample: mean_difference([pair]) for sample, pair in pairs.items()}
+    interval, more = None, None
+    if over_draws:
+        means = _means(differences, over_draws)
         interval, more = paired_interval(means), more_draws(means)
-    else:
-        rows = mean_difference(list(pairs.values())) if pairs else {}
-        interval, more = stratified_interval(rows) if pairs else None, None
+    elif pairs:
+        interval = stratified_interval(mean_difference(list(pairs.values())))
     low, high = interval or (None, None)
-    return _spread(name, means) | {
+    return _spread(name, differences, over_draws) | {
         f"{name}_low": low,
         f"{name}_high": high,
         f"{name}_more_draws": more,

@@ -11,8 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 from fedsdr.evaluation.results import Table
-from fedsdr.research.compare.differences import Group, Groups, Results, Sample
+from fedsdr.research.compare.differences import Group, Groups, Sample
 from fedsdr.research.compare.draws import more_draws, paired_interval
+from fedsdr.research.compare.model_values import Results
 
 # What is lost: measure -> its name in tables.
 LOST = {

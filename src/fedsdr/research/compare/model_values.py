@@ -1,6 +1,7 @@
-"""The answer audit and the retention of a run as values of rows, which a comparison can pair."""
+"""The measures of a run as values of its test rows, which a comparison can pair."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,10 @@ from fedsdr.evaluation.answer_audit import SIGNS, sign_pair
 from fedsdr.evaluation.intervals import Pair
 from fedsdr.evaluation.model_tables import RETENTION
 
-Results = Mapping[str, Any]  # results.json
-Values = dict[str, dict[str, Pair]]  # as in differences.py
+Results = Mapping[str, Any]  # results.json; "suites" has the run's suites.json
+# client -> test row id -> (numerator, denominator); a client's value is the ratio of the sums
+Values = dict[str, dict[str, Pair]]
+MEASURES = ("loss", "score")
 
 # Measure -> its name in tables, with an arrow to what is better.
 MODEL_MEASURES = {name: f"{sign.title} {sign.better}" for name, sign in SIGNS.items()}
@@ -21,6 +24,41 @@ def measured_in(results: Results) -> list[str]:
     audit = results.get("mean", {}).get("base", {}).get("audit", {})
     kept = RETENTION if results.get("retention") else {}
     return [name for name in MODEL_MEASURES if name in audit or name in kept]
+
+
+def measures_of(runs: Sequence[Results]) -> list[str]:
+    """Return the measures that any of the runs has: loss, score, MODEL_MEASURES, suites."""
+    found = {measure for run in runs for measure in measured_in(run)}
+    suites = {suite: None for run in runs for suite in run.get("suites", {})}
+    return [*MEASURES, *(measure for measure in MODEL_MEASURES if measure in found), *suites]
+
+
+def values_of(results: Results, model: str, measure: str) -> Values:
+    """Return the values of one model's test rows: losses over supervised tokens, scores over 1.
+
+    Those of the audit and of retention: see `model_values`. Those of a suite are its first metric's
+    by question, in one stratum, for clients their mean. {} where they were not measured.
+    """
+
+    def pair(row: Mapping[str, Any]) -> tuple[float, float]:
+        return (row["loss_sum"], row["tokens"]) if measure == "loss" else (row["score"], 1)
+
+    if measure in MODEL_MEASURES:
+        return model_values(results, model, measure) if measure in measured_in(results) else {}
+    if measure in MEASURES:
+        return {
+            client: {row["id"]: pair(row[model]) for row in rows}
+            for client, rows in results["examples"].items()
+        }
+    suite = results["suites"][measure]
+    models = {kind: [entry] for kind, entry in suite["models"].items()}
+    own = list(suite["clients"].values()) or models.get("global", [])  # no private branch: global
+    if not (entries := {**models, "client": own}.get(model)):
+        return {}
+    metric = next(iter(entries[0]["scores"]))
+    scores = zip(*(entry["scores"][metric] for entry in entries), strict=True)
+    questions = enumerate(zip(suite["ids"], scores, strict=True))
+    return {measure: {f"{i} {name}": (statistics.fmean(of), 1) for i, (name, of) in questions}}
 
 
 def model_values(results: Results, model: str, measure: str) -> Values:

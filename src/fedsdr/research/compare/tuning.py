@@ -8,14 +8,9 @@ from typing import Any
 from fedsdr.config import CompareConfig, Config
 from fedsdr.errors import UserError
 from fedsdr.evaluation.results import Table
-from fedsdr.research.compare.differences import (
-    COSTS,
-    Group,
-    Results,
-    mean_over_clients,
-    values_of,
-)
+from fedsdr.research.compare.differences import COSTS, Group, mean_over_clients
 from fedsdr.research.compare.grid import Cell, cells_of, groups_of, points_of, root_of, with_keys
+from fedsdr.research.compare.model_values import Results, values_of
 
 # group -> point of the grid, as (key, value) pairs -> its cell
 Trials = Mapping[Group, Mapping[tuple[tuple[str, Any], ...], Cell]]

@@ -11,17 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsdr.research.compare.differences import (
-    MEASURES,
     Group,
     Groups,
-    Results,
     Sample,
-    Values,
     combined,
     counts,
     mean_over_clients,
-    values_of,
 )
+from fedsdr.research.compare.model_values import MEASURES, Results, Values, values_of
 
 
 @dataclass(frozen=True)
