@@ -32,3 +32,18 @@ def test_own_and_other_domains_are_told_apart_and_every_client_counts_once():
     assert means["client"]["other domains"]["loss"] == pytest.approx((4 + (1 + 4) / 2) / 2)
     low, high = means["client"]["other domains"]["score_ci"]
     assert 0 <= low < 0.25 < high <= 1
+
+
+def test_a_client_that_took_no_part_is_a_column_of_the_matrix_and_in_no_mean():
+    own = {
+        "ann": {"ann": GOOD, "bob": GOOD, "eve": BAD},
+        "bob": {"ann": BAD, "bob": GOOD, "eve": BAD},
+    }
+    found = transfer_of({"ann": GOOD, "bob": GOOD, "eve": BAD}, own, seed=0, absent=["eve"])
+    assert found["matrix"]["ann"]["eve"]["loss"] == pytest.approx(4.0)
+    assert found["means"]["global"]["loss"] == pytest.approx(1.0)
+    assert found["means"]["client"]["other domains"]["loss"] == pytest.approx((1 + 4) / 2)
+    alone = transfer_of(
+        {"ann": GOOD, "eve": BAD}, {"ann": {"ann": GOOD, "eve": BAD}}, seed=0, absent=["eve"]
+    )
+    assert alone["means"]["client"].keys() == {"own domain"}

@@ -67,12 +67,17 @@ def test_retention_can_be_left_out_and_measured_later(write_config, tmp_path, fe
 
 
 def test_a_client_that_is_left_out_is_measured_and_leaves_nothing_of_itself(write_config, tmp_path):
-    config = write_config("federation.rounds=1", 'data.leave_out=["clinic"]')
+    config = write_config(
+        "federation.rounds=1", "evaluation.transfer=true", 'data.leave_out=["clinic"]'
+    )
     results = run_experiment(config, tmp_path / "run", SILENT)
     assert results["clients"].keys() == results["retention"]["clients"].keys() == {"bank", "school"}
     left = results["took_no_part"]["clients"]["clinic"]["models"]
     assert left["client"] == left["global"]
     assert left["global"]["loss"] != left["base"]["loss"]
+    assert results["transfer"]["matrix"]["bank"].keys() == {"bank", "clinic", "school"}
+    mean = results["mean"]["global"]["loss"]
+    assert results["transfer"]["means"]["global"]["loss"] == pytest.approx(mean)
     [record] = map(json.loads, (tmp_path / "run" / "rounds.jsonl").read_text().splitlines())
     assert {client["id"] for client in record["clients"]} == {"bank", "school"}
     assert not list((tmp_path / "run").rglob("*clinic*"))

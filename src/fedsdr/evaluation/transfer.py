@@ -1,38 +1,41 @@
 """Transfer: what a model is worth on the test rows of its own client and of the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fedsdr.evaluation.held_out import ClientScores
 from fedsdr.evaluation.intervals import ratio_interval, score_interval, weighted_mean
 
 Matrix = Mapping[str, Mapping[str, ClientScores]]  # model -> client whose rows -> scores
-WHERE = ("own domain", "other domains")
 
 
-def transfer_of(shared: Mapping[str, ClientScores], own: Matrix, seed: int) -> dict[str, Any]:
+def transfer_of(
+    shared: Mapping[str, ClientScores], own: Matrix, seed: int, absent: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the matrix of losses and scores, and their means in own and in other domains.
 
     `shared` has the scores of the global model by client, `own` those of each client's own model.
     matrix: model -> client whose rows -> {loss, score, loss_ci, score_ci}. means: "global" over all
-    clients; "client" over the own models, on their own client's rows and on those of the others.
-    Every client counts once; 95 % intervals are over test rows, of which those of one client that
-    several models answer count as independent.
+    clients; "client" over the own models, on their own client's rows and on those of the others,
+    if there are any. Every client counts once, but those that are `absent` from the training are in
+    the matrix alone. 95 % intervals are over test rows, of which those of one client that several
+    models answer count as independent.
     """
     matrix = {
         model: {client: _entry(scores, seed) for client, scores in row.items()}
         for model, row in {"global": shared, **own}.items()
     }
-    others = [_mean([e for c, e in matrix[name].items() if c != name]) for name in own]
+    trained = {
+        model: {client: entry for client, entry in row.items() if client not in absent}
+        for model, row in matrix.items()
+    }
+    others = [[e for client, e in trained[name].items() if client != name] for name in own]
     return {
         "matrix": matrix,
         "means": {
-            "global": _mean(list(matrix["global"].values())),
-            "client": dict(
-                zip(
-                    WHERE, (_mean([matrix[name][name] for name in own]), _mean(others)), strict=True
-                )
-            ),
+            "global": _mean(list(trained["global"].values())),
+            "client": {"own domain": _mean([matrix[name][name] for name in own])}
+            | ({"other domains": _mean([_mean(of) for of in others])} if all(others) else {}),
         },
     }
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -65,7 +65,7 @@ def evaluate_clients(
         results["served_round"] = state.round
     results["max_new_tokens"] = config.evaluation.max_new_tokens  # of an answer that is scored
     results |= {"retention": retained} if retained else {}
-    results |= _transfer_of(measured, config.seed) | _left_out(records)
+    results |= _transfer_of(measured, config.seed, left_out) | _left_out(records)
     return results | _privacy_of(config.privacy, records)
 
 
@@ -141,11 +141,14 @@ def _own_scores(
     return scores
 
 
-def _transfer_of(measured: Mapping[str, ClientResult], seed: int) -> dict[str, Any]:
+def _transfer_of(
+    measured: Mapping[str, ClientResult], seed: int, absent: Collection[str]
+) -> dict[str, Any]:
     """Return the transfer between the clients; empty if it was not measured."""
     own = {name: result.elsewhere for name, result in measured.items() if result.elsewhere}
     shared = {name: result.models["global"] for name, result in measured.items()}
-    return {"transfer": transfer_of(shared, own, seed_for(seed, "transfer"))} if own else {}
+    seed = seed_for(seed, "transfer")
+    return {"transfer": transfer_of(shared, own, seed, absent)} if own else {}
 
 
 def _left_out(records: Records) -> dict[str, Any]:
