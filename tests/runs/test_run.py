@@ -252,6 +252,16 @@ def test_a_folder_that_holds_another_run_is_left_alone(write_config, tmp_path):
         run_experiment(write_config(), tmp_path / "full", SILENT)
 
 
+def test_scaffold_accepts_every_update_at_the_lower_rates_of_a_schedule(write_config, tmp_path):
+    config = write_config(
+        "algorithm.name=scaffold", "method.name=plain", "federation.rounds=5",
+        "train.batch_size=64", "train.schedule=cosine", "train.warmup_rounds=2",
+    )  # fmt: skip
+    run_experiment(config, tmp_path / "run", SILENT)
+    lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["clients"]) for line in lines] == [3] * 5
+
+
 def test_the_number_of_threads_is_kept_in_a_resume(write_config, tmp_path):
     before = torch.get_num_threads()
     try:

@@ -7,6 +7,7 @@ import torch
 from tiny import branched, rows, tiny_llama
 from torch import nn
 
+from fedsdr.algorithms.learning_rate import with_rate_of
 from fedsdr.config import Config, LoraConfig, TrainConfig
 from fedsdr.models.packing import row_losses, supervised_tokens
 from fedsdr.runs.run_plan import client_settings
@@ -14,7 +15,6 @@ from fedsdr.training.client_store import ClientStore
 from fedsdr.training.client_update import client_update
 from fedsdr.training.local_training import ClientRows
 from fedsdr.training.optimizer_step import phase_steps, run_alone
-from fedsdr.training.optimizers import with_rate_of
 from fedsdr.types import ClientTask, LocalSettings
 
 

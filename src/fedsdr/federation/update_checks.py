@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsdr.algorithms.compression import decode
+from fedsdr.algorithms.learning_rate import with_rate_of
 from fedsdr.federation.plan import Plan
 from fedsdr.tensors import add, all_finite, difference_in_spec, norm
 from fedsdr.types import (
@@ -109,8 +110,9 @@ def _bad_norm(update: ClientUpdate, task: ClientTask, plan: Plan) -> str:
         if limit and size > limit:
             return f"update has norm {size:.3g}, above {key} {limit:g}"
     if task.control and plan.settings.update_dtype == "fp32":
-        # c_k+ - c_k + c = -dR / (steps * lr), and a client takes at least one step.
-        moved, most = norm(add(update.control_delta, task.control)), size / plan.settings.lr
+        # c_k+ - c_k + c = -dR / (steps * lr of the round), and a client takes at least one step.
+        lr = with_rate_of(plan.settings, task.round).lr
+        moved, most = norm(add(update.control_delta, task.control)), size / lr
         if moved > most * (1 + 1e-3) + 1e-6:
             return f"control has norm {moved:.3g}, above {most:.3g}, the most for this update"
     return ""

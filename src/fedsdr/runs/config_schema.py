@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from fedsdr.algorithms import ALGORITHMS
 from fedsdr.algorithms.aggregation import AGGREGATIONS
+from fedsdr.algorithms.learning_rate import SCHEDULES
 from fedsdr.config import CompareConfig, Config, value_of
 from fedsdr.data.chat_templates import LAYOUTS
 from fedsdr.data.partition import PARTITIONERS
@@ -18,7 +19,7 @@ from fedsdr.errors import UserError, choose
 from fedsdr.models.lora_layers import INITS
 from fedsdr.teachers.choice import ENGINES
 from fedsdr.training.methods import METHODS
-from fedsdr.training.optimizers import OPTIMIZERS, SCHEDULES
+from fedsdr.training.optimizers import OPTIMIZERS
 
 REGISTRIES: dict[str, Mapping[str, object]] = {
     "model.template": {"auto": None, **LAYOUTS},

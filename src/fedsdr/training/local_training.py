@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedsdr.algorithms.client_corrections import Adjust, local_correction, new_control
+from fedsdr.algorithms.learning_rate import with_rate_of
 from fedsdr.errors import choose
 from fedsdr.models.two_branch import BranchedModel
 from fedsdr.seeds import seed_for
@@ -19,7 +20,6 @@ from fedsdr.tensors import Tensors, subtract, zeros_like
 from fedsdr.training.client_store import ClientState
 from fedsdr.training.methods import METHODS, Method, Phase
 from fedsdr.training.optimizer_step import PackLoss, PhaseResult, Training, phase_steps
-from fedsdr.training.optimizers import with_rate_of
 from fedsdr.training.pack_losses import States, pack_loss
 from fedsdr.training.references import states_of
 from fedsdr.training.shared_factors import (
