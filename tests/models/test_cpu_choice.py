@@ -82,7 +82,29 @@ def test_while_the_cores_are_busy_all_threads_are_taken_and_no_choice_is_kept(
 
 
 def test_cores_that_do_not_exist_are_not_free():
+    before = torch.get_num_threads()
     assert not cores_are_free(10 * os.cpu_count())
+    assert torch.get_num_threads() == before
+
+
+def test_a_core_is_tried_with_its_threads_whatever_this_process_uses(monkeypatch):
+    used = []
+    real = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: used.append(torch.get_num_threads()) or real(a, b)
+    )
+    cores_are_free(2)
+    assert set(used) == {2}
+
+
+def test_another_cpus_measurement_is_not_taken(tmp_path, monkeypatch):
+    measuring(monkeypatch, fp32=1.0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    cpu_times(32, 64, tmp_path)
+    cpu_times.cache_clear()
+    measuring(monkeypatch, fp32=2.0, bf16=1.0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert cpu_times(32, 64, tmp_path).faster == "bf16"
 
 
 def test_all_threads_are_tried_and_their_number_is_restored(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ these products more slowly than fp32. And products of a small model do not gain 
 import functools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,8 @@ def cpu_times(inner: int, outer: int, folder: Path) -> CpuTimes | None:
     """
     limit, dtypes = thread_limit(), _dtypes()
     inner, outer = min(inner, LARGEST), min(outer, LARGEST)
-    kept_in = folder / "products" / f"{platform.node()} torch {torch.__version__}"
+    cpu = f"{platform.node()} {torch.backends.cpu.get_cpu_capability()} {' '.join(dtypes)}"
+    kept_in = folder / "products" / f"{cpu} torch {torch.__version__}"
     name = f"{inner} x {outer}, {limit} threads"
     path, threads = kept_in / f"{name}.json", _thread_counts(limit)
     if len(threads) > 1 and not path.exists() and not cores_are_free(limit):
@@ -97,11 +99,12 @@ def cpu_times(inner: int, outer: int, folder: Path) -> CpuTimes | None:
 def cores_are_free(threads: int) -> bool:
     """Return whether this process gets a core for each of its threads."""
     x = torch.ones(1024, 1024, device="cpu")
-    x @ x  # starts the threads
-    wall, used = time.perf_counter(), time.process_time()
-    while time.perf_counter() - wall < 0.05:
-        x @ x
-    share = (time.process_time() - used) / (time.perf_counter() - wall)
+    with _threads(threads):
+        x @ x  # starts them
+        wall, used = time.perf_counter(), time.process_time()
+        while time.perf_counter() - wall < 0.05:
+            x @ x
+        share = (time.process_time() - used) / (time.perf_counter() - wall)
     return share > FREE * threads
 
 
@@ -127,23 +130,29 @@ def _dtypes() -> list[CpuDtype]:
     return ["fp32", "bf16"] if torch.cpu._is_avx512_bf16_supported() else ["fp32"]
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _seconds(
     inner: int, outer: int, threads: Sequence[int], dtypes: Sequence[CpuDtype]
 ) -> _Seconds:
     products = {name: _products(inner, outer, _TORCH[name]) for name in dtypes}
     best = {name: [float("inf")] * len(threads) for name in dtypes}
-    before = torch.get_num_threads()
-    try:
-        for repeat in range(REPEATS + 1):
-            for i, count in enumerate(threads):
-                torch.set_num_threads(count)
+    for repeat in range(REPEATS + 1):
+        for i, count in enumerate(threads):
+            with _threads(count):
                 for name, run in products.items():  # in turn, so that another load hits all
                     began = time.perf_counter()
                     run()
                     if repeat:
                         best[name][i] = min(best[name][i], time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(before)
     return best
 
 
