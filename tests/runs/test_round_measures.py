@@ -138,6 +138,10 @@ def test_a_lost_best_round_is_never_served_as_the_last(lost, write_config, tmp_p
             "evaluation.keep: 'plain-personal' trains after the last round",
         ),
         (["evaluation.every=1", "engine.name=flower"], "evaluation.every: a Flower server holds"),
+        (
+            ["evaluation.keep=best", *VALIDATION, "data.test_fraction=0.9"],  # leaves one row
+            "evaluation.keep: .* no client has enough rows",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(

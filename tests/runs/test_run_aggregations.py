@@ -121,6 +121,8 @@ def test_who_was_left_out_is_in_the_record_and_counted_in_the_results(
          ["algorithm.aggregation: 'multi-krum'", "privacy.mode = 'central'"]),
         (["method.name=local", "algorithm.aggregation=trimmed-mean"],
          ["algorithm.aggregation: 'trimmed-mean'", "method.name = 'local'"]),
+        (["algorithm.aggregation=share-a", "method.name=fedsd", "teacher.refresh=1"],
+         ["algorithm.aggregation: 'share-a'", "teacher.refresh"]),
         (["algorithm.aggregation=product", "clients.bank.rank=3"],
          ["clients.bank.rank: is 3, above lora.rank = 2"]),
         (["clients.bank.rank=1"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from fedsdr.errors import UserError
 from fedsdr.models.model_limits import check_limits, unknown_note
 from fedsdr.runs.client_runtime import ClientRuntime, check_rows
 from fedsdr.types import ClientData
@@ -14,9 +15,17 @@ def check_clients(
     *,
     rewrites: bool,
 ) -> None:
-    """UserError for rows that the model cannot hold or learn from; log what it holds badly."""
+    """UserError for rows that the model cannot hold or learn from, and where none can choose the
+    round that is served; log what the model holds badly."""
+    config = runtime.config
+    validated = [c for c in clients if c.validation and c.client_id not in config.data.leave_out]
+    if config.evaluation.keep == "best" and not validated:
+        raise UserError(
+            "evaluation.keep: 'best' is chosen on validation rows, and no client has enough rows "
+            "for one; raise data.validation_fraction, or use 'last'"
+        )
     stops = runtime.renderer.stop_token_ids
-    if note := check_limits(runtime.limits, runtime.config, stops, rewrites=rewrites):
+    if note := check_limits(runtime.limits, config, stops, rewrites=rewrites):
         log(note)
     for client in clients:
         unknown = []

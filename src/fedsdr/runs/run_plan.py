@@ -103,6 +103,11 @@ def _aggregation_of(config: Config) -> Aggregation:
     name, privacy = config.algorithm.aggregation, config.privacy
     aggregation = choose(name, AGGREGATIONS, "algorithm.aggregation")
     refused = f"algorithm.aggregation: '{name}' cannot go with"
+    if aggregation.kept and config.teacher.refresh and METHODS[config.method.name].rewrites:
+        raise UserError(
+            f"{refused} teacher.refresh: a part of R stays at the clients, so no global model can "
+            "rewrite; set it to 0"
+        )
     if not aggregation.is_mean:
         means = ", ".join(f"'{key}'" for key, value in AGGREGATIONS.items() if value.is_mean)
         if privacy.mode == "central":
