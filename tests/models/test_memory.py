@@ -5,7 +5,7 @@ import torch
 from tiny import branched, rows, tiny_llama
 from torch import nn
 
-from fedsdr.config import Config, LoraConfig, ModelConfig, TrainConfig
+from fedsdr.config import Config, EngineConfig, LoraConfig, ModelConfig, TrainConfig
 from fedsdr.errors import UserError
 from fedsdr.models import memory
 from fedsdr.models.checkpointing import checkpoint_layers
@@ -210,6 +210,34 @@ def test_where_nothing_can_be_estimated_the_pack_size_is_the_usual_one(config, m
 
     monkeypatch.setattr(memory, "estimate", cannot)
     assert choose_pack(config) == (1024, None)
+
+
+def test_a_step_that_does_not_fit_for_several_clients_names_their_number(config, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    with pytest.raises(UserError) as alone:
+        choose_pack(config)
+    assert "clients_at_once" not in str(alone.value)
+    at_once = dataclasses.replace(config, engine=EngineConfig(clients_at_once=0))
+    with pytest.raises(UserError, match=r"engine\.clients_at_once = 1"):
+        choose_pack(at_once)
+
+
+def container(folder, limit: str, used: int, stat: str) -> str:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(stat)
+    return str(folder)
+
+
+def test_cache_that_a_container_can_drop_is_free(tmp_path):
+    stat = "anon 300000\nfile 690000\ninactive_file 600000\nactive_file 90000\n"
+    cpu = torch.device("cpu")
+    files = container(tmp_path, "1000000", 999000, f"{stat}slab_reclaimable 5000\n")
+    assert memory.free_memory(cpu, files) == 1000 + 600000 + 5000
+    assert memory.free_memory(cpu, container(tmp_path, "1000000", 999000, "")) == 1000
+    assert memory.free_memory(cpu, container(tmp_path, "1000", 2000, "")) == 0
+    unlimited = memory.free_memory(cpu, container(tmp_path, "max", 999000, stat))
+    assert unlimited is None or unlimited > 10**6
 
 
 def test_free_memory_is_less_than_the_machine_has():

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedsdr.config import load_config
 from fedsdr.errors import UserError
+from fedsdr.models import memory
 from fedsdr.models.memory import choose_pack
 from fedsdr.progress import SILENT
 from fedsdr.runs import clients_at_once
@@ -158,6 +160,16 @@ def test_the_memory_estimate_counts_the_branches_of_every_client(write_config):
     assert several.adapters == 5 * one.adapters
     assert several.optimizer == 5 * one.optimizer
     assert several.activations == one.activations
+
+
+def test_no_more_clients_are_counted_than_the_run_has(write_config, tmp_path, monkeypatch):
+    config = write_config("engine.clients_at_once=0", "train.pack_tokens=0", "method.name=plain",
+                          "federation.rounds=1")  # fmt: skip
+    three = choose_pack(write_config("engine.clients_at_once=3", "train.pack_tokens=1024"))[1]
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * three.total + 2)
+    assert choose_pack(config)[0] == 512  # 32 clients are more than that
+    run_experiment(config, tmp_path / "run", SILENT)
+    assert load_config(tmp_path / "run/config.toml").train.pack_tokens == 1024
 
 
 def test_flower_trains_each_client_alone(write_config, tmp_path):

@@ -125,12 +125,21 @@ def full_pack(pack_tokens: int, max_length: int) -> list[TokenRow]:
     return [TokenRow(str(i), (i, *[0] * (n - 1)), (True,) * n) for i, n in enumerate(lengths)]
 
 
-def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEstimate | None]:
+def clients_in_a_step(config: Config, clients: int = 0) -> int:
+    """Return how many clients' branches a step holds at most; `clients` of the run, 0: unknown."""
+    at_once = config.engine.clients_at_once or MOST_AT_ONCE
+    return min(at_once, clients or at_once)
+
+
+def choose_pack(
+    config: Config, clients: int = 0, *, loaded: bool = False
+) -> tuple[int, MemoryEstimate | None]:
     """Return `train.pack_tokens`, or the automatic choice if it is 0, and the estimate if any.
 
     The automatic choice is the largest power of two, from 512 to 1,024 on a CPU or 16,384 on a
     GPU, whose step fits into free memory, together with the model unless that is `loaded`.
-    UserError with the possible fixes if none fits.
+    `clients` is the number of the run's clients, 0: unknown. UserError with the possible fixes if
+    none fits.
     """
     device = choose_device(config.model.device)
     given, most = config.train.pack_tokens, MAX_PACK.get(device.type, DEFAULT_PACK)
@@ -143,7 +152,7 @@ def choose_pack(config: Config, *, loaded: bool = False) -> tuple[int, MemoryEst
             full_pack(pack_tokens, config.data.max_length),
             dropout=config.lora.dropout,
             quantize=config.model.quantize,
-            clients=config.engine.clients_at_once or MOST_AT_ONCE,
+            clients=clients_in_a_step(config, clients),
         )
 
     try:
@@ -165,6 +174,8 @@ def _too_large(config: Config, least: MemoryEstimate, free: int) -> str:
         fixes.append("train.checkpointing = true")
     if config.model.quantize != "4bit":
         fixes.append("model.quantize = '4bit' (CUDA)")
+    if config.engine.clients_at_once != 1:
+        fixes.append("engine.clients_at_once = 1")
     fixes += ["a smaller data.max_length", "train.pack_tokens = 512 to try anyway"]
     return (
         f"model.name: a training step needs about {least.total / 2**30:.1f} GiB, but only "
@@ -172,8 +183,11 @@ def _too_large(config: Config, least: MemoryEstimate, free: int) -> str:
     )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of a device, or None if the system does not report them."""
+def free_memory(device: torch.device, cgroup: str = "/sys/fs/cgroup") -> int | None:
+    """Return the free bytes of a device, or None if the system does not report them.
+
+    `cgroup` is the folder of a container's limit (cgroup v2).
+    """
     if device.type == "cuda":
         # PyTorch's caching allocator reuses what it has reserved.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -182,9 +196,12 @@ def free_memory(device: torch.device) -> int | None:
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    limit, used = _text("/sys/fs/cgroup/memory.max"), _text("/sys/fs/cgroup/memory.current")
-    if limit.strip().isdigit() and used.strip().isdigit():  # a container's limit
-        room = max(0, int(limit) - int(used))
+    limit, used = _text(f"{cgroup}/memory.max").strip(), _text(f"{cgroup}/memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        stat = dict(line.split() for line in _text(f"{cgroup}/memory.stat").splitlines())
+        # Counted as used, but the kernel drops it when memory is needed.
+        cache = sum(int(stat.get(name, 0)) for name in ("inactive_file", "slab_reclaimable"))
+        room = max(0, int(limit) - int(used) + cache)
         free = room if free is None else min(free, room)
     return free
 

@@ -175,13 +175,14 @@ class ClientRuntime:
         )
 
 
-def open_runtime(config: Config, folder: Path) -> ClientRuntime:
+def open_runtime(config: Config, folder: Path, clients: int = 0) -> ClientRuntime:
     """Load the base model and add the branches. UserError for what the user can fix.
 
-    In the runtime's configuration, "auto" and an automatic pack size are resolved.
+    In the runtime's configuration, "auto" and an automatic pack size, for a run of this many
+    `clients` (0: unknown), are resolved.
     """
     if not config.train.pack_tokens:
-        config = with_pack(config, choose_pack(config)[0])
+        config = with_pack(config, choose_pack(config, clients)[0])
     base = load_base(config.model)
     model = with_branches(base.model, config.lora)
     if config.train.checkpointing:

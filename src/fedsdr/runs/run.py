@@ -58,7 +58,7 @@ def run_experiment(
     progress: Progress,
     *,
     resume: bool = False,
-    open_runtime: Callable[[Config, Path], ClientRuntime] = open_runtime,
+    open_runtime: Callable[[Config, Path, int], ClientRuntime] = open_runtime,
     rounds: RunRounds | None = None,
 ) -> dict[str, Any]:
     """Run a configuration into the folder `out` and return what results.json holds.
@@ -87,7 +87,7 @@ def run_experiment(
         f"{sum(len(c.test) for c in everyone)} test rows"
     )
     with progress.bar(f"loading {config.model.name}", 1) as advance:
-        runtime = open_runtime(config, out)
+        runtime = open_runtime(config, out, len(everyone))
         advance(1)
     for note in runtime.notes:
         progress.log(note)

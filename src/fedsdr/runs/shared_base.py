@@ -11,7 +11,7 @@ from fedsdr.models.memory import choose_pack
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, runtime_of, with_pack
 
 
-def one_base() -> Callable[[Config, Path], ClientRuntime]:
+def one_base() -> Callable[[Config, Path, int], ClientRuntime]:
     """Return an `open_runtime` that reuses the last base model if the next run can use it.
 
     An automatic pack size is chosen once for all runs with the same shapes.
@@ -24,7 +24,7 @@ def one_base() -> Callable[[Config, Path], ClientRuntime]:
         loaded = replace(of.model, dtype=dtype_of(of.model), template="auto")
         return loaded, repr(replace(of.lora, dropout=0.0)), of.train.checkpointing
 
-    def open_(config: Config, folder: Path) -> ClientRuntime:
+    def open_(config: Config, folder: Path, clients: int = 0) -> ClientRuntime:
         wanted = model(config)
         reused = bool(held) and model(held[0].config) == wanted
         if not reused:
@@ -33,7 +33,7 @@ def one_base() -> Callable[[Config, Path], ClientRuntime]:
         if not config.train.pack_tokens:
             shape = repr((wanted, config.data.max_length, config.lora.dropout))
             if shape not in packs:
-                packs[shape] = choose_pack(config, loaded=reused)[0]
+                packs[shape] = choose_pack(config, clients, loaded=reused)[0]
             config = with_pack(config, packs[shape])
         if reused:
             return runtime_of(config, folder, held[0].base, held[0].model)

@@ -65,7 +65,7 @@ def estimates_of(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[G
             small, run = _small(config, clients, Path(folder)), Path(folder) / f"run-{number}"
             if repr(small) not in ran:
                 progress.log(f"a small run of {group}")
-                runtime = open_once(small, run)
+                runtime = open_once(small, run, 1)
                 base_seconds = _warm_up(runtime)
                 cost = run_experiment(small, run, progress, open_runtime=open_once)["cost"]
                 ran[repr(small)] = runtime, cost, base_seconds
@@ -114,7 +114,7 @@ def _scaled(
         kind: train * math.fsum(cost[kind].get(phase, 0) * n for phase, n in times.items())
         for kind in ("tokens", "seconds")
     }
-    _, memory = choose_pack(small)
+    _, memory = choose_pack(small, len(clients))
     return Estimate(
         runs=runs,
         train_tokens=trained["tokens"],
