@@ -364,3 +364,25 @@ def test_the_pack_size_is_chosen_once_and_beside_a_loaded_base_its_step_alone_mu
     assert packs(max_length=config.data.max_length - 1) == 1024  # the weights are there already
     assert packs(max_length=config.data.max_length - 2) == 512
     assert open_once(with_pack(config, 700), tmp_path).config.train.pack_tokens == 700
+
+
+def test_more_clients_at_once_choose_another_pack_size_beside_a_loaded_base(
+    cells, tmp_path, monkeypatch
+):
+    config = with_pack(cells[0].config, 0)
+    one = choose_pack(with_pack(config, 1024))[1]
+    # 9 clients: 8 more of the branches (R and S), gradients and moments of one client.
+    nine = one.step + 8 * (one.adapters + one.optimizer)
+    free = iter([10**12, 2 * nine - 2, 2 * nine + 2])
+    monkeypatch.setattr(memory, "free_memory", lambda device: next(free))
+    open_once = shared_base.one_base()
+
+    def packs(at_once, length=config.data.max_length):
+        engine = replace(config.engine, clients_at_once=at_once)
+        data = replace(config.data, max_length=length)
+        run = replace(config, engine=engine, data=data)
+        return open_once(run, tmp_path, 9).config.train.pack_tokens
+
+    assert packs(1) == 1024
+    assert packs(9) == packs(0) == packs(32) == 512  # the 9 that the run has
+    assert packs(9, config.data.max_length - 1) == 1024

@@ -137,7 +137,8 @@ def choose_pack(
     """Return `train.pack_tokens`, or the automatic choice if it is 0, and the estimate if any.
 
     The automatic choice is the largest power of two, from 512 to 1,024 on a CPU or 16,384 on a
-    GPU, whose step fits into free memory, together with the model unless that is `loaded`.
+    GPU, whose step fits into free memory, together with the model unless that is `loaded` with one
+    client's branches.
     `clients` is the number of the run's clients, 0: unknown. UserError with the possible fixes if
     none fits.
     """
@@ -146,19 +147,25 @@ def choose_pack(
     usable = USABLE.get(device.type, 0.5)
     shape = shape_of(config)
 
+    at_once = clients_in_a_step(config, clients)
+
     def at(pack_tokens: int) -> MemoryEstimate:
         return estimate(
             shape,
             full_pack(pack_tokens, config.data.max_length),
             dropout=config.lora.dropout,
             quantize=config.model.quantize,
-            clients=clients_in_a_step(config, clients),
+            clients=at_once,
         )
+
+    def needed(found: MemoryEstimate) -> int:
+        held = found.weights + found.adapters // at_once if loaded else 0
+        return found.total - held
 
     try:
         found = at(given or most)
         free = None if given else free_memory(device)
-        while free is not None and (found.step if loaded else found.total) > usable * free:
+        while free is not None and needed(found) > usable * free:
             most //= 2
             if most < MIN_PACK:
                 raise UserError(_too_large(config, found, free))

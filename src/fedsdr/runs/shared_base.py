@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsdr.config import Config
 from fedsdr.models.base_model import dtype_of
-from fedsdr.models.memory import choose_pack
+from fedsdr.models.memory import choose_pack, clients_in_a_step
 from fedsdr.runs.client_runtime import ClientRuntime, open_runtime, runtime_of, with_pack
 
 
@@ -31,7 +31,8 @@ def one_base() -> Callable[[Config, Path, int], ClientRuntime]:
             held.clear()  # before loading the next one: two may not fit in memory
             gc.collect()  # modules have reference cycles
         if not config.train.pack_tokens:
-            shape = repr((wanted, config.data.max_length, config.lora.dropout))
+            at_once = clients_in_a_step(config, clients)
+            shape = repr((wanted, config.data.max_length, config.lora.dropout, at_once))
             if shape not in packs:
                 packs[shape] = choose_pack(config, clients, loaded=reused)[0]
             config = with_pack(config, packs[shape])
