@@ -1,10 +1,12 @@
+import csv
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from fedsdr.config import CompareConfig
 from fedsdr.progress import SILENT
-from fedsdr.research.compare.compare_runs import run_study
+from fedsdr.research.compare.compare_runs import run_study, write_comparison
 from fedsdr.research.compare.comparison_table import tables_of
 from fedsdr.research.compare.differences import Group, client_rows, comparison_rows
 from fedsdr.research.compare.draws import more_draws, paired_interval
@@ -155,6 +157,27 @@ def test_each_measure_says_of_how_many_draws_it_is():
     assert [line[-2:] for line in lines if line[1:3] == ["other", "global"]] == [
         ["1.000, 1 draw", "+0.000, 1 draw"]
     ]
+
+
+def test_a_measure_of_a_later_variant_alone_is_a_column_and_files_are_replaced_together(tmp_path):
+    groups = {PLAIN: {(7, 0): run(2.0)}, OTHER: {(7, 0): judged(run(1.5), True)}}
+    comparison = {
+        "baseline": "plain",
+        "keys": [],
+        "rows": comparison_rows(groups, "plain"),
+        "by_client": client_rows(groups),
+        "rewriting_seconds": 0.0,
+        "cells": [],
+    }
+    write_comparison(comparison, tmp_path)
+    with (tmp_path / "compare.csv").open(newline="") as file:
+        found = {(row["variant"], row["model"]): row["neutral"] for row in csv.DictReader(file)}
+    assert (found["plain", "global"], found["other", "global"]) == ("", "1.0")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 4
+    with pytest.raises(TypeError):  # no value of JSON
+        write_comparison(comparison | {"baseline": object()}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def judged(results, is_judged):

@@ -212,14 +212,22 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:
     """Write compare.md, compare.json and the .csv files into `out`."""
     tables = [f"## {title}\n\n{to_markdown(rows)}\n" for title, rows in tables_of(comparison)]
     notes = "".join(f"- {note}\n" for note in notes_of(comparison))
-    write_atomically(out / "compare.md", "\n".join(tables) + notes)
-    for name, key in (("compare.csv", "rows"), ("compare_clients.csv", "by_client")):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(comparison[key][0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(comparison[key])
-        write_atomically(out / name, text.getvalue())
-    write_atomically(out / "compare.json", json.dumps(comparison, indent=2) + "\n")
+    texts = {  # all of them before the first file is replaced
+        "compare.md": "\n".join(tables) + notes,
+        "compare.csv": _csv(comparison["rows"]),
+        "compare_clients.csv": _csv(comparison["by_client"]),
+        "compare.json": json.dumps(comparison, indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        write_atomically(out / name, text)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _update_paths(cell: Cell, folder: Path) -> None:
