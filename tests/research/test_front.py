@@ -39,6 +39,17 @@ def test_a_curve_begins_at_the_base_and_ends_with_the_results():
     ]
 
 
+def test_where_the_best_round_is_served_it_is_not_called_the_last():
+    """The rounds served differ between the draws, so the mean of their points has no number."""
+    group = Group("plain", "fedavg")
+    runs = {
+        (draw, 0): run_of((2.0, 1.5, 1.5), 0.1 * draw) | {"served_round": draw} for draw in (1, 3)
+    }
+    front = front_of({group: runs}, {group: {sample: [] for sample in runs}}, "plain")
+    curve = [(r["round"], r["gain"], r["drift"]) for r in front["curves"][:2]]
+    assert curve == [(0, 0.0, 0.0), ("served", 0.5, pytest.approx(0.2))]
+
+
 def test_what_is_lost_is_read_where_the_curve_first_reaches_a_gain():
     curve = [
         Point(0, 0.0, {"drift": 0.0}),

@@ -25,9 +25,12 @@ LOST = {
 
 @dataclass(frozen=True)
 class Point:
-    """A model after a round: its gain in nats per token, and the measures of `LOST` that it has."""
+    """A model after a round: its gain in nats per token, and the measures of `LOST` that it has.
 
-    round: int
+    `round` is "served" for the best round where that is kept: it differs between runs.
+    """
+
+    round: int | str
     gain: float
     lost: Mapping[str, float]
 
@@ -36,7 +39,7 @@ def curve_of(results: Results, records: Iterable[Mapping[str, Any]], model: str)
     """Return the points of the `model` ("global", "client") of a run, from the base on.
 
     `records` are the lines of rounds.jsonl; rounds that were not measured in full on the test rows
-    have no point. The last point is that of results.json.
+    have no point. The last point is that of results.json, of the model that is served.
     """
     last = {
         "mean": results["mean"],
@@ -46,11 +49,12 @@ def curve_of(results: Results, records: Iterable[Mapping[str, Any]], model: str)
         record["round"]: record["evaluation"]
         for record in records
         if (found := record.get("evaluation")) and found["of"] == "test" and "mean" in found
-        if "base" in found["mean"]
-    } | {results["rounds"]: last}
+        if "base" in found["mean"] and record["round"] < results["rounds"]
+    }
+    end = "served" if "served_round" in results else results["rounds"]
     base = last["mean"]["base"]
     points = [Point(0, 0.0, _lost(base, {"drift": {"value": 0.0}} if last["retention"] else {}))]
-    for number, found in sorted(by_round.items()):
+    for number, found in [*sorted(by_round.items()), (end, last)]:
         own, kept = found["mean"][model], (found.get("retention") or {}).get(model) or {}
         points.append(Point(number, base["loss"] - own["loss"], _lost(own, kept)))
     return points
@@ -140,7 +144,7 @@ def _curve_rows(
     """Return one row per round that every run measured: means over draws and seeds."""
     points = [{point.round: point for point in curve} for curve in curves.values()]
     rows = []
-    for number in sorted(set.intersection(*(set(of) for of in points))):
+    for number in (n for n in points[0] if all(n in of for of in points)):
         of_round = [of[number] for of in points]
         row: dict[str, Any] = {"round": number, "gain": statistics.fmean(p.gain for p in of_round)}
         for name in LOST:
