@@ -3,6 +3,7 @@
 import pytest
 from scipy import stats
 
+from fedsdr.research.compare.comparison_charts import section_of
 from fedsdr.research.compare.differences import Group
 from fedsdr.research.compare.front import Point, curve_of, front_of, front_tables, lost_at
 
@@ -96,6 +97,60 @@ def test_variants_are_compared_at_the_lower_of_their_highest_gains():
         "answers with a number or name from nowhere ↓",
     ]
     assert any("-0.300 [-0.548, -0.052]" in line[-1] for line in equal[1])
+
+
+def test_draws_in_which_a_variant_never_gains_are_counted_and_take_the_interval_away():
+    """The other gains in two of three draws, where it drifts less; in the third it loses."""
+    plain, other = Group("plain", "fedavg"), Group("other", "fedavg")
+    groups = {
+        plain: {(draw, 0): run_of((2.0, 1.5, 1.5), 0.2) for draw in range(3)},
+        other: {
+            (draw, 0): run_of((2.0, loss, loss), drift)
+            for draw, (loss, drift) in enumerate(((1.5, 0.1), (1.5, 0.11), (2.1, 0.9)))
+        },
+    }
+    front = front_of(groups, {g: {s: [] for s in runs} for g, runs in groups.items()}, "plain")
+    row = front["equal_gain"][0]
+    assert (row["measure"], row["draws"], row["left_out"]) == ("drift", 2, 1)
+    assert row["difference"] == pytest.approx(-0.095)
+    assert [row[key] for key in ("low", "high", "more_draws")] == [None] * 3
+    header, line, *_ = front_tables(front)[1][1]
+    assert dict(zip(header, line, strict=True))["left out"] == "1"
+    cells = [{"variant": g.variant, "folder": "cells/x", "failed": None} for g in groups]
+    comparison = {
+        "baseline": "plain",
+        "keys": [],
+        "rows": [ROW | {"variant": g.variant} for g in groups],
+        "cells": cells,
+        "front": front,
+        "rewriting_seconds": 0.0,
+    }
+    section = section_of("study", comparison)
+    assert (
+        "At equal gain, drift, KL from the base, the global model against plain: "
+        "no interval, because pairs of runs are left out: other (1)."
+    ) in section.findings
+    assert any("'left out' counts pairs of runs" in note for note in section.notes)
+
+
+ROW = {
+    "algorithm": "fedavg",
+    "model": "global",
+    "draws": 3,
+    "seeds": 1,
+    "clients": 1,
+    "test_rows": 2,
+    "metric": "rouge_l",
+    "difference_draws": 3,
+    "difference_seeds": 1,
+    "train_tokens": 1,
+    "rewrite_tokens": 0,
+    "train_seconds": 1,
+    "bytes_up": 1,
+    "bytes_down": 1,
+}
+ROW |= {f"{m}{end}": None for m in ("loss", "score") for end in (
+    "", "_sd", "_difference", "_difference_sd", "_difference_low", "_difference_high")}  # fmt: skip
 
 
 def test_runs_that_measured_neither_drift_nor_answers_have_curves_of_gain_alone():

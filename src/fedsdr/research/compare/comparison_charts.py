@@ -151,7 +151,13 @@ def _findings(comparison: Mapping[str, Any], models: Iterable[str]) -> Iterable[
                 (place_of(row, comparison), row["difference"], row["low"], row["high"])
                 for row in rows
             )
-            if parts := [f"{how}: {_some(told[how])}" for how in _HOW[:2] if how in told]:
+            parts = [f"{how}: {_some(told[how])}" for how in _HOW[:2] if how in told]
+            lacking = [
+                f"{place_of(r, comparison)} ({r['left_out']})" for r in rows if r.get("left_out")
+            ]
+            if lacking:
+                parts.append(f"no interval, because pairs of runs are left out: {_some(lacking)}")
+            if parts:
                 yield f"At equal gain, {name.rstrip(' ↓')}, {against}: {'; '.join(parts)}."
 
 

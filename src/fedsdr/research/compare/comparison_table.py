@@ -109,6 +109,11 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
             "variance: shares of the variance of one run's value; 'variant x draw' makes a "
             "difference depend on the draw, and with one seed it holds the seed's part."
         )
+    if any(row.get("left_out") for row in (comparison.get("front") or {}).get("equal_gain", ())):
+        notes.append(
+            "at equal gain, 'left out' counts pairs of runs of which one never gains or was not "
+            "measured; the others are chosen by their outcome, so there is no interval."
+        )
     if suites:
         notes.append(f"public suites: {'; '.join(suites)}.")
     if unlike := comparison.get("suites_left_out"):

@@ -84,6 +84,8 @@ def front_of(
 
     The equal gain of a pair of runs is the lower of their highest gains. A difference is that to
     the `baseline` with the same algorithm, sweep point, draw and seed; its interval is over draws.
+    "left_out" counts the pairs in which a run never gains or lacks the measure. The others are then
+    chosen by their outcome, so the difference has no interval.
     """
     curves = {
         (group, model): {s: curve_of(run, records[group][s], model) for s, run in runs.items()}
@@ -129,7 +131,7 @@ def front_tables(front: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Table
                 cells[-1] += f", {row['more_draws']} more"
             body.append(cells)
         title = "At equal gain: difference to the baseline [95 % interval over draws]"
-        tables.append((title, [keys, *body]))
+        tables.append((title, [[key.replace("_", " ") for key in keys], *body]))
     return tables
 
 
@@ -160,7 +162,8 @@ def _at_equal_gain(
     """Return the mean difference of a measure at equal gain; None if no draw has one."""
     gains: list[float] = []
     by_draw: dict[int, list[float]] = {}
-    for sample in sorted(own.keys() & theirs.keys()):
+    samples = sorted(own.keys() & theirs.keys())
+    for sample in samples:
         gain = min(max(point.gain for point in of[sample]) for of in (own, theirs))
         mine, other = (lost_at(of[sample], gain, measure) for of in (own, theirs))
         if gain > 0 and mine is not None and other is not None:
@@ -169,14 +172,16 @@ def _at_equal_gain(
     if not gains:
         return None
     differences = [statistics.fmean(of) for of in by_draw.values()]
-    low, high = paired_interval(differences) or (None, None)
+    left_out = len(samples) - len(gains)
+    low, high = (None if left_out else paired_interval(differences)) or (None, None)
     return {
         "draws": len(differences),
+        "left_out": left_out,
         "gain": statistics.fmean(gains),
         "difference": statistics.fmean(differences),
         "low": low,
         "high": high,
-        "more_draws": more_draws(differences),
+        "more_draws": None if left_out else more_draws(differences),
     }
 
 
