@@ -118,6 +118,8 @@ def test_the_same_call_reads_the_finished_run_and_other_rows_or_values_are_refus
         start(method="fedsdr", out=run.folder, settings={"train.lr": 0.1})
     with pytest.raises(fedsdr.UserError, match=r"ward.jsonl: has other rows.*choose another out"):
         start(method="fedsdr", out=run.folder, data={"ward": rows("yard")})
+    with pytest.raises(fedsdr.UserError, match=r"clinic.jsonl: has rows that data does not name"):
+        start(method="fedsdr", out=run.folder, data={"ward": rows("ward")})
     with pytest.raises(fedsdr.UserError, match="holds a run already"):
         start(method="fedsdr", out=run.folder, resume=False)
     assert (run.folder / "rounds.jsonl").read_bytes() == before

@@ -35,20 +35,24 @@ def with_data(
     """Yield `config` with these clients. Those of a mapping are written to OUT/data, one private
     file each, which is removed again where no run follows.
 
-    UserError for a name that cannot name a file, for rows of another kind, and for rows that differ
-    from those of an earlier run in OUT.
+    UserError for a name that cannot name a file, for rows of another kind, and for rows or clients
+    that differ from those of an earlier run in OUT.
     """
     if not isinstance(data, Mapping):
         yield with_settings(config, {"data.clients": data, "data.source": data and ""})
         return
     folder, new = out / "data", not (out / "data").exists()
-    contents = {name: _content(name, rows) for name, rows in data.items()}
-    if not contents:
+    files = {}
+    for name, rows in data.items():
+        suffix, content = _content(name, rows)
+        files[folder / f"{name}{suffix}"] = content
+    if not files:
         raise UserError("data: names no client")
+    _check_earlier(folder, files)
     try:
         make_private(folder)
-        for name, (suffix, content) in contents.items():
-            _write(folder / f"{name}{suffix}", content)
+        for path, content in files.items():
+            _write(path, content)
         yield with_settings(config, {"data.clients": folder, "data.source": ""})
     finally:
         if new and not any((out / name).exists() for name in ("config.toml", "cells")):
@@ -57,9 +61,16 @@ def with_data(
                 out.rmdir()
 
 
+def _check_earlier(folder: Path, files: Mapping[Path, bytes]) -> None:
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() != content:
+            raise UserError(f"{path}: has other rows of this client; choose another out")
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix.lower() in READERS and path not in files:
+            raise UserError(f"{path}: has rows that data does not name; choose another out")
+
+
 def _write(path: Path, content: bytes) -> None:
-    if path.exists() and path.read_bytes() != content:
-        raise UserError(f"{path}: has other rows of this client; choose another out")
     write_file(path, lambda new: new.write_bytes(content), private=True)
 
 
