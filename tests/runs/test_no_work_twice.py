@@ -4,11 +4,13 @@ import sys
 
 from fedsdr.data.chat_templates import Renderer
 from fedsdr.data.clients import load_clients
+from fedsdr.data.formats import example_from_row
 from fedsdr.progress import SILENT
 from fedsdr.runs import evaluation
 from fedsdr.runs.client_runtime import open_runtime
 from fedsdr.runs.evaluation import base_scores
 from fedsdr.runs.run import run_experiment
+from fedsdr.types import ClientData
 
 
 def test_a_finished_run_is_resumed_without_loading_torch(write_config, tmp_path):
@@ -43,6 +45,29 @@ def test_the_base_is_scored_once_for_the_same_rows_and_settings(
     assert scores("method.name=plain", "seed=3") == first
     assert scores("evaluation.max_new_tokens=5") == {}
     assert scores("data.max_test_examples=1", "data.test_fraction=0.5") == {}
+
+
+def test_rows_that_differ_in_a_tool_result_alone_have_base_scores_of_their_own(
+    write_config, tmp_path, monkeypatch
+):
+    def with_result(name):
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+        row = {
+            "messages": [
+                {"role": "user", "content": "Which?"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "name": name, "tool_call_id": "1", "content": "5"},
+                {"role": "assistant", "content": "It is 5."},
+            ]
+        }
+        example = example_from_row(row, "row 1")
+        return [ClientData("bank", (example,), (), (example,))]
+
+    runtime = open_runtime(write_config(), tmp_path / "run")
+    first = base_scores(runtime, with_result("f"))
+    monkeypatch.setattr(evaluation, "evaluate_model", lambda *_, **__: {})
+    assert base_scores(runtime, with_result("f")) == first
+    assert base_scores(runtime, with_result("g")) == {}
 
 
 def test_damaged_scores_of_the_base_are_measured_again(write_config, tmp_path):

@@ -173,10 +173,13 @@ def base_scores(
     evaluate = partial(evaluate_model, runtime, clients, (), advance=advance)
     asked = runtime.config.evaluation
     rows = [(client.client_id, client.raw, client.test) for client in clients]
+    examples = (row for client in clients for row in (*client.raw, *client.test))
+    # repr(rows) leaves these out, but a template that knows tools reads them.
+    tools = [(row.tool_messages, [turn.tool_messages for turn in row.history]) for row in examples]
     kept = kept_of_base(
         runtime,
         "base_scores",
-        (VERSION, asked.max_new_tokens, asked.batch_size, rows),
+        (VERSION, asked.max_new_tokens, asked.batch_size, rows, tools),
         lambda: {name: asdict(scores) for name, scores in evaluate().items()},
     )
     return {client: scores_of(of) for client, of in kept.items()}
