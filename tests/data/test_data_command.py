@@ -138,7 +138,8 @@ def test_the_rows_that_are_written_out_are_read_back_as_the_same(fedsdr, config,
         *(row(i) for i in range(1, 5)),
     ]
     clients = rows_file(tmp_path / "own", "bank", *rows)
-    assert fedsdr("data", config, "--set", clients, "--write", tmp_path / "sites")[0] == 0
+    sets = "--set", clients, "--set", "data.validation_fraction=0.3"
+    assert fedsdr("data", config, *sets, "--write", tmp_path / "sites")[0] == 0
     read = [
         {
             e.id: e
@@ -147,6 +148,7 @@ def test_the_rows_that_are_written_out_are_read_back_as_the_same(fedsdr, config,
         }
         for where in (clients, f"data.clients={tmp_path / 'sites'}")
     ]
+    assert len(read[0]) == len(rows)
     assert read[0] == read[1]
 
 

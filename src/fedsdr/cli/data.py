@@ -233,7 +233,7 @@ def _preview(client_id: str, example: "Example", renderer: "Renderer", max_lengt
 
 
 def _write_rows(clients: Sequence["ClientData"], folder: Path, said_to: TextIO) -> None:
-    """Write training and test rows of each client into a file; UserError if one exists."""
+    """Write all rows of each client into a file; UserError if one exists."""
     import json
 
     from fedsdr.data.formats import row_from_example
@@ -242,7 +242,7 @@ def _write_rows(clients: Sequence["ClientData"], folder: Path, said_to: TextIO) 
 
     def write_lines(path: Path, client: "ClientData") -> None:
         with path.open("w", encoding="utf-8") as file:
-            for example in (*client.raw, *client.test):
+            for example in (*client.raw, *client.validation, *client.test):
                 file.write(json.dumps(row_from_example(example), ensure_ascii=False) + "\n")
 
     files = {folder / f"{client.client_id}.jsonl": client for client in clients}
