@@ -1,4 +1,5 @@
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from scipy import stats
 from fedsdr.config import CompareConfig
 from fedsdr.progress import SILENT
 from fedsdr.research.compare.compare_runs import run_study, write_comparison
+from fedsdr.research.compare.comparison_charts import section_of
 from fedsdr.research.compare.comparison_table import tables_of
 from fedsdr.research.compare.differences import Group, client_rows, comparison_rows
 from fedsdr.research.compare.draws import more_draws, paired_interval
@@ -205,7 +207,7 @@ def test_the_parts_of_the_variance_are_of_the_samples_that_all_variants_have():
     assert sum(int(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=2)
 
 
-def test_a_study_is_tuned_and_run_over_draws_and_its_table_repeats_from_the_finished_runs(
+def test_a_study_is_tuned_and_run_its_table_repeats_and_a_variant_not_yet_tuned_is_named(
     write_config, tmp_path
 ):
     config = write_config("federation.rounds=1", "data.test_fraction=0.3", "train.local_epochs=1")
@@ -223,3 +225,15 @@ def test_a_study_is_tuned_and_run_over_draws_and_its_table_repeats_from_the_fini
     }
     again, _ = run_study(config, study, tmp_path, out, SILENT, run=False)
     assert again == comparison
+    # One of four runs of tuning is gone: local has no pick, so of its two draws none is counted.
+    lost = next(cell for cell in again["tuning_cells"] if cell["variant"] == "tuning local")
+    shutil.rmtree(out / lost["folder"])
+    partial, _ = run_study(config, study, tmp_path, out, SILENT, run=False)
+    assert {cell["variant"] for cell in partial["cells"]} == {"plain"}
+    assert partial["untuned"] == ["local, fedavg"]
+    section = section_of("study", partial)
+    assert section.facts["Runs"] == "5 of 6 finished; without local, fedavg"
+    assert "Of 6 runs, 0 failed and 1 are not finished." in section.warnings
+    assert "Left out until its tuning is finished: local, fedavg." in section.warnings
+    assert f"not finished: {lost['folder']}" in section.notes
+    assert "left out until its tuning is finished: local, fedavg." in section.notes

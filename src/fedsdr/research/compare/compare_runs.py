@@ -65,7 +65,8 @@ def run_study(
 ) -> tuple[dict[str, Any] | None, dict[str, Failure]]:
     """Tune the variants if `study` says so, then run them all; return the comparison and failures.
 
-    The comparison is None if no run is finished. Without `run`, finished runs alone are read.
+    A variant whose tuning is not done is "untuned" and has no runs. The comparison is None if no
+    run is finished. Without `run`, finished runs alone are read.
     """
 
     def results_of(cells: Sequence[Cell]) -> tuple[dict[str, Results], dict[str, Failure]]:
@@ -77,7 +78,8 @@ def run_study(
             return run_cells(cells, out, noted)
 
     trials = tuning_cells(config, study, folder, out) if study.tune else {}
-    tried, failed = results_of([cell for points in trials.values() for cell in points.values()])
+    trial_cells = [cell for points in trials.values() for cell in points.values()]
+    tried, failed = results_of(trial_cells)
     rows = tuning_rows(trials, tried, study.tune_model)
     tuned = picked_values(trials, rows) if study.tune else None
     cells = cells_of(config, study, folder, out, tuned)
@@ -86,7 +88,12 @@ def run_study(
     if not done:
         return None, failed
     comparison = comparison_of(cells, done, failed, study.baseline, out)
-    return comparison | {"tuning": rows, "tune_model": study.tune_model}, failed
+    return comparison | {
+        "tuning": rows,
+        "tune_model": study.tune_model,
+        "tuning_cells": _entries(trial_cells, tried, failed, out),
+        "untuned": [str(group) for group in trials if group not in (tuned or {})],
+    }, failed
 
 
 def run_cells(
@@ -179,7 +186,6 @@ def comparison_of(
         sample = cell.config.data.seed, cell.config.seed
         groups[cell.group][sample] = {**done[cell.name], "suites": asked}
         records[cell.group][sample] = read_records(cell.folder_in(out))
-    rewriting = [run["cost"]["seconds"].get("rewrite", 0.0) for run in done.values()]
     return {
         "baseline": baseline,
         "keys": [key for key, _ in cells[0].group.point],
@@ -190,22 +196,28 @@ def comparison_of(
         "front": front_of(groups, records, baseline),
         "suite_settings": alike,
         "suites_left_out": unlike,
-        "rewriting_seconds": sum(rewriting),
+        "rewriting_seconds": sum(r["cost"]["seconds"].get("rewrite", 0.0) for r in done.values()),
         "finished": len(done),
-        "cells": [
-            {
-                "folder": f"cells/{cell.folder_in(out).name}",
-                "variant": cell.group.variant,
-                "algorithm": cell.group.algorithm,
-                "point": dict(cell.group.point),
-                "data_seed": cell.config.data.seed,
-                "seed": cell.config.seed,
-                "finished": cell.name in done,
-                "failed": failed[cell.name].reason if cell.name in failed else None,
-            }
-            for cell in cells
-        ],
+        "cells": _entries(cells, done, failed, out),
     }
+
+
+def _entries(
+    cells: Sequence[Cell], done: Mapping[str, Results], failed: Mapping[str, Failure], out: Path
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "folder": f"cells/{cell.folder_in(out).name}",
+            "variant": cell.group.variant,
+            "algorithm": cell.group.algorithm,
+            "point": dict(cell.group.point),
+            "data_seed": cell.config.data.seed,
+            "seed": cell.config.seed,
+            "finished": cell.name in done,
+            "failed": failed[cell.name].reason if cell.name in failed else None,
+        }
+        for cell in cells
+    ]
 
 
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedsdr.report.charts import Chart, Dot, dot_chart, scatter_chart
 from fedsdr.report.page import Group, Section
-from fedsdr.research.compare.comparison_table import notes_of, tables_of
+from fedsdr.research.compare.comparison_table import all_cells, notes_of, tables_of
 from fedsdr.research.compare.front import LOST
 from fedsdr.research.compare.model_values import MEASURES
 
@@ -24,17 +24,18 @@ def section_of(name: str, comparison: Mapping[str, Any]) -> Section:
             charts += _difference_chart(comparison, model, measure)
     for model in models:
         charts += [*_run_chart(comparison, model), *_front_chart(comparison, model)]
-    cells = comparison["cells"]
+    cells = all_cells(comparison)
     done = sum(cell.get("finished", not cell["failed"]) for cell in cells)
+    without = "".join(f"; without {group}" for group in comparison.get("untuned", ()))
     return Section(
         title=name,
         groups=[Group("Differences to the baseline", charts), Group("Tables", (), tables)],
         findings=[*_findings(comparison, models)],
         warnings=[*_warnings(comparison)],
         facts={
-            "Runs": f"{done} of {len(cells)} finished",
+            "Runs": f"{done} of {len(cells)} finished{without}",
             "Baseline": comparison["baseline"],
-            "Variants": ", ".join(dict.fromkeys(cell["variant"] for cell in cells)),
+            "Variants": ", ".join(dict.fromkeys(c["variant"] for c in comparison["cells"])),
             "Swept keys": ", ".join(comparison["keys"]) or "none",
         },
         notes=notes_of(comparison),
@@ -184,13 +185,15 @@ def _some(variants: list[str]) -> str:
 
 
 def _warnings(comparison: Mapping[str, Any]) -> Iterable[str]:
-    cells, rows = comparison["cells"], comparison["rows"]
+    cells, rows = all_cells(comparison), comparison["rows"]
     if not any(row["variant"] == comparison["baseline"] for row in rows):
         yield f"The baseline '{comparison['baseline']}' has no finished run: nothing to compare to."
     failed = sum(bool(cell["failed"]) for cell in cells)
     todo = sum(not cell.get("finished", True) and not cell["failed"] for cell in cells)
     if failed or todo:
         yield f"Of {len(cells)} runs, {failed} failed and {todo} are not finished."
+    if untuned := comparison.get("untuned"):
+        yield f"Left out until its tuning is finished: {'; '.join(untuned)}."
     samples = min(row["seeds"] * row.get("draws", 1) for row in rows if row["model"] != "base")
     if samples < FEW_SEEDS:
         yield f"A variant has {samples} run{'s' * (samples != 1)}: little is known of its spread."

@@ -121,10 +121,18 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
             f"left out, because not every run was asked the same questions: {', '.join(unlike)}; "
             "ask them again: fedsdr evaluate RUN --suite NAME --limit N"
         )
-    failed = {cell["folder"]: cell["failed"] for cell in comparison["cells"] if cell["failed"]}
-    todo = [c for c in comparison["cells"] if not (c.get("finished", True) or c["failed"])]
+    cells = all_cells(comparison)
+    failed = {cell["folder"]: cell["failed"] for cell in cells if cell["failed"]}
+    todo = [cell for cell in cells if not (cell.get("finished", True) or cell["failed"])]
+    if untuned := comparison.get("untuned"):
+        notes.append(f"left out until its tuning is finished: {'; '.join(untuned)}.")
     notes += [f"not finished: {cell['folder']}" for cell in todo]
     return notes + [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
+
+
+def all_cells(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the cells of tuning and those that count."""
+    return [*comparison.get("tuning_cells", ()), *comparison["cells"]]
 
 
 def _number(value: float | None, unit: float = 1, digits: int = 0) -> str:
