@@ -1,6 +1,8 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -154,6 +156,58 @@ def test_a_model_folder_is_exported_once_and_the_export_is_read(
     assert set(read) == {
         tmp_path / "models" / f"{model_folder.name}-{runtime.base.fingerprint[:12]}-openvino"
     }
+
+
+def vllm_chosen(monkeypatch):
+    monkeypatch.setattr(teacher_setup, "choose_engine", lambda *a, **k: ("vllm", "fastest"))
+    monkeypatch.setattr(teacher_setup, "version", lambda package: "1")
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+
+
+def test_vllm_loads_the_weights_of_the_base_in_its_dtype_which_its_rewrites_depend_on(
+    write_config, monkeypatch, tmp_path, model_folder
+):
+    vllm_chosen(monkeypatch)
+    loaded, teachers = [], []
+    for dtype in ("fp32", "bf16"):
+        config = write_config("teacher.engine=auto", f"model.dtype={dtype}")
+        runtime = open_runtime(config, tmp_path / "run")
+
+        def vllm(model, *_, dtype, runtime=runtime, **__):
+            loaded.append((model, dtype))
+            return runtime.generate(3)
+
+        monkeypatch.setattr("fedsdr.teachers.vllm.vllm_generate", vllm)
+        rewriting = prepare_rewriting(runtime)
+        assert rewriting.why == "fastest"
+        teachers.append(rewriting.teacher.engine)
+    assert loaded == [(str(model_folder), torch.float32), (str(model_folder), torch.bfloat16)]
+    assert teachers == ["vllm 1 torch.float32", "vllm 1 torch.bfloat16"]
+
+
+def test_vllm_that_cannot_start_leaves_rewriting_to_transformers_or_says_so_if_it_was_named(
+    write_config, monkeypatch, tmp_path
+):
+    # The message of vLLM 0.9.1, issue 20305 of vllm-project/vllm.
+    reason = "Free memory on device (31.44/47.38 GiB) on startup is less than desired GPU memory"
+
+    def fail(**arguments):
+        raise ValueError(f"{reason}\nutilization")
+
+    runtimes = {
+        engine: open_runtime(write_config(f"teacher.engine={engine}"), tmp_path / "run")
+        for engine in ("auto", "vllm")
+    }
+    vllm_chosen(monkeypatch)
+    sys.modules["vllm"].LLM = fail
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2))
+    rewriting = prepare_rewriting(runtimes["auto"])
+    assert rewriting.teacher.engine.startswith("transformers 1 ")
+    assert reason in rewriting.why
+    with pytest.raises(UserError, match=r"cannot start \(ValueError: Free memory") as error:
+        prepare_rewriting(runtimes["vllm"])
+    assert "\n" not in rewriting.why + str(error.value)
 
 
 @pytest.mark.parametrize(

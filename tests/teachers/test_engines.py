@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -82,10 +83,27 @@ def optimum_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_auto_takes_vllm_on_cuda_only_where_it_is_installed(installed: Callable[..., None]) -> None:
     installed("vllm", "openvino_genai")
-    assert choose_engine("auto", model_path=None, cuda=True)[0] == "vllm"
-    assert choose_engine("auto", model_path=None, cuda=False)[0] == "transformers"
+    assert choose_engine("auto", model_path=None, device="cuda:0")[0] == "vllm"
+    assert choose_engine("auto", model_path=None, device="cpu")[0] == "transformers"
     installed("openvino_genai")
-    assert choose_engine("auto", model_path=None, cuda=True)[0] == "transformers"
+    assert choose_engine("auto", model_path=None, device="cuda:0")[0] == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("quantize", "device", "words"),
+    [("4bit", "cuda:0", r"model\.quantize = '4bit'"), ("none", "cuda:1", "not on cuda:1")],
+)
+def test_vllm_is_not_taken_where_it_would_compute_another_model_or_on_another_gpu(
+    quantize: str, device: str, words: str, installed: Callable[..., None]
+) -> None:
+    installed("vllm")
+    where = {"model_path": None, "device": device, "quantize": quantize}
+    engine, reason = choose_engine("auto", **where)
+    assert engine == "transformers"
+    assert re.search(words, reason)
+    with pytest.raises(UserError, match=rf"teacher\.engine: vllm .*{words}.*transformers") as error:
+        choose_engine("vllm", **where)
+    assert is_one_line(error)
 
 
 def test_auto_takes_openvino_on_the_cpu_for_a_file_that_it_reads(
@@ -96,27 +114,27 @@ def test_auto_takes_openvino_on_the_cpu_for_a_file_that_it_reads(
     tmp_path: Path,
 ) -> None:
     installed("openvino_genai")
-    assert choose_engine("auto", model_path=gguf_file("llama"), cuda=False)[0] == "openvino"
-    name, reason = choose_engine("auto", model_path=gguf_file("gemma3"), cuda=False)
+    assert choose_engine("auto", model_path=gguf_file("llama"), device="cpu")[0] == "openvino"
+    name, reason = choose_engine("auto", model_path=gguf_file("gemma3"), device="cpu")
     assert name == "transformers"
     assert "gemma3" in reason
-    assert choose_engine("auto", model_path=tmp_path, cuda=False)[0] == "transformers"
+    assert choose_engine("auto", model_path=tmp_path, device="cpu")[0] == "transformers"
     optimum_cli(tmp_path)  # a folder can be exported now
-    assert choose_engine("auto", model_path=tmp_path, cuda=False)[0] == "openvino"
+    assert choose_engine("auto", model_path=tmp_path, device="cpu")[0] == "openvino"
     monkeypatch.delenv("PATH")
     (tmp_path / "openvino_model.xml").touch()
-    assert choose_engine("auto", model_path=tmp_path, cuda=False)[0] == "openvino"
+    assert choose_engine("auto", model_path=tmp_path, device="cpu")[0] == "openvino"
     installed()
-    name, reason = choose_engine("auto", model_path=gguf_file("llama"), cuda=False)
+    name, reason = choose_engine("auto", model_path=gguf_file("llama"), device="cpu")
     assert name == "transformers"
     assert "pip install 'fedsdr[openvino]'" in reason
 
 
 def test_a_named_engine_is_taken_and_a_mistyped_one_names_the_nearest() -> None:
     for name in ("transformers", "openvino", "vllm", "openai"):
-        assert choose_engine(name, model_path=None, cuda=False)[0] == name
+        assert choose_engine(name, model_path=None, device="cpu")[0] == name
     with pytest.raises(UserError, match=r"teacher.engine.*did you mean 'openvino'") as error:
-        choose_engine("openvini", model_path=None, cuda=False)
+        choose_engine("openvini", model_path=None, device="cpu")
     assert is_one_line(error)
 
 
@@ -128,7 +146,7 @@ def test_an_engine_that_is_not_installed_says_what_to_type(
     with pytest.raises(UserError, match=r"pip install 'fedsdr\[openvino\]'"):
         openvino_generate("model.gguf", lambda turns: [1])
     with pytest.raises(UserError, match=r"pip install 'fedsdr\[vllm\]'"):
-        vllm_generate("model", lambda turns: [1])
+        vllm_generate("model", lambda turns: [1], dtype=torch.float16)
 
 
 # ---------------------------------------------------------------- openvino
@@ -300,8 +318,13 @@ def test_vllm_gets_token_ids_and_one_seed_a_request(monkeypatch: pytest.MonkeyPa
     fake.LLM, fake.SamplingParams = LLM, dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", fake)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    generate = vllm_generate("model", lambda turns: [1, 7, 9], chunk_size=2, stop_ids=[2])
-    assert built == {"model": "model", "revision": None, "dtype": "auto"} | {
+    # The loaded base and others left 30 of 80 GB. vLLM's fraction is one of the whole GPU.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * 10**9, 80 * 10**9))
+    generate = vllm_generate(
+        "model", lambda turns: [1, 7, 9], dtype=torch.bfloat16, chunk_size=2, stop_ids=[2]
+    )
+    assert built.pop("gpu_memory_utilization") == pytest.approx(0.9 * 0.375)
+    assert built == {"model": "model", "revision": None, "dtype": "bfloat16"} | {
         "trust_remote_code": False
     }
     asked = [request(name, "Hello", seed) for name, seed in (("a", 11), ("b", 12), ("c", 2**62))]
@@ -324,4 +347,4 @@ def test_vllm_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a CUDA device"):
-        vllm_generate("model", lambda turns: [1])
+        vllm_generate("model", lambda turns: [1], dtype=torch.float16)

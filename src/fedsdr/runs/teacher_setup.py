@@ -18,7 +18,7 @@ from fedsdr.distill.prompts import load_prompts
 from fedsdr.errors import UserError
 from fedsdr.extras import import_extra
 from fedsdr.files import kept_json, made_once
-from fedsdr.models.base_model import Base, cache_folder, load_base
+from fedsdr.models.base_model import Base, cache_folder, load_base, source_of
 from fedsdr.models.generation import transformers_generate
 from fedsdr.models.packing import device_of
 from fedsdr.runs.client_runtime import ClientRuntime
@@ -55,19 +55,22 @@ def prepare_rewriting(runtime: ClientRuntime) -> Rewriting:
     if settings.model and settings.engine != "openai":
         return _other_model(runtime)
     engine, why = choose_engine(
-        settings.engine, model_path=_model_path(base), cuda=device_of(base.model).type == "cuda"
+        settings.engine,
+        model_path=_model_path(base),
+        device=str(device_of(base.model)),
+        quantize=runtime.config.model.quantize,
     )
     import_extra(ENGINES[engine][0], engine)
     variant = ""
     built: Callable[[], Generate] = functools.cache(lambda: _BUILD[engine](runtime))
-    if engine == "openvino":
-        sources = _openvino_sources(runtime)
+    if engine in _SOURCES:
+        sources = _SOURCES[engine](runtime)
         wrong = ""
         for source in sources:
-            if not (wrong := _wrong_with(runtime, source)):
+            if not (wrong := _wrong_with(runtime, engine, source)):
                 break
         if wrong and settings.engine == "auto":
-            engine, why = "transformers", f"not openvino: {wrong}"
+            why, engine = f"not {engine}: {wrong}", "transformers"
         else:
             source = sources[0] if wrong else source
             variant, why = source.variant, f"{why}, though {wrong}" if wrong else why + source.note
@@ -156,7 +159,7 @@ def _teacher(
 
 @dataclass(frozen=True)
 class _Source:
-    """A file or folder that OpenVINO can load; `build` loads it once."""
+    """Weights that OpenVINO or vLLM can load; `build` loads them once."""
 
     variant: str
     note: str  # why it is not the model's own file or folder
@@ -186,8 +189,14 @@ def _openvino_sources(runtime: ClientRuntime) -> list[_Source]:
     return [as_it_is]
 
 
-def _wrong_with(runtime: ClientRuntime, source: _Source) -> str:
-    """Return '' when OpenVINO's greedy answers to most probes are those of the loaded model.
+def _vllm_sources(runtime: ClientRuntime) -> list[_Source]:
+    """Return the loaded model's weights in its dtype."""
+    dtype = next(runtime.base.model.parameters()).dtype
+    return [_Source(f" {dtype}", "", functools.cache(lambda: _vllm(runtime, dtype)))]
+
+
+def _wrong_with(runtime: ClientRuntime, engine: str, source: _Source) -> str:
+    """Return '' when the engine's greedy answers to most probes are those of the loaded model.
 
     The finding is kept in the cache, so that an engine whose rewrites are all there is not loaded.
 
@@ -199,13 +208,13 @@ def _wrong_with(runtime: ClientRuntime, source: _Source) -> str:
     base, model = runtime.base, runtime.config.model
     about = (
         *(base.fingerprint, runtime.renderer.fingerprint, source.variant, model.dtype, PROBES),
-        *(version("openvino-genai"), fedsdr.__version__, torch.backends.cpu.get_cpu_capability()),
+        *(version(ENGINES[engine][1]), fedsdr.__version__, torch.backends.cpu.get_cpu_capability()),
     )
     name = sha256(repr(about).encode()).hexdigest()[:16]
     try:
         path = runtime.cache / "teacher_checks" / f"{name}.json"
         agree = kept_json(path, lambda: _answers_agree(runtime, source.build))
-    except UserError as error:  # the file cannot be loaded
+    except UserError as error:  # it cannot be loaded
         return str(error)
     return "" if agree else "its answers differ from those of the loaded model"
 
@@ -239,13 +248,14 @@ def _openvino(runtime: ClientRuntime, path: Path) -> Generate:
     )
 
 
-def _vllm(runtime: ClientRuntime) -> Generate:
+def _vllm(runtime: ClientRuntime, dtype: torch.dtype) -> Generate:
     from fedsdr.teachers.vllm import vllm_generate
 
     model = runtime.config.model
     return vllm_generate(
-        str(runtime.base.gguf or runtime.base.name),
+        source_of(model)[0],
         runtime.renderer.prompt,
+        dtype=dtype,
         revision=model.revision or None,
         trust_remote_code=model.trust_remote_code,
         stop_ids=runtime.renderer.stop_token_ids,
@@ -264,4 +274,5 @@ def _openai(runtime: ClientRuntime) -> Generate:
     )
 
 
-_BUILD = {"transformers": _transformers, "vllm": _vllm, "openai": _openai}
+_BUILD = {"transformers": _transformers, "openai": _openai}
+_SOURCES = {"openvino": _openvino_sources, "vllm": _vllm_sources}

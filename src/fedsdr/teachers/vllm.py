@@ -1,31 +1,36 @@
 """Generate on CUDA with vLLM's offline engine."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from fedsdr.errors import UserError
+from fedsdr.errors import UserError, one_line
 from fedsdr.extras import import_extra
 from fedsdr.types import Decoding, Generate, Generation, GenerationRequest, Turn
+
+# Fraction of the GPU's free memory for weights and KV cache; vLLM's CUDA context needs some too.
+USABLE = 0.9
 
 
 def vllm_generate(
     model: str,
     render: Callable[[Sequence[Turn]], Sequence[int]],
     *,
+    dtype: torch.dtype,
     revision: str | None = None,
-    dtype: str = "auto",
     trust_remote_code: bool = False,
     chunk_size: int = 512,
     stop_ids: Sequence[int] = (),
 ) -> Generate:
     """Load the model (a hub id or a transformers folder) and return a `Generate` over vLLM.
 
-    `render` returns the token ids of a prompt. `dtype` is vLLM's ("auto", "bfloat16", "float16",
-    "float32"). Answers are yielded after every `chunk_size` requests. Each request has its own
-    random generator, but GPU rounding depends on the batch, so near ties may resolve differently in
-    another batch; recent vLLM avoids this with VLLM_BATCH_INVARIANT=1, at some cost in speed.
-    UserError if vllm or a CUDA device is missing.
+    `render` returns the token ids of a prompt. `dtype` is that of the weights. vLLM runs on the
+    first visible GPU, in `USABLE` of what is free there now. Answers are yielded after every
+    `chunk_size` requests. Each request has its own random generator, but GPU rounding depends on
+    the batch, so near ties may resolve differently in another batch; recent vLLM avoids this with
+    VLLM_BATCH_INVARIANT=1, at some cost in speed. UserError if vllm or a CUDA device is missing, or
+    vLLM cannot start.
     """
     vllm = import_extra("vllm", "vllm")
     if not torch.cuda.is_available():
@@ -33,10 +38,11 @@ def vllm_generate(
             "teacher.engine: 'vllm' needs a CUDA device, and PyTorch finds none; "
             "set teacher.engine = 'auto'"
         )
-    llm = vllm.LLM(
+    llm = _start(
+        vllm,
         model=model,
         revision=revision,
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
         trust_remote_code=trust_remote_code,
     )
 
@@ -67,3 +73,16 @@ def vllm_generate(
                 )
 
     return generate
+
+
+def _start(vllm: Any, **arguments: Any) -> Any:
+    """Return vLLM's engine in `USABLE` of the free GPU memory; UserError if it cannot start."""
+    torch.cuda.empty_cache()  # vLLM's process cannot use what PyTorch keeps here
+    free, total = torch.cuda.mem_get_info(0)
+    try:
+        return vllm.LLM(**arguments, gpu_memory_utilization=USABLE * free / total)
+    except Exception as error:  # it has no exception of its own for this
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"teacher.engine: vllm cannot start ({reason}); set teacher.engine = 'transformers'"
+        ) from error
