@@ -34,10 +34,8 @@ def choose_engine(
     if name != "auto":
         return name, "set by teacher.engine"
     if device.startswith("cuda"):
-        if not is_installed("vllm"):
-            return "transformers", "CUDA is available, vllm is not installed"
-        if not_vllm:
-            return "transformers", f"vllm {not_vllm}"
+        if not_vllm or not is_installed("vllm"):
+            return "transformers", f"CUDA is available, vllm {not_vllm or 'is not installed'}"
         return "vllm", "CUDA is available and vllm is installed"
     if model_path is None:
         return "transformers", "no model file on disk for openvino"
