@@ -32,9 +32,11 @@ from fedsdr.research.compare.differences import (
     client_rows,
     comparison_rows,
     run_rows,
+    shared_test_rows,
 )
 from fedsdr.research.compare.front import front_of
 from fedsdr.research.compare.grid import Cell, cells_of, is_path
+from fedsdr.research.compare.model_values import asked_alike
 from fedsdr.research.compare.tuning import picked_values, tuning_cells, tuning_rows
 from fedsdr.research.compare.variance import variance_rows
 from fedsdr.research.suites.tables import saved_suites
@@ -178,7 +180,7 @@ def comparison_of(
     measured = [cell for cell in cells if cell.name in done]
     _check_unchanged(measured, out)
     suites = {cell.name: saved_suites(cell.folder_in(out)) for cell in measured}
-    alike, unlike = _asked_alike(list(suites.values()))
+    alike, unlike = asked_alike(list(suites.values()))
     groups: dict[Group, dict[Sample, Results]] = {cell.group: {} for cell in cells}
     records: dict[Group, dict[Sample, list[dict[str, Any]]]] = {cell.group: {} for cell in cells}
     for cell in measured:
@@ -194,6 +196,7 @@ def comparison_of(
         "runs": run_rows(groups),
         "variance": variance_rows(groups),
         "front": front_of(groups, records, baseline),
+        "shared_test_rows": shared_test_rows(groups, pooled=bool(cells[0].config.data.source)),
         "suite_settings": alike,
         "suites_left_out": unlike,
         "rewriting_seconds": sum(r["cost"]["seconds"].get("rewrite", 0.0) for r in done.values()),
@@ -286,15 +289,3 @@ def _check_unchanged(cells: Sequence[Cell], out: Path) -> None:
                     f"{out / 'cells'}: the {source[0]} changed between {other} and {folder.name}; "
                     "restore the files and remove the later folder, or choose another --out"
                 )
-
-
-def _asked_alike(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
-    """Return how each suite was asked that all runs were asked alike; the names of the others."""
-    alike, unlike = {}, []
-    for name in sorted({name for suites in runs for name in suites}):
-        asked = [suites.get(name, {}) for suites in runs]
-        if len({repr([s.get(key) for key in ("ids", "shots", "how")]) for s in asked}) == 1:
-            alike[name] = f"{asked[0]['shots']}-shot, {asked[0]['num_questions']} questions"
-        else:
-            unlike.append(name)
-    return alike, unlike

@@ -89,7 +89,8 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     several = max(row.get("draws", 1) for row in comparison["rows"]) > 1
     over = "draws of the data" if several else "seeds"
     interval = (
-        "paired t interval over draws, with the noise of test rows in it; none for one draw; "
+        "paired t interval over draws, with the noise of the test rows that draws do not share in "
+        "it; none for one draw; "
         "'n more': draws that would take zero out of it if mean and spread stayed"
         if several
         else "paired bootstrap interval over test rows, resampled within each client; none if a "
@@ -104,6 +105,11 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         "cost: of one run, mean over runs. Rewrites are made once and shared by all runs: these "
         f"took {comparison['rewriting_seconds']:,.0f} s, cached ones not counted.",
     ]
+    if shared := comparison.get("shared_test_rows"):
+        notes.append(
+            f"draws: two have {shared:.0%} of their test rows in common on average. Intervals are "
+            "too narrow by the noise of these rows: they are about this pool of rows, not new ones."
+        )
     if comparison.get("variance"):
         notes.append(
             "variance: shares of the variance of one run's value; 'variant x draw' makes a "

@@ -12,6 +12,7 @@ rows. Seeds are not resampled: a bootstrap of three is too narrow. So the interv
 seeds; whether a difference outlasts another seed is read from its standard deviation over seeds.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -192,6 +193,25 @@ COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "bytes_up": lambda cost: cost["bytes_up"],
     "bytes_down": lambda cost: cost["bytes_down"],
 }
+
+
+def shared_test_rows(groups: Groups, *, pooled: bool) -> float | None:
+    """Return the share of test rows that two draws have in common, the mean over pairs of draws.
+
+    `pooled`: the clients of each draw are dealt from one pool, so a row may go to another client.
+    None with one draw.
+    """
+    tested: dict[tuple[tuple[str, Any], ...], dict[int, set[tuple[str, str]]]] = {}
+    for group, runs in groups.items():
+        for (draw, _), run in runs.items():
+            tested.setdefault(group.point, {})[draw] = {
+                ("" if pooled else client, row["id"])
+                for client, rows in run["examples"].items()
+                for row in rows
+            }
+    pairs = [pair for of in tested.values() for pair in itertools.combinations(of.values(), 2)]
+    shares = [2 * len(one & two) / (len(one) + len(two)) for one, two in pairs]
+    return statistics.fmean(shares) if shares else None
 
 
 def _over_draws(groups: Groups) -> bool:

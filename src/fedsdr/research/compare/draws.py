@@ -16,8 +16,8 @@ MOST_DRAWS = 1000  # more than these are not counted
 def paired_interval(differences: Sequence[float]) -> list[float] | None:
     """Return the 95 % interval of a mean difference over draws, by Student's t.
 
-    `differences` has one value a draw. As each draw has test rows of its own, their noise is in the
-    interval. None for fewer than two draws.
+    `differences` has one value a draw. The noise of test rows is in the interval as far as draws
+    have rows of their own; rows that they share make it too narrow. None for fewer than two draws.
     """
     if len(differences) < 2:
         return None

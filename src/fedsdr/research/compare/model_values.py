@@ -33,6 +33,18 @@ def measures_of(runs: Sequence[Results]) -> list[str]:
     return [*MEASURES, *(measure for measure in MODEL_MEASURES if measure in found), *suites]
 
 
+def asked_alike(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """Return how each suite was asked that all runs were asked alike; the names of the others."""
+    alike, unlike = {}, []
+    for name in sorted({name for suites in runs for name in suites}):
+        asked = [suites.get(name, {}) for suites in runs]
+        if len({repr([s.get(key) for key in ("ids", "shots", "how")]) for s in asked}) == 1:
+            alike[name] = f"{asked[0]['shots']}-shot, {asked[0]['num_questions']} questions"
+        else:
+            unlike.append(name)
+    return alike, unlike
+
+
 def values_of(results: Results, model: str, measure: str) -> Values:
     """Return the values of one model's test rows: losses over supervised tokens, scores over 1.
 
