@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from fedsdr.evaluation.answer_audit import audit_answer
 from fedsdr.evaluation.metrics import METRICS, metric_for
 from fedsdr.types import Example
 
@@ -48,6 +49,33 @@ def test_a_check_passes_or_fails_and_nothing_between(kind, gold, answer):
 )
 def test_a_label_counts_whatever_its_case_space_and_punctuation(answer):
     assert score("label", "positive", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("label", "answer"),
+    [
+        ("positive", "\u201cPositive\u201d."),
+        ("positive", "\u00abpositive\u00bb"),
+        ("positive", "\u201epositive\u201c\u2026"),
+        ("正面", "正面。"),
+        ("正面", "「正面」"),
+        ("正面", "正面\uff01"),
+        ("सकारात्मक", "सकारात्मक।"),
+        ("إيجابي", "إيجابي؟"),
+        ("na\u00efve", "nai\u0308ve"),
+        ("nai\u0308ve", "NA\u00cfVE"),
+    ],
+)
+def test_a_label_counts_in_the_quotes_and_with_the_full_stop_of_its_script(label, answer):
+    assert score("label", label, answer) == 1.0
+    assert score("label", label, f"not {answer}") == 0.0
+
+
+def test_an_accent_is_the_same_as_one_character_or_two():
+    assert score("text", "un cafe\u0301 noir", "un caf\u00e9 noir") == 1.0
+    audit = audit_answer("Who is E\u0301mile?", "na\u00efve", "nai\u0308ve", "exact_label")
+    assert audit.wrong is False
+    assert audit_answer("Who is E\u0301mile?", "", "I know \u00c9mile.", "rouge_l").names == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import textwrap
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -19,6 +20,8 @@ from fedsdr.data.tool_calls import AFTER_CALL, BEFORE_CALL
 Kind = Literal["label", "number", "call", "code", "text"]
 
 LABEL_WORDS = 5  # a label has at most so many words
+# Quotes, and what ends a sentence or a clause, in the scripts that have signs of their own.
+_AROUND_LABEL = " .,:;!?\"'`*“”„‟‘’‚‛«»‹›「」『』。．｡、，：；！？…؟،؛۔।॥։።။។"  # noqa: RUF001
 
 MAX_CODE = 100_000  # characters; longer text is not parsed as Python, which would fill the memory
 
@@ -105,8 +108,9 @@ def parses(code: str) -> bool:
 
 
 def label_of(text: str) -> str:
-    """Return a label without case, extra white space, and punctuation or quotes around it."""
-    return " ".join(text.casefold().split()).strip(" .,:;!?\"'`*") or text.strip()
+    """Return a label in NFC without case, extra space, and punctuation or quotes around it."""
+    label = " ".join(unicodedata.normalize("NFC", text.casefold()).split())
+    return label.strip(_AROUND_LABEL) or label
 
 
 def looks_like_code(line: str) -> bool:

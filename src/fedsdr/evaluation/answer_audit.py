@@ -6,6 +6,7 @@ cannot see.
 """
 
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from fedsdr.evaluation.intervals import Pair, ratio_interval
 
 # Of these counts and of the scores (metrics.py): raise it when an answer is counted or scored
 # otherwise, because those of the base are kept.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Sign(NamedTuple):
 
 def audit_answer(prompt: str, gold: str, answer: str, metric: str) -> AnswerAudit:
     """Return the counts of one answer; `metric` is the name of its client's metric."""
+    prompt, gold, answer = (unicodedata.normalize("NFC", text) for text in (prompt, gold, answer))
     words, prose, source = words_of(answer), prose_of(answer), f"{prompt}\n{gold}"
     repeated, grams = repeated_grams(words)
     return AnswerAudit(

@@ -4,6 +4,7 @@ To add a metric: a function of (gold, answer) and an entry in `METRICS`.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -108,4 +109,4 @@ def metric_for(examples: Sequence[Example]) -> Metric:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
