@@ -324,3 +324,21 @@ def test_a_conversation_of_thousands_of_turns_takes_memory_in_proportion(tmp_pat
             tracemalloc.stop()
 
     assert peak(4_000) < 2.5 * peak(2_000)
+
+
+def test_test_rows_that_another_client_trains_on_are_named_in_one_line(folder, recwarn):
+    (folder / "copy.jsonl").write_bytes((folder / "bank.jsonl").read_bytes())
+    bank, _, copy, _ = load_clients(clients=str(folder), test_fraction=0.3)
+    [said] = [str(warning.message) for warning in recwarn]
+    for one, other in ((bank, copy), (copy, bank)):
+        trained = {row.instruction for row in other.raw}
+        common = sum(row.instruction in trained for row in one.test)
+        assert 0 < common < 3
+        assert f"{one.client_id} ({common} rows)" in said
+    assert "clinic" not in said
+    load_clients(clients=str(folder), test_fraction=0.3, include=["bank", "clinic"])
+    assert len(recwarn) == 1
+    load_clients(clients=str(folder), test_fraction=0.3, leave_out=["bank"])
+    said = str(recwarn.pop().message), str(recwarn.pop().message)
+    assert "bank (" in said[1]  # it is measured, and copy trains on its rows
+    assert "copy (" not in said[1]

@@ -14,7 +14,7 @@ from fedsdr.data.formats import REJECTED, Columns, example_from_row, unread_colu
 from fedsdr.data.hub import hub_name, read_hub_rows
 from fedsdr.data.partition import PARTITIONERS, Partitioner
 from fedsdr.data.readers import READERS, place, read_rows
-from fedsdr.data.split import prompt_groups, split
+from fedsdr.data.split import prompt_groups, split, trained_elsewhere
 from fedsdr.errors import UserError, choose, nearest
 from fedsdr.seeds import seed_for
 from fedsdr.types import ClientData, Example
@@ -33,8 +33,8 @@ def load_clients(data: DataConfig) -> list[ClientData]:
     client's test rows are another's training rows. With several sources, a row without a category
     takes the name of its source. `include` names the clients to keep (empty: all),
     `leave_out` those of them that take no part (`taking_part`).
-    Columns that are not read are named in a warning, once a file. UserError, one line, for what the
-    user can fix.
+    A warning names columns that are not read, once a file, and clients whose test rows others train
+    on. UserError, one line, for what the user can fix.
     """
     deal = choose(data.partition, PARTITIONERS, "data.partition")
     if bool(data.clients) == bool(data.source):
@@ -51,6 +51,13 @@ def load_clients(data: DataConfig) -> list[ClientData]:
             raise UserError(f"data.include: no client '{name}' ({known}){nearest(name, reads)}")
     clients = [_client(name, reads[name](), data) for name in sorted(set(data.include) or reads)]
     _check_left_out(data, [client.client_id for client in clients])
+    if shared := trained_elsewhere(clients, taking_part(clients, data)):
+        of = ", ".join(f"{name} ({count} rows)" for name, count in shared.items())
+        warnings.warn(
+            f"data: test rows with the prompt of another client's training row: {of}; "
+            "drop one of the two, or their loss and score are too good",
+            stacklevel=2,
+        )
     return clients
 
 

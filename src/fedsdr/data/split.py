@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsdr.errors import UserError
 from fedsdr.seeds import seed_for
-from fedsdr.types import Example
+from fedsdr.types import ClientData, Example
 
 Prompt = bytes  # a hash of the turns up to a user message, each without outer white space
 
@@ -59,6 +59,18 @@ def prompt_groups(examples: Sequence[Example]) -> list[list[int]]:
         first = next(prompt for prompt in chain if prompt in final)
         groups.setdefault(first, []).append(index)
     return list(groups.values())
+
+
+def trained_elsewhere(
+    clients: Sequence[ClientData], trained: Sequence[ClientData]
+) -> dict[str, int]:
+    """Return client -> how many of its test rows have the prompt of a row that another trains on.
+
+    Clients without any are left out. A client's own training rows have other prompts (`split`).
+    """
+    seen = {_prompts(row)[-1] for client in trained for row in client.raw}
+    counts = {c.client_id: sum(_prompts(row)[-1] in seen for row in c.test) for c in clients}
+    return {client: count for client, count in counts.items() if count}
 
 
 def _prompts(example: Example) -> list[Prompt]:
