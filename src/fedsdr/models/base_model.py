@@ -89,7 +89,7 @@ def dtype_of(config: ModelConfig) -> Dtype:
 
 def threads_of(config: ModelConfig) -> int:
     """Return the number of threads for the configured base on this machine."""
-    times = _times(config)
+    times = _times(config) if thread_limit() > 1 else None
     return times.threads_for(dtype_of(config)) if times else thread_limit()
 
 

@@ -79,21 +79,21 @@ def cpu_times(inner: int, outer: int, folder: Path) -> CpuTimes | None:
     """Return the times for a model of these sizes; None where nothing is to be chosen.
 
     They are measured once per machine and kept in `folder`, so that the same configuration gets the
-    same dtype and threads next time. While other processes use the cores, fewer threads look
-    faster than they are, so only PyTorch's own number is timed.
+    same dtype and threads next time. While other processes use the cores, the times are those of
+    now, and not kept.
     """
     limit, dtypes = thread_limit(), _dtypes()
+    threads = _thread_counts(limit)
+    if len(threads) == len(dtypes) == 1:
+        return None
     inner, outer = min(inner, LARGEST), min(outer, LARGEST)
     cpu = f"{platform.node()} {torch.backends.cpu.get_cpu_capability()} {' '.join(dtypes)}"
     kept_in = folder / "products" / f"{cpu} torch {torch.__version__}"
-    name = f"{inner} x {outer}, {limit} threads"
-    path, threads = kept_in / f"{name}.json", _thread_counts(limit)
-    if len(threads) > 1 and not path.exists() and not cores_are_free(limit):
-        path, threads = kept_in / f"{name}, busy.json", [limit]
-    if len(threads) == len(dtypes) == 1:
-        return None
-    kept = kept_json(path, lambda: _seconds(inner, outer, threads, dtypes))
-    return CpuTimes(inner, outer, threads, {name: kept[name] for name in dtypes})
+    path = kept_in / f"{inner} x {outer}, {limit} threads.json"
+    measure = functools.partial(_seconds, inner, outer, threads, dtypes)
+    is_kept = limit == 1 or path.exists() or cores_are_free(limit)
+    found = kept_json(path, measure) if is_kept else measure()
+    return CpuTimes(inner, outer, threads, {name: found[name] for name in dtypes})
 
 
 def cores_are_free(threads: int) -> bool:
