@@ -48,8 +48,7 @@ class CpuTimes:
 
         A dtype that was not timed gets those of fp32.
         """
-        times = next((t for name, t in self.seconds.items() if name == dtype), None)
-        times = times or self.seconds["fp32"]
+        times = self.seconds["bf16" if dtype == "bf16" and "bf16" in self.seconds else "fp32"]
         fast = WITHIN * min(times)
         return next(n for n, now in zip(self.threads, times, strict=True) if now <= fast)
 

@@ -194,9 +194,9 @@ def runtime_of(config: Config, folder: Path, base: Base, model: BranchedModel) -
     """Return the runtime of a loaded base, with "auto" resolved in its configuration and PyTorch
     set to `engine.threads` threads."""
     renderer = render_for(base.tokenizer, config.model.template)
-    threads = config.engine.threads or threads_of(config.model)
-    use_threads(threads)
     named = dataclasses.replace(config.model, dtype=dtype_of(config.model), template=renderer.name)
+    threads = config.engine.threads or threads_of(named)
+    use_threads(threads)
     engine = dataclasses.replace(config.engine, threads=threads)
     config = dataclasses.replace(config, model=named, engine=engine)
     return ClientRuntime(config, folder, base, model, renderer)

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from functools import partial
 from typing import Any
 
@@ -172,14 +172,15 @@ def base_scores(
     """Return the scores of the base, which are kept in the cache by all that they depend on."""
     evaluate = partial(evaluate_model, runtime, clients, (), advance=advance)
     asked = runtime.config.evaluation
-    rows = [(client.client_id, client.raw, client.test) for client in clients]
-    examples = (row for client in clients for row in (*client.raw, *client.test))
-    # repr(rows) leaves these out, but a template that knows tools reads them.
-    tools = [(row.tool_messages, [turn.tool_messages for turn in row.history]) for row in examples]
+    # Not the rows themselves: their repr leaves out the tool messages, which a template may read.
+    rows = [
+        (client.client_id, *([astuple(row) for row in of] for of in (client.raw, client.test)))
+        for client in clients
+    ]
     kept = kept_of_base(
         runtime,
         "base_scores",
-        (VERSION, asked.max_new_tokens, asked.batch_size, rows, tools),
+        (VERSION, asked.max_new_tokens, asked.batch_size, rows),
         lambda: {name: asdict(scores) for name, scores in evaluate().items()},
     )
     return {client: scores_of(of) for client, of in kept.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from fedsdr.data.clients import taking_part
 from fedsdr.errors import UserError
 from fedsdr.models.model_limits import check_limits, unknown_note
 from fedsdr.runs.client_runtime import ClientRuntime, check_rows
@@ -18,7 +19,7 @@ def check_clients(
     """UserError for rows that the model cannot hold or learn from, and where none can choose the
     round that is served; log what the model holds badly."""
     config = runtime.config
-    validated = [c for c in clients if c.validation and c.client_id not in config.data.leave_out]
+    validated = any(client.validation for client in taking_part(clients, config.data))
     if config.evaluation.keep == "best" and not validated:
         raise UserError(
             "evaluation.keep: 'best' is chosen on validation rows, and no client has enough rows "

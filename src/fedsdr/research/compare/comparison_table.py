@@ -90,8 +90,8 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     over = "draws of the data" if several else "seeds"
     interval = (
         "paired t interval over draws, with the noise of the test rows that draws do not share in "
-        "it; none for one draw; "
-        "'n more': draws that would take zero out of it if mean and spread stayed"
+        "it; none for one draw; 'n more': draws that would take zero out of it if mean and spread "
+        "stayed"
         if several
         else "paired bootstrap interval over test rows, resampled within each client; none if a "
         "client has fewer than two rows"
